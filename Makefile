@@ -1,0 +1,50 @@
+# `make run` and `make test` are all a fresh clone needs.
+VENV := .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEV_STAMP := $(VENV)/.installed-dev
+
+.PHONY: run test lint types unit bench packages guests acceptance clean
+
+run: $(STAMP)
+	$(BIN)/memvirt run
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+$(DEV_STAMP): $(STAMP)
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+# Debian packages the tests use: gcc to rebuild the guests, QEMU to compare with.
+packages:
+	./tests/install_packages.sh
+
+lint: $(DEV_STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: $(DEV_STAMP)
+	$(BIN)/mypy
+
+unit: $(DEV_STAMP)
+	$(BIN)/pytest -m 'not acceptance'
+
+test: packages lint types unit
+
+acceptance: packages $(DEV_STAMP)
+	$(BIN)/pytest -m acceptance --timeout 0
+
+bench: $(DEV_STAMP)
+	$(BIN)/python -m bench
+
+guests:
+	$(MAKE) -C guests/bundled install
+	$(MAKE) -C guests/multiboot32 install
+
+clean:
+	rm -rf $(VENV) build dist

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the guest's ``cpuid`` answers: the engine's processor, less what memvirt does not model.
+
+The engine is asked once for its own answers; features that would need state the MMU or the
+platform does not have are masked out, and the hypervisor is announced (leaf 0x40000000, and
+bit 31 of leaf 1 ECX), as the convention between hypervisors and Linux has it.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import numpy as np
+import unicorn
+from unicorn import x86_const
+
+from .registers import GENERAL_REGISTERS
+
+HYPERVISOR_SIGNATURE = b"memvirt VMM "  # twelve bytes in EBX, ECX, EDX
+ROW_DTYPE = np.dtype([(name, "i8") for name in ("leaf", "subleaf", "a", "b", "c", "d")])
+ANY_SUBLEAF = -1
+
+# (leaf, subleaf, register) -> bits hidden from the guest, each with its reason.
+_HIDDEN = {
+    (1, 0, "c"): (1 << 3)  # MONITOR
+    | (1 << 15)  # PDCM: performance MSRs
+    | (1 << 17)  # PCID: translations tagged by context
+    | (1 << 21)  # x2APIC
+    | (1 << 24)  # TSC-deadline timer
+    | (1 << 26)  # XSAVE: state the engine does not fully keep
+    | (1 << 28)  # AVX
+    | (1 << 30),  # RDRAND: not reproducible
+    (1, 0, "d"): (1 << 7) | (1 << 14)  # MCE, MCA
+    | (1 << 11)  # SEP: sysenter
+    | (1 << 12),  # MTRR
+    (7, 0, "b"): (1 << 4) | (1 << 11)  # HLE, RTM
+    | (1 << 5)  # AVX2
+    | (1 << 10)  # INVPCID
+    | (1 << 14)  # MPX
+    | (1 << 18),  # RDSEED
+    (7, 0, "c"): (1 << 3) | (1 << 4)  # PKU, OSPKE
+    | (1 << 22),  # RDPID
+    (0x80000001, 0, "c"): 1 << 2,  # SVM
+    (0x80000001, 0, "d"): 1 << 27,  # RDTSCP: not interceptable with virtual time in TSC_AUX
+}
+_LEAVES = (
+    [(leaf, 0) for leaf in range(0x10) if leaf not in (4, 7, 0xB, 0xD)]
+    + [(4, i) for i in range(4)]
+    + [(7, 0)]
+    + [(0x8000_0000 + i, 0) for i in range(9)]
+)
+
+
+def _ask(engine: unicorn.Uc, leaf: int, subleaf: int) -> tuple[int, int, int, int]:
+    engine.reg_write(x86_const.UC_X86_REG_RAX, leaf)
+    engine.reg_write(x86_const.UC_X86_REG_RCX, subleaf)
+    engine.emu_start(0x10_0000, 0x10_0002)
+    names = ("RAX", "RBX", "RCX", "RDX")
+    a, b, c, d = (
+        int(engine.reg_read(getattr(x86_const, f"UC_X86_REG_{name}"))) & 0xFFFF_FFFF
+        for name in names
+    )
+    return a, b, c, d
+
+
+def cpuid_table(engine: unicorn.Uc) -> np.ndarray[Any, np.dtype[np.void]]:
+    """The guest's CPUID leaves as rows of ROW_DTYPE. Runs a few instructions on ``engine``."""
+    engine.mem_map(0x10_0000, 4096)
+    engine.mem_write(0x10_0000, b"\x0f\xa2")  # cpuid
+    rows = []
+    for leaf, subleaf in _LEAVES:
+        answer = dict(zip("abcd", _ask(engine, leaf, subleaf), strict=True))
+        for name in "abcd":
+            answer[name] &= ~_HIDDEN.get((leaf, subleaf, name), 0)
+        if leaf == 0:
+            answer["a"] = 7
+        elif leaf == 1:
+            answer["b"] &= 0x0000_FFFF  # APIC ID 0, one logical processor
+            answer["c"] |= 1 << 31  # a hypervisor is present
+            answer["d"] &= ~(1 << 28)
+        elif leaf == 0x8000_0008:
+            answer["a"] = 40 | 48 << 8  # physical and virtual address bits
+            answer["c"] = 0
+        rows.append((leaf, subleaf if leaf in (4, 7) else ANY_SUBLEAF, *answer.values()))
+    b, c, d = struct.unpack("<3I", HYPERVISOR_SIGNATURE)
+    rows.append((0x4000_0000, ANY_SUBLEAF, 0x4000_0000, b, c, d))
+    for name in GENERAL_REGISTERS:
+        engine.reg_write(getattr(x86_const, f"UC_X86_REG_{name.upper()}"), 0)
+    engine.mem_unmap(0x10_0000, 4096)
+    return np.array(rows, ROW_DTYPE)

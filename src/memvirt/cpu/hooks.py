@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The C callbacks through which the engine reaches the MMU and the platform.
+
+Each is compiled with Numba's ``cfunc``, takes no lock and never enters Python. ``user`` is the
+address of the VM's control block. A callback that cannot finish says why in the control block
+and stops the engine; the run loop goes on from there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import cfunc, from_dtype, njit, types
+from unicorn import unicorn_const
+
+from memvirt.mmu.control import CONTROL_RECORD, FETCH, OK, READ, WRITE
+from memvirt.mmu.native import call_c1, load32, load64, record_reference, store32, store64
+from memvirt.platform.pc import PC_DTYPE, mmio_read, mmio_write
+from memvirt.platform.pc import pc_interrupt_pending as interrupt_pending
+from memvirt.platform.ports import io_read, io_write
+from memvirt.vmm.translate import PERMIT_EXECUTE, PERMIT_READ, fill
+
+from . import registers as reg
+from .deliver import load_control
+from .virtual_time import PORT_ACCESS_NS, TIME_STAMP_NS, virtual_now
+
+_UC_WRITE, _UC_FETCH = unicorn_const.UC_MEM_WRITE, unicorn_const.UC_MEM_FETCH
+_HFLAGS, _RAW_FLAGS = reg.HFLAGS, reg.RAW_FLAGS
+_RAX, _RBX, _RCX, _RDX = reg.RAX, reg.RBX, reg.RCX, reg.RDX
+_U32 = 0xFFFF_FFFF
+control_at = record_reference(CONTROL_RECORD)
+pc_at = record_reference(from_dtype(PC_DTYPE))
+IO_IN, IO_OUT = 1, 2
+
+
+@njit(nogil=True, cache=True)
+def stop(vm: Any) -> None:
+    """Ask the engine to stop before the next block."""
+    call_c1(vm.emu_stop_at, (vm.engine,))
+
+
+@njit(nogil=True, cache=True)
+def interrupts_enabled(vm: Any) -> bool:
+    """True if the processor would take an external interrupt now."""
+    if load64(vm.registers_at + _RAW_FLAGS) & reg.RFLAGS_IF == 0:
+        return False
+    return load32(vm.registers_at + _HFLAGS) & reg.HF_INHIBIT_IRQ == 0
+
+
+@cfunc("boolean(int64, int64, int32, int64, int64)", cache=True)
+def on_tlb_fill(engine: int, page: int, kind: int, entry: int, user: int) -> bool:
+    """``UC_HOOK_TLB_FILL``: ``entry`` is {uint64 paddr; int32 perms}."""
+    vm = control_at(user)
+    if vm.identity_window:
+        store64(entry, page)
+        store32(entry + 8, PERMIT_READ | PERMIT_EXECUTE)
+        return True
+    load_control(vm)
+    access = WRITE if kind == _UC_WRITE else (FETCH if kind == _UC_FETCH else READ)
+    status = fill(vm, page, access)
+    if status == OK:
+        store64(entry, vm.out_machine_address & ~0xFFF)
+        store32(entry + 8, vm.out_permissions)
+        return True
+    vm.translation_status = status
+    vm.fault_gva = page
+    vm.fault_access = access
+    return False
+
+
+@cfunc("void(int64, int64, int32, int64)", cache=True)
+def on_block(engine: int, pc: int, size: int, user: int) -> None:
+    """``UC_HOOK_BLOCK``: virtual time, and the moment an interrupt can be taken."""
+    vm = control_at(user)
+    vm.code_bytes += size
+    if vm.code_bytes < vm.deadline_code_bytes:
+        return
+    if vm.interrupt_waiting and vm.code_bytes < vm.time_deadline and vm.stop_asked == 0:
+        if not interrupts_enabled(vm):
+            return
+    vm.stop_time = 1
+    call_c1(vm.emu_stop_at, (engine,))
+
+
+@cfunc("void(int64, int32, int64)", cache=True)
+def on_exception(engine: int, vector: int, user: int) -> None:
+    """``UC_HOOK_INTR``: an exception or ``int n``; its error code lies in the register file."""
+    vm = control_at(user)
+    vm.stop_vector = vector
+    vm.event_error = load32(vm.error_code_at)
+    vm.event_is_software = load32(vm.error_code_at + 4) != 0
+    call_c1(vm.emu_stop_at, (engine,))
+
+
+@cfunc("void(int64, int64)", cache=True)
+def on_syscall(engine: int, user: int) -> None:
+    """``UC_HOOK_INSN`` for ``syscall``."""
+    vm = control_at(user)
+    vm.stop_syscall = 1
+    call_c1(vm.emu_stop_at, (engine,))
+
+
+@cfunc("int32(int64, int64)", cache=True)
+def on_cpuid(engine: int, user: int) -> int:
+    """``UC_HOOK_INSN`` for ``cpuid``: the VM's own table; 1 skips the engine's answer."""
+    vm = control_at(user)
+    state = vm.registers_at
+    leaf, subleaf = load64(state + _RAX) & _U32, load64(state + _RCX) & _U32
+    vm.cpuid_reads += 1
+    a = b = c = d = 0
+    for row in range(vm.cpuid_count):
+        at = vm.cpuid_at + row * 48
+        wanted = load64(at + 8)
+        if load64(at) == leaf and (wanted == subleaf or wanted < 0):
+            a, b, c, d = load64(at + 16), load64(at + 24), load64(at + 32), load64(at + 40)
+            break
+    if leaf == 1 and load64(state + reg.CR4) & (1 << 18):
+        c |= 1 << 27  # OSXSAVE mirrors CR4
+    store64(state + _RAX, a)
+    store64(state + _RBX, b)
+    store64(state + _RCX, c)
+    store64(state + _RDX, d)
+    return 1
+
+
+@cfunc("int32(int64, int64)", cache=True)
+def on_time_stamp(engine: int, user: int) -> int:
+    """``UC_HOOK_INSN`` for ``rdtsc``: virtual time."""
+    vm = control_at(user)
+    vm.time_stamp_reads += 1
+    vm.idle_ns += TIME_STAMP_NS
+    now = virtual_now(vm)
+    store64(vm.registers_at + _RAX, now & _U32)
+    store64(vm.registers_at + _RDX, (now >> 32) & _U32)
+    return 1
+
+
+@njit(nogil=True, cache=True)
+def _after_device(vm: Any) -> None:
+    """A device register was touched: deadlines and interrupt lines may differ now."""
+    vm.deadline_code_bytes = 0
+    vm.time_deadline = 0
+
+
+@cfunc("uint32(int64, uint32, int32, int64)", cache=True)
+def on_in(engine: int, port: int, size: int, user: int) -> int:
+    """``UC_HOOK_INSN`` for ``in``."""
+    vm = control_at(user)
+    pc = pc_at(vm.pc_at)
+    vm.port_accesses += 1
+    vm.idle_ns += PORT_ACCESS_NS
+    value = io_read(pc, types.int64(port), types.int64(size), virtual_now(vm))
+    if interrupt_pending(pc) != (vm.interrupt_waiting != 0):
+        _after_device(vm)
+    return types.uint32(value & _U32)
+
+
+@cfunc("void(int64, uint32, int32, uint32, int64)", cache=True)
+def on_out(engine: int, port: int, size: int, value: int, user: int) -> None:
+    """``UC_HOOK_INSN`` for ``out``. If the device cannot take it yet, the run loop repeats it."""
+    vm = control_at(user)
+    pc = pc_at(vm.pc_at)
+    vm.port_accesses += 1
+    vm.idle_ns += PORT_ACCESS_NS
+    port64, size64, value64 = types.int64(port), types.int64(size), types.int64(value)
+    status = io_write(pc, port64, size64, value64, virtual_now(vm))
+    if status != 0:
+        vm.io_status = status
+        vm.io_port, vm.io_size, vm.io_value = port64, size64, value64
+        call_c1(vm.emu_stop_at, (engine,))
+    _after_device(vm)
+
+
+@cfunc("uint64(int64, uint64, uint32, int64)", cache=True)
+def on_apic_read(engine: int, offset: int, size: int, user: int) -> int:
+    """A load from the local APIC's page."""
+    vm = control_at(user)
+    pc = pc_at(vm.pc_at)
+    vm.mmio_accesses += 1
+    value = mmio_read(pc, types.int64(offset), types.int64(size), virtual_now(vm))
+    return types.uint64(value)
+
+
+@cfunc("void(int64, uint64, uint32, uint64, int64)", cache=True)
+def on_apic_write(engine: int, offset: int, size: int, value: int, user: int) -> None:
+    """A store to the local APIC's page."""
+    vm = control_at(user)
+    pc = pc_at(vm.pc_at)
+    vm.mmio_accesses += 1
+    word = types.int64(value) & _U32
+    mmio_write(pc, types.int64(offset), types.int64(size), word, virtual_now(vm))
+    _after_device(vm)
+
+
+@cfunc("uint64(int64, uint64, uint32, int64)", cache=True)
+def on_hole_read(engine: int, offset: int, size: int, user: int) -> int:
+    """A load where no device answers: the open bus reads as ones."""
+    return types.uint64(0xFFFF_FFFF_FFFF_FFFF)
+
+
+@cfunc("void(int64, uint64, uint32, uint64, int64)", cache=True)
+def on_hole_write(engine: int, offset: int, size: int, value: int, user: int) -> None:
+    """A store where no device answers goes nowhere."""

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Machine memory: the host's frames, who owns them, and how many mappings each has.
+
+Metadata is arrays over MPN (17 bytes a frame, plus 4 for the free list), so that 1 TiB of frames
+can be represented; content is one buffer, reserved lazily by the operating system and shareable
+with processes. A frame is zeroed when allocated: no VM ever sees another's bytes.
+"""
+
+from __future__ import annotations
+
+import mmap
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+
+from memvirt.address import PAGE_BYTES, PAGE_SHIFT, MachinePageNumber
+
+Frames = np.ndarray[tuple[int], np.dtype[np.uint32]]
+NOBODY = -1
+
+
+class FrameKind(IntEnum):
+    """What a frame is used for. Its owner is a VM, or ``NOBODY`` for frames shared by VMs."""
+
+    FREE = 0
+    GUEST = 1  # backs one PPN of its owner; the tag is that PPN
+    SHARED = 2  # backs several PPNs, copy-on-write; the tag is unused
+    SHADOW = 3  # a shadow page table; the tag is its index in the VMM
+    NESTED = 4  # a nested page table; the tag is its level
+    RESERVE = 5  # zeroed, owned by a VM, not used yet
+    VMKERNEL = 6  # the host's own
+
+
+class MachineMemoryExhausted(Exception):
+    """No free frames for a request: reclaim, or refuse the request.
+
+    ``wanted`` and ``free`` are numbers of frames; nothing was allocated.
+    """
+
+    def __init__(self, wanted: int, free: int) -> None:
+        super().__init__(f"machine memory exhausted: {wanted} frames wanted, {free} free")
+        self.wanted = wanted
+        self.free = free
+
+
+@dataclass(frozen=True, slots=True)
+class MachineMemoryStatistics:
+    """Numbers of frames by use, and what was allocated and freed since power-on."""
+
+    frames: int
+    free: int
+    guest: int
+    shared: int
+    shadow: int
+    nested: int
+    reserve: int
+    vmkernel: int
+    allocations: int
+    frees: int
+
+
+class MachineMemory:
+    """``frames`` frames of 4 KiB.
+
+    ``scatter_seed`` makes the order of allocation a pseudo-random permutation, so that what lies
+    behind a VM is visibly not contiguous; without it frames are handed out in ascending order.
+    With ``metadata_only`` no content is kept (policy studies of huge hosts).
+    All methods may be called from several threads.
+    """
+
+    def __init__(
+        self, frames: int, *, scatter_seed: int | None = None, metadata_only: bool = False
+    ) -> None:
+        if not 0 < frames < 1 << 32:
+            raise ValueError(f"frames must be between 1 and 2**32 - 1, not {frames}")
+        self.frames = frames
+        self.kind = np.zeros(frames, np.uint8)
+        self.owner = np.full(frames, NOBODY, np.int32)
+        self.tag = np.zeros(frames, np.int64)
+        self.references = np.zeros(frames, np.uint32)
+        self._lock = threading.RLock()
+        self._mapping = mmap.mmap(-1, PAGE_BYTES if metadata_only else frames * PAGE_BYTES)
+        self._metadata_only = metadata_only
+        self.content = np.frombuffer(self._mapping, np.uint8)
+        # A stack: the next frame to allocate is the last element before ``_free_count``.
+        self._free: Frames = np.arange(frames - 1, -1, -1, dtype=np.uint32)
+        if scatter_seed is not None:
+            np.random.default_rng(scatter_seed).shuffle(self._free)
+        self._free_count = frames
+        self._allocations = 0
+        self._frees = 0
+
+    @property
+    def free_frames(self) -> int:
+        return self._free_count
+
+    @property
+    def bytes(self) -> int:
+        return self.frames << PAGE_SHIFT
+
+    @property
+    def host_address(self) -> int:
+        """Host address of frame 0, valid as long as this object."""
+        return int(self.content.ctypes.data)
+
+    def page(self, mpn: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+        """A view of the 4096 bytes of frame ``mpn``."""
+        if not 0 <= mpn < self.frames or self._metadata_only:
+            raise IndexError(f"no content at MPN {mpn:#x}: this machine has {self.frames} frames")
+        return self.content[mpn << PAGE_SHIFT : (mpn + 1) << PAGE_SHIFT]
+
+    def allocate(
+        self, count: int = 1, *, kind: FrameKind, owner: int = NOBODY, tag: int = 0
+    ) -> Frames:
+        """Take ``count`` free frames, zeroed, each with one reference; all or none.
+
+        Raises MachineMemoryExhausted if fewer are free.
+        """
+        with self._lock:
+            if count > self._free_count:
+                raise MachineMemoryExhausted(count, self._free_count)
+            self._free_count -= count
+            taken = self._free[self._free_count : self._free_count + count][::-1].copy()
+            self._take(taken, kind, owner, tag)
+            return taken
+
+    def allocate_run(
+        self, order: int, *, kind: FrameKind, owner: int = NOBODY, tag: int = 0
+    ) -> MachinePageNumber:
+        """Take an aligned run of ``2**order`` contiguous frames; return its first MPN.
+
+        Raises MachineMemoryExhausted if no such run is free.
+        """
+        size = 1 << order
+        return self.allocate_contiguous(size, align=size, kind=kind, owner=owner, tag=tag)
+
+    def allocate_contiguous(
+        self, count: int, *, align: int = 1, kind: FrameKind, owner: int = NOBODY, tag: int = 0
+    ) -> MachinePageNumber:
+        """Take ``count`` contiguous frames, the first MPN a multiple of ``align``; return it."""
+        with self._lock:
+            busy = np.concatenate(([0], np.cumsum(self.kind != FrameKind.FREE)))
+            starts = np.arange(0, self.frames - count + 1, align)
+            whole = starts[busy[starts + count] == busy[starts]]
+            if whole.size == 0:
+                raise MachineMemoryExhausted(count, self._free_count)
+            first = int(whole[0])
+            free = self._free[: self._free_count]
+            rest = free[(free < first) | (free >= first + count)]
+            self._free[: rest.size] = rest
+            self._free_count = int(rest.size)
+            self._take(np.arange(first, first + count, dtype=np.uint32), kind, owner, tag)
+            return MachinePageNumber(first)
+
+    def _take(self, mpns: Frames, kind: FrameKind, owner: int, tag: int) -> None:
+        self.kind[mpns] = kind
+        self.owner[mpns] = owner
+        self.tag[mpns] = tag
+        self.references[mpns] = 1
+        self._allocations += mpns.size
+        if not self._metadata_only:
+            self.content.reshape(-1, PAGE_BYTES)[mpns] = 0
+
+    def add_reference(self, mpn: int) -> int:
+        """One more mapping of an allocated frame; returns the new count."""
+        with self._lock:
+            if self.kind[mpn] == FrameKind.FREE:
+                raise ValueError(f"MPN {mpn:#x} is free: it cannot gain a reference")
+            self.references[mpn] += 1
+            return int(self.references[mpn])
+
+    def release(self, mpns: Sequence[int] | Frames | int) -> int:
+        """Drop one reference of each frame; those without any become free. Returns how many did.
+
+        Obligation: the caller has dropped every translation of these frames, and translated
+        code made from them, before this call.
+        """
+        frames = np.unique(np.atleast_1d(np.asarray(mpns, np.uint32)))
+        with self._lock:
+            if (self.kind[frames] == FrameKind.FREE).any():
+                bad = int(frames[self.kind[frames] == FrameKind.FREE][0])
+                raise ValueError(f"MPN {bad:#x} is free already")
+            self.references[frames] -= 1
+            freed = frames[self.references[frames] == 0]
+            self.kind[freed] = FrameKind.FREE
+            self.owner[freed] = NOBODY
+            self.tag[freed] = 0
+            self._free[self._free_count : self._free_count + freed.size] = freed
+            self._free_count += int(freed.size)
+            self._frees += int(freed.size)
+            return int(freed.size)
+
+    def owned_by(self, owner: int) -> Frames:
+        """MPNs of the frames that belong to VM ``owner``."""
+        return np.flatnonzero(self.owner == owner).astype(np.uint32)
+
+    def statistics(self) -> MachineMemoryStatistics:
+        with self._lock:
+            counts: Any = np.bincount(self.kind, minlength=len(FrameKind))
+            return MachineMemoryStatistics(
+                frames=self.frames,
+                **{kind.name.lower(): int(counts[kind]) for kind in FrameKind},
+                allocations=self._allocations,
+                frees=self._frees,
+            )

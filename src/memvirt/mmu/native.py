@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loads, stores and C calls on raw host addresses, for compiled kernels only.
+
+The "hardware" works on bare memory: machine memory, page tables and the processor's register
+file are reached by host address, so that C callbacks need only one pointer. Every word is a
+*signed* 64-bit integer inside kernels: Numba turns ``uint64 | 1`` into int64 anyway, and with
+masks applied after shifts the sign never matters. Callers guarantee the addresses are valid.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+_I8, _I32, _I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
+
+
+def _load(bits: ir.IntType) -> Any:
+    def function(typing_context: Any, address: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            value = builder.load(builder.inttoptr(args[0], bits.as_pointer()), align=1)
+            return value if bits.width == 64 else builder.zext(value, _I64)
+
+        return types.int64(types.int64), codegen
+
+    return function
+
+
+def _store(bits: ir.IntType) -> Any:
+    def function(typing_context: Any, address: Any, value: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            word = args[1] if bits.width == 64 else builder.trunc(args[1], bits)
+            builder.store(word, builder.inttoptr(args[0], bits.as_pointer()), align=1)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64), codegen
+
+    return function
+
+
+load64 = intrinsic(_load(_I64))
+load32 = intrinsic(_load(_I32))
+load8 = intrinsic(_load(_I8))
+store64 = intrinsic(_store(_I64))
+store32 = intrinsic(_store(_I32))
+store8 = intrinsic(_store(_I8))
+
+
+@intrinsic
+def copy_bytes(typing_context: Any, destination: Any, source: Any, count: Any) -> Any:
+    """``memcpy`` between host addresses."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = _I8.as_pointer()
+        cgutils.raw_memcpy(
+            builder,
+            builder.inttoptr(args[0], pointer),
+            builder.inttoptr(args[1], pointer),
+            args[2],
+            1,
+        )
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), codegen
+
+
+def _call(arguments: int, variadic: bool = False) -> Any:
+    """A call of a C function ``int f(long, ...)`` by address, with ``arguments`` 64-bit words.
+
+    A variadic callee takes its second word as a 32-bit integer (``uc_ctl``).
+    """
+
+    def function(typing_context: Any, target: Any, words: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            values = [builder.extract_value(args[1], i) for i in range(arguments)]
+            if variadic:
+                values[1] = builder.trunc(values[1], _I32)
+            fixed = [value.type for value in values[: 2 if variadic else arguments]]
+            kind = ir.FunctionType(_I32, fixed, var_arg=variadic)
+            result = builder.call(builder.inttoptr(args[0], kind.as_pointer()), values)
+            return builder.sext(result, _I64)
+
+        tuple_type = types.UniTuple(types.int64, arguments)
+        return types.int64(types.int64, tuple_type), codegen
+
+    return function
+
+
+call_c1 = intrinsic(_call(1))
+call_c3 = intrinsic(_call(3))
+call_c5 = intrinsic(_call(5))
+call_variadic2 = intrinsic(_call(2, variadic=True))
+call_variadic4 = intrinsic(_call(4, variadic=True))
+
+
+def record_reference(record: Any) -> Any:
+    """A compiled function from a host address to the record of Numba type ``record`` there."""
+
+    def function(typing_context: Any, address: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return builder.inttoptr(args[0], context.get_value_type(record))
+
+        return record(types.int64), codegen
+
+    return intrinsic(function)

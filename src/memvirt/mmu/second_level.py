@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From guest-physical to machine addresses: the EPT walk, and the VMM's own look-up.
+
+Nested paging goes through the nested table (EPT format, four levels) in machine memory, as the
+hardware does. In shadow and flat mode it is the VMM, not the hardware, that reads guest tables,
+and it looks the PPN up in the pmap. Both answer with a machine address or with ``MISS``, having
+said in the control block why.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import njit
+
+from .control import (
+    PAGING_NESTED,
+    READ,
+    STATE_PRIVATE,
+    STATE_SHARED,
+    WRITE,
+)
+from .entry import (
+    ENTRY_ADDRESS_MASK,
+    EPT_LARGE,
+    EPT_MISCONFIGURATION,
+    EPT_READ,
+    EPT_RIGHTS,
+    EPT_WRITE,
+)
+from .native import load8, load32, load64
+
+MISS = -1
+
+
+@njit(nogil=True, cache=True, inline="never")
+def ept_entry_is_misconfigured(entry: int, level: int, physical_address_bits: int) -> bool:
+    """True if a present EPT entry breaks a rule of SDM vol. 3C section 29.3.3.1."""
+    rights = entry & EPT_RIGHTS
+    if rights & EPT_READ == 0:
+        return True  # write-only, write-execute, or execute-only without that capability
+    if (entry & ENTRY_ADDRESS_MASK) >> physical_address_bits != 0:
+        return True
+    if level == 4:
+        return (entry & 0xF8) != 0
+    if level == 1 or entry & EPT_LARGE:
+        memory_type = (entry >> 3) & 7
+        if memory_type == 2 or memory_type == 3 or memory_type == 7:
+            return True
+        if level == 1:
+            return False
+        return (entry & ENTRY_ADDRESS_MASK & ((1 << (9 * level + 3)) - 1)) != 0
+    return (entry & 0x78) != 0
+
+
+@njit(nogil=True, cache=True)
+def ept_walk(vm: Any, gpa: int, access: int) -> int:
+    """Walk the nested table for ``gpa`` (``access``: READ, WRITE or FETCH).
+
+    Returns the machine address, or MISS with ``violation_gpa``, ``violation_level`` and
+    ``violation_qualification`` (SDM table 28-7: access in bits 0 to 2, the entries' combined
+    rights in bits 3 to 5) set. Counts each entry read in ``walk_references``. Sets
+    ``out_permissions`` to the combined EPT rights.
+    """
+    table = vm.nested_root << 12
+    rights = EPT_RIGHTS
+    level = 4
+    while True:
+        shift = 9 * level + 3
+        entry = load64(vm.memory_at + table + ((gpa >> shift) & 511) * 8)
+        vm.walk_references += 1
+        rights &= entry
+        if entry & EPT_RIGHTS == 0 or (gpa >> 48) != 0:
+            rights = 0
+            break
+        if ept_entry_is_misconfigured(entry, level, vm.physical_address_bits):
+            vm.violation_gpa = gpa
+            vm.violation_level = level
+            vm.violation_qualification = EPT_MISCONFIGURATION
+            return MISS
+        if level == 1 or entry & EPT_LARGE:
+            if rights & (1 << access) == 0:
+                break
+            vm.out_permissions = rights
+            offset_mask = (1 << shift) - 1
+            return (entry & ENTRY_ADDRESS_MASK & ~offset_mask) | (gpa & offset_mask)
+        table = entry & ENTRY_ADDRESS_MASK
+        level -= 1
+    vm.violation_gpa = gpa
+    vm.violation_level = level
+    vm.violation_qualification = (1 << access) | (rights << 3)
+    return MISS
+
+
+@njit(nogil=True, cache=True)
+def pmap_walk(vm: Any, gpa: int, access: int) -> int:
+    """The machine address behind ``gpa`` by the pmap, or MISS if the VMM must act first."""
+    ppn = gpa >> 12
+    if ppn < vm.guest_pages:
+        state = load8(vm.pmap_state_at + ppn)
+        if state == STATE_PRIVATE or (state == STATE_SHARED and access != WRITE):
+            vm.out_permissions = EPT_RIGHTS if state == STATE_PRIVATE else EPT_RIGHTS & ~EPT_WRITE
+            return (load32(vm.pmap_frame_at + ppn * 4) << 12) | (gpa & 0xFFF)
+    vm.violation_gpa = gpa
+    vm.violation_level = 1
+    vm.violation_qualification = 1 << access
+    return MISS
+
+
+@njit(nogil=True, cache=True)
+def second_level(vm: Any, gpa: int, access: int = READ) -> int:
+    """The machine address behind ``gpa`` in the VM's paging mode, or MISS."""
+    if vm.paging == PAGING_NESTED:
+        return int(ept_walk(vm, gpa, access))
+    return int(pmap_walk(vm, gpa, access))

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The walk of a shadow page table: the only table the processor walks in shadow mode.
+
+Shadow tables have the native long-mode format whatever mode the guest is in, four levels or, for
+a guest with 57-bit addresses, five. They lie in machine memory, owned by the VM's VMM. The walk is
+done with CR0.WP in force, since a write-protected entry is how the VMM traces and shares pages.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import njit
+
+from .control import WRITE
+from .entry import ENTRY_ADDRESS_MASK, NO_EXECUTE, PRESENT, USER, WRITABLE
+from .guest_walk import permission_error
+from .native import load64
+from .second_level import MISS
+
+
+@njit(nogil=True, cache=True)
+def shadow_walk(vm: Any, gva: int, access: int) -> int:
+    """Translate ``gva`` by the current shadow root.
+
+    Returns the machine address, with the combined rights (PRESENT, USER, WRITABLE, NO_EXECUTE
+    bits) in ``out_permissions``; or MISS if an entry is absent or its rights do not allow the
+    access, which the VMM then resolves. Each entry read counts in ``walk_references``.
+    """
+    table = vm.shadow_root << 12
+    shift = 9 * vm.shadow_levels + 3
+    rights = PRESENT | USER | WRITABLE
+    no_execute = 0
+    while True:
+        entry = load64(vm.memory_at + table + ((gva >> shift) & 511) * 8)
+        vm.walk_references += 1
+        if entry & PRESENT == 0:
+            return MISS
+        rights &= entry
+        no_execute |= entry & NO_EXECUTE
+        table = entry & ENTRY_ADDRESS_MASK
+        if shift == 12:
+            break
+        shift -= 9
+    vm.out_permissions = rights | no_execute
+    return int(checked(vm, table | (gva & 0xFFF), access))
+
+
+@njit(nogil=True, cache=True)
+def checked(vm: Any, machine_address: int, access: int) -> int:
+    """``machine_address`` if the combined rights in ``out_permissions`` allow the access."""
+    rights = vm.out_permissions
+    user, writable = rights & USER != 0, rights & WRITABLE != 0
+    if access == WRITE and not writable:
+        return MISS
+    if permission_error(vm, user, writable, rights & NO_EXECUTE != 0, access, True) != 0:
+        return MISS
+    return machine_address

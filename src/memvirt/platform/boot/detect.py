@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Find out how an image wants to be started, and do it."""
+
+from enum import Enum
+from pathlib import Path
+
+from memvirt.platform.boot.elf import load_elf
+from memvirt.platform.boot.elf_format import CLASS_64, elf_class, is_elf
+from memvirt.platform.boot.flat import load_flat
+from memvirt.platform.boot.image import BootError, BootImage
+from memvirt.platform.boot.linux import is_bzimage, load_linux
+from memvirt.platform.boot.multiboot import find_header, load_multiboot
+
+ACCEPTED = (
+    "a Linux bzImage (x86-64), a Multiboot kernel, an ELF64 x86-64 executable, or, when asked for "
+    "by name, a flat image"
+)
+
+
+class Protocol(Enum):
+    """How to start an image. ``AUTO`` recognises every protocol but ``FLAT``."""
+
+    AUTO = "auto"
+    LINUX = "linux"
+    ELF = "elf"
+    MULTIBOOT = "multiboot"
+    FLAT = "flat"
+
+
+_LOADERS = {
+    Protocol.LINUX: load_linux,
+    Protocol.ELF: load_elf,
+    Protocol.MULTIBOOT: load_multiboot,
+    Protocol.FLAT: load_flat,
+}
+
+
+def detect_protocol(image: bytes, name: str) -> Protocol:
+    """The protocol of ``image``: bzImage magic, Multiboot header, ELF64, in that order."""
+    if is_bzimage(image):
+        return Protocol.LINUX
+    if find_header(image) is not None:
+        return Protocol.MULTIBOOT
+    if is_elf(image):
+        if elf_class(image) in (0, CLASS_64):
+            return Protocol.ELF
+        raise BootError(
+            name, f"a 32-bit ELF file without a Multiboot header; accepted are {ACCEPTED}"
+        )
+    raise BootError(name, f"not a bootable image; accepted are {ACCEPTED}")
+
+
+def _read(source: str | Path | bytes, name: str, what: str) -> bytes:
+    if isinstance(source, bytes):
+        return source
+    try:
+        return Path(source).read_bytes()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise BootError(name, f"cannot read the {what}: {reason}") from error
+
+
+def load_boot_image(
+    source: str | Path | bytes,
+    *,
+    memory_bytes: int,
+    command_line: str = "",
+    initrd: str | Path | bytes = b"",
+    protocol: Protocol = Protocol.AUTO,
+) -> BootImage:
+    """Prepare the image at ``source`` (a path, or its bytes) for ``memory_bytes`` of RAM."""
+    name = "<image>" if isinstance(source, bytes) else str(source)
+    image = _read(source, name, "image")
+    if not image:
+        raise BootError(name, f"the file is empty; accepted are {ACCEPTED}")
+    initrd_name = "<initrd>" if isinstance(initrd, bytes) else str(initrd)
+    initrd_bytes = _read(initrd, initrd_name, "initrd")
+    if protocol is Protocol.AUTO:
+        protocol = detect_protocol(image, name)
+    return _LOADERS[protocol](
+        image,
+        memory_bytes=memory_bytes,
+        command_line=command_line,
+        initrd=initrd_bytes,
+        name=name,
+    )

@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every boot protocol shares: the result types, the memory map, the low-memory layout."""
+
+import struct
+from dataclasses import dataclass
+from enum import Enum, IntEnum
+
+KIB = 1 << 10
+MIB = 1 << 20
+GIB = 1 << 30
+PAGE_SIZE = 4 * KIB
+
+LOW_MEMORY_END = 0x9FC00
+"""End of conventional memory; the extended BIOS data area starts here."""
+
+HIGH_MEMORY_START = MIB
+HOLE_START = 3 * GIB
+"""RAM beyond 3 GiB continues at 4 GiB; devices (the local APIC) live in between."""
+
+HOLE_END = 4 * GIB
+MINIMUM_MEMORY = 2 * MIB
+
+# Low memory as the loaders lay it out, all below the image.
+BIOS_DATA = 0x400
+GDT = 0x500
+BOOT_PARAMS = 0x7000
+STACK_TOP = 0x8FF0
+PAGE_TABLES = 0x9000  # PML4, PDPT, four page directories
+MULTIBOOT_INFO = 0x10000
+COMMAND_LINE = 0x20000
+COMMAND_LINE_MAXIMUM = 0xFFFF
+LAYOUT_END = 0x30000
+
+CODE_SELECTOR = 0x10
+DATA_SELECTOR = 0x18
+_CODE_32 = 0x00CF_9B00_0000_FFFF
+_CODE_64 = 0x00AF_9B00_0000_FFFF
+_DATA = 0x00CF_9300_0000_FFFF
+
+
+class BootError(Exception):
+    """An image cannot be started; the message is one line naming the file and what is wrong."""
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(f"{name}: {problem}".replace("\n", " "))
+        self.name = name
+        self.problem = problem
+
+
+class E820Type(IntEnum):
+    """Address range types (ACPI specification, table "Address Range Types")."""
+
+    USABLE = 1
+    RESERVED = 2
+
+
+@dataclass(frozen=True, slots=True)
+class E820Entry:
+    """One range of the guest physical memory map, in bytes."""
+
+    gpa: int
+    size: int
+    kind: E820Type
+
+    @property
+    def end(self) -> int:
+        """First guest physical address past the range."""
+        return self.gpa + self.size
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Bytes to copy to guest physical address ``gpa`` before the guest starts."""
+
+    gpa: int
+    data: bytes
+
+    @property
+    def end(self) -> int:
+        """First guest physical address past the segment."""
+        return self.gpa + len(self.data)
+
+
+class StartMode(Enum):
+    """Processor mode at the entry point."""
+
+    PROTECTED_32 = "protected32"
+    LONG_64 = "long64"
+
+
+@dataclass(frozen=True, slots=True)
+class InitialState:
+    """Registers at the entry point; those not named are zero, segment bases are zero.
+
+    The GDT is in guest memory at ``gdt_base``; CS is ``code_selector``, DS, ES, SS, FS and GS are
+    ``data_selector``, all flat.
+    """
+
+    mode: StartMode
+    rip: int
+    rsp: int
+    rsi: int
+    rbx: int
+    rax: int
+    cr0: int
+    cr3: int
+    cr4: int
+    efer: int
+    gdt_base: int
+    gdt_limit: int
+    code_selector: int = CODE_SELECTOR
+    data_selector: int = DATA_SELECTOR
+    rflags: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class BootImage:
+    """A guest ready to start: what to copy where, and the registers to start with.
+
+    Memory outside ``segments`` must be zero (an image's uninitialised data is not a segment).
+    """
+
+    protocol: str
+    segments: tuple[Segment, ...]
+    registers: InitialState
+    e820: tuple[E820Entry, ...]
+    description: str
+
+
+def low_memory_top(memory_bytes: int) -> int:
+    """End of the RAM below 4 GiB."""
+    return min(memory_bytes, HOLE_START)
+
+
+def memory_map(memory_bytes: int) -> tuple[E820Entry, ...]:
+    """The PC's memory map for ``memory_bytes`` of RAM; RAM beyond 3 GiB appears at 4 GiB."""
+    entries = [
+        E820Entry(0, LOW_MEMORY_END, E820Type.USABLE),
+        E820Entry(LOW_MEMORY_END, MIB - LOW_MEMORY_END, E820Type.RESERVED),
+        E820Entry(MIB, low_memory_top(memory_bytes) - MIB, E820Type.USABLE),
+    ]
+    if memory_bytes > HOLE_START:
+        entries.append(E820Entry(HOLE_END, memory_bytes - HOLE_START, E820Type.USABLE))
+    return tuple(entries)
+
+
+def check_memory_size(name: str, memory_bytes: int) -> None:
+    """Refuse memory sizes no protocol here can describe."""
+    if memory_bytes < MINIMUM_MEMORY or memory_bytes % PAGE_SIZE:
+        raise BootError(
+            name,
+            f"guest memory is {memory_bytes} bytes; it must be a multiple of {PAGE_SIZE} and at "
+            f"least {MINIMUM_MEMORY}",
+        )
+
+
+def check_fits(name: str, what: str, start: int, end: int, memory_bytes: int) -> None:
+    """Refuse a range outside the RAM between 1 MiB and the top of low memory."""
+    top = low_memory_top(memory_bytes)
+    if start < HIGH_MEMORY_START or end > top:
+        raise BootError(
+            name,
+            f"{what} needs guest physical memory {start:#x}-{end:#x}, but an image may use only "
+            f"{HIGH_MEMORY_START:#x}-{top:#x} ({memory_bytes // MIB} MiB of guest memory)",
+        )
+
+
+def place_at_top(
+    name: str, what: str, size: int, lowest: int, highest: int, memory_bytes: int
+) -> int:
+    """Page-aligned address for ``size`` bytes, as high as possible in [lowest, highest)."""
+    top = min(low_memory_top(memory_bytes), highest)
+    start = (top - size) & -PAGE_SIZE
+    if start < lowest:
+        raise BootError(
+            name,
+            f"the {what} of {size} bytes does not fit: only {max(top - lowest, 0)} bytes are free "
+            f"above the kernel ({lowest:#x}-{top:#x})",
+        )
+    return start
+
+
+def encode_command_line(name: str, command_line: str, maximum: int) -> bytes:
+    """The command line as the guest reads it, NUL-terminated."""
+    encoded = command_line.encode()
+    if b"\0" in encoded:
+        raise BootError(name, "the command line contains a NUL character")
+    if len(encoded) > maximum:
+        raise BootError(
+            name, f"the command line has {len(encoded)} bytes; this image takes at most {maximum}"
+        )
+    return encoded + b"\0"
+
+
+def _firmware_data() -> list[Segment]:
+    """BIOS data area: COM1's port, EBDA segment, KiB of base memory; and the EBDA's own size."""
+    area = bytearray(0x16)
+    struct.pack_into("<H", area, 0x00, 0x3F8)
+    struct.pack_into("<H", area, 0x0E, LOW_MEMORY_END >> 4)
+    struct.pack_into("<H", area, 0x13, LOW_MEMORY_END // KIB)
+    return [Segment(BIOS_DATA, bytes(area)), Segment(LOW_MEMORY_END, b"\x01")]
+
+
+def _identity_page_tables() -> Segment:
+    """2 MiB pages mapping the low 4 GiB onto itself (AMD64 APM vol. 2, section 5.3)."""
+    present_writable, large = 0x3, 0x80
+    directories = PAGE_TABLES + 2 * PAGE_SIZE
+    pml4 = struct.pack("<Q", PAGE_TABLES + PAGE_SIZE | present_writable).ljust(PAGE_SIZE, b"\0")
+    pdpt = struct.pack(
+        "<4Q", *(directories + i * PAGE_SIZE | present_writable for i in range(4))
+    ).ljust(PAGE_SIZE, b"\0")
+    pages = struct.pack("<2048Q", *(i << 21 | present_writable | large for i in range(2048)))
+    return Segment(PAGE_TABLES, pml4 + pdpt + pages)
+
+
+def start_protected_32(*, rip: int, rbx: int, rax: int) -> tuple[list[Segment], InitialState]:
+    """Flat 32-bit protected mode, paging off: segments to add and registers."""
+    gdt = struct.pack("<4Q", 0, 0, _CODE_32, _DATA)
+    state = InitialState(
+        mode=StartMode.PROTECTED_32,
+        rip=rip,
+        rsp=STACK_TOP,
+        rsi=0,
+        rbx=rbx,
+        rax=rax,
+        cr0=0x11,  # PE, ET
+        cr3=0,
+        cr4=0,
+        efer=0,
+        gdt_base=GDT,
+        gdt_limit=len(gdt) - 1,
+    )
+    return [*_firmware_data(), Segment(GDT, gdt)], state
+
+
+def start_long_64(*, rip: int, rsi: int) -> tuple[list[Segment], InitialState]:
+    """64-bit mode with the low 4 GiB identity-mapped: segments to add and registers."""
+    gdt = struct.pack("<4Q", 0, 0, _CODE_64, _DATA)
+    state = InitialState(
+        mode=StartMode.LONG_64,
+        rip=rip,
+        rsp=STACK_TOP,
+        rsi=rsi,
+        rbx=0,
+        rax=0,
+        cr0=0x8000_0011,  # PG, PE, ET
+        cr3=PAGE_TABLES,
+        cr4=0x20,  # PAE
+        efer=0x500,  # LME, LMA
+        gdt_base=GDT,
+        gdt_limit=len(gdt) - 1,
+    )
+    return [*_firmware_data(), Segment(GDT, gdt), _identity_page_tables()], state

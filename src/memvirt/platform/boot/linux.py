@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Linux bzImage by the 64-bit boot protocol (Linux Documentation/arch/x86/boot.rst).
+
+memtest86+ from version 6 is started the same way.
+"""
+
+import struct
+from dataclasses import dataclass
+
+from memvirt.platform.boot.boot_params import SETUP_HEADER, boot_params_segments
+from memvirt.platform.boot.image import (
+    BOOT_PARAMS,
+    BootError,
+    BootImage,
+    Segment,
+    check_fits,
+    check_memory_size,
+    encode_command_line,
+    memory_map,
+    place_at_top,
+    start_long_64,
+)
+
+_SECTOR = 512
+_HEADER_MAGIC = b"HdrS"
+_MAGIC_OFFSET = 0x202
+_MINIMUM_VERSION = 0x020C  # first with xloadflags
+_MINIMUM_SIZE = 0x264  # through init_size
+_HEADER_END_LIMIT = 0x290  # the zero page keeps the EDD area from here on
+_KERNEL_64 = 0x01
+ENTRY_64_OFFSET = 0x200
+
+
+@dataclass(frozen=True, slots=True)
+class SetupHeader:
+    """The fields of a bzImage's setup header that a 64-bit loader needs."""
+
+    payload_offset: int  # bytes from the start of the file
+    payload_size: int  # bytes the header promises, less the padding to 16
+    version: int
+    xloadflags: int
+    initrd_addr_max: int
+    command_line_maximum: int
+    preferred_gpa: int
+    init_size: int
+    raw: bytes  # from SETUP_HEADER on
+
+
+def is_bzimage(image: bytes) -> bool:
+    """True when the file carries a Linux setup header."""
+    return image[0x1FE:0x200] == b"\x55\xaa" and (
+        image[_MAGIC_OFFSET : _MAGIC_OFFSET + 4] == _HEADER_MAGIC
+    )
+
+
+def parse_setup_header(image: bytes, name: str) -> SetupHeader:
+    """Read and validate the setup header."""
+    if not is_bzimage(image):
+        raise BootError(name, "not a Linux bzImage: no 55 aa at 0x1fe followed by 'HdrS' at 0x202")
+    version = int.from_bytes(image[0x206:0x208], "little")
+    if len(image) < 0x208:
+        raise BootError(name, f"truncated bzImage: {len(image)} bytes end inside the setup header")
+    if version < _MINIMUM_VERSION:
+        raise BootError(
+            name,
+            f"boot protocol {version >> 8}.{version & 0xFF:02d} has no 64-bit entry; 2.12 or "
+            "later is needed (Linux 3.8)",
+        )
+    end = 0x202 + image[0x201]
+    if len(image) < max(end, _MINIMUM_SIZE):
+        raise BootError(name, f"truncated bzImage: {len(image)} bytes end inside the setup header")
+    if not _MINIMUM_SIZE <= end <= _HEADER_END_LIMIT:
+        raise BootError(
+            name,
+            f"the setup header ends at {end:#x}; it must end between {_MINIMUM_SIZE:#x} and "
+            f"{_HEADER_END_LIMIT:#x}",
+        )
+    (xloadflags,) = struct.unpack_from("<H", image, 0x236)
+    if not xloadflags & _KERNEL_64:
+        raise BootError(
+            name,
+            "a 32-bit kernel: its xloadflags lack XLF_KERNEL_64; a kernel built for x86-64 is "
+            "needed",
+        )
+    (paragraphs,) = struct.unpack_from("<I", image, 0x1F4)
+    (initrd_addr_max,) = struct.unpack_from("<I", image, 0x22C)
+    (command_line_maximum,) = struct.unpack_from("<I", image, 0x238)
+    (preferred_gpa, init_size) = struct.unpack_from("<QI", image, 0x258)
+    return SetupHeader(
+        payload_offset=((image[0x1F1] or 4) + 1) * _SECTOR,
+        payload_size=max(16 * paragraphs - 15, ENTRY_64_OFFSET + 1),
+        version=version,
+        xloadflags=xloadflags,
+        initrd_addr_max=initrd_addr_max,
+        command_line_maximum=command_line_maximum,
+        preferred_gpa=preferred_gpa,
+        init_size=init_size,
+        raw=image[SETUP_HEADER:end],
+    )
+
+
+def load_linux(
+    image: bytes, *, memory_bytes: int, command_line: str, initrd: bytes, name: str
+) -> BootImage:
+    """Lay out a bzImage: kernel at its preferred address, initrd as high as it may go."""
+    check_memory_size(name, memory_bytes)
+    header = parse_setup_header(image, name)
+    payload = image[header.payload_offset :]
+    if len(payload) < header.payload_size:
+        raise BootError(
+            name,
+            f"truncated bzImage: the header promises a kernel of {header.payload_size} bytes at "
+            f"offset {header.payload_offset}, the file holds {len(payload)}",
+        )
+    load_gpa = header.preferred_gpa
+    kernel_end = load_gpa + max(header.init_size, len(payload))
+    check_fits(name, "the kernel (init_size)", load_gpa, kernel_end, memory_bytes)
+    text = encode_command_line(name, command_line, header.command_line_maximum)
+    initrd_gpa = 0
+    if initrd:
+        limit = header.initrd_addr_max + 1
+        initrd_gpa = place_at_top(name, "initrd", len(initrd), kernel_end, limit, memory_bytes)
+    extra, registers = start_long_64(rip=load_gpa + ENTRY_64_OFFSET, rsi=BOOT_PARAMS)
+    parameters = boot_params_segments(
+        header=header.raw,
+        load_gpa=load_gpa,
+        memory_bytes=memory_bytes,
+        command_line=text,
+        initrd_gpa=initrd_gpa,
+        initrd=initrd,
+    )
+    return BootImage(
+        protocol="linux",
+        segments=(*extra, *parameters, Segment(load_gpa, payload)),
+        registers=registers,
+        e820=memory_map(memory_bytes),
+        description=f"Linux boot protocol {header.version >> 8}.{header.version & 0xFF:02d}, "
+        f"64-bit entry, kernel at {load_gpa:#x}",
+    )

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Multiboot images (Multiboot Specification version 0.6.96, sections 3.1 to 3.3)."""
+
+import struct
+from dataclasses import dataclass
+
+from memvirt.platform.boot.elf_format import (
+    CLASS_32,
+    CLASS_64,
+    MACHINE_386,
+    elf_class,
+    is_elf,
+    parse_elf,
+    place_loads,
+)
+from memvirt.platform.boot.image import (
+    COMMAND_LINE,
+    COMMAND_LINE_MAXIMUM,
+    HIGH_MEMORY_START,
+    HOLE_START,
+    KIB,
+    LOW_MEMORY_END,
+    MULTIBOOT_INFO,
+    BootError,
+    BootImage,
+    Segment,
+    check_fits,
+    check_memory_size,
+    encode_command_line,
+    low_memory_top,
+    memory_map,
+    place_at_top,
+    start_protected_32,
+)
+
+HEADER_MAGIC = 0x1BAD_B002
+LOADER_MAGIC = 0x2BAD_B002
+SEARCH_BYTES = 8192
+
+_FLAG_ALIGN_MODULES = 1 << 0
+_FLAG_MEMORY_INFO = 1 << 1
+_FLAG_ADDRESSES = 1 << 16
+_UNDERSTOOD = _FLAG_ALIGN_MODULES | _FLAG_MEMORY_INFO
+_MANDATORY = 0xFFFF
+
+_INFO_MEMORY = 1 << 0
+_INFO_COMMAND_LINE = 1 << 2
+_INFO_MODULES = 1 << 3
+_INFO_MEMORY_MAP = 1 << 6
+_INFO_LOADER_NAME = 1 << 9
+_INFO_SIZE = 120
+_LOADER_NAME = b"memvirt\0"
+
+
+@dataclass(frozen=True, slots=True)
+class MultibootHeader:
+    """Position in the file and flags of a valid Multiboot header."""
+
+    offset: int
+    flags: int
+
+
+def find_header(image: bytes) -> MultibootHeader | None:
+    """The first header in the first 8192 bytes, 4-byte aligned, whose checksum is right."""
+    area = image[:SEARCH_BYTES]
+    for offset in range(0, len(area) - 11, 4):
+        magic, flags, checksum = struct.unpack_from("<III", area, offset)
+        if magic == HEADER_MAGIC and (magic + flags + checksum) & 0xFFFF_FFFF == 0:
+            return MultibootHeader(offset, flags)
+    return None
+
+
+def _load_by_addresses(
+    image: bytes, name: str, header: MultibootHeader, memory_bytes: int
+) -> tuple[list[Segment], int, int]:
+    """Section 3.1.3: the header itself says what to load where. Segments, end, entry."""
+    if len(image) < header.offset + 32:
+        raise BootError(name, "truncated Multiboot image: the file ends inside the address fields")
+    fields = struct.unpack_from("<5I", image, header.offset + 12)
+    header_gpa, load_gpa, load_end, bss_end, entry = fields
+    first = header.offset - (header_gpa - load_gpa)
+    if load_gpa > header_gpa or first < 0:
+        raise BootError(
+            name,
+            f"Multiboot header_addr {header_gpa:#x} and load_addr {load_gpa:#x} would load from "
+            f"before the file's start",
+        )
+    size = load_end - load_gpa if load_end else len(image) - first
+    if size <= 0:
+        raise BootError(name, f"Multiboot load_end_addr {load_end:#x} is not above load_addr")
+    if first + size > len(image):
+        raise BootError(
+            name,
+            f"truncated Multiboot image: load_end_addr needs {first + size} bytes, the file has "
+            f"{len(image)}",
+        )
+    end = max(load_gpa + size, bss_end)
+    check_fits(name, "the Multiboot kernel", load_gpa, end, memory_bytes)
+    if not load_gpa <= entry < end:
+        raise BootError(name, f"Multiboot entry_addr {entry:#x} is outside the loaded image")
+    return [Segment(load_gpa, image[first : first + size])], end, entry
+
+
+def _load_elf(image: bytes, name: str, memory_bytes: int) -> tuple[list[Segment], int, int]:
+    if not is_elf(image):
+        raise BootError(
+            name, "a Multiboot image that is not ELF must give its addresses (header flag 16)"
+        )
+    if elf_class(image) == CLASS_64:
+        raise BootError(
+            name,
+            "a 64-bit ELF Multiboot image must give its addresses (header flag 16); Multiboot "
+            "loads only ELF32 by program headers",
+        )
+    executable = parse_elf(image, name, expected_class=CLASS_32, machine=MACHINE_386)
+    segments, end = place_loads(image, name, executable, memory_bytes)
+    return segments, end, executable.entry_gpa(name)
+
+
+def _information(memory_bytes: int, module_gpa: int, module_size: int) -> bytes:
+    """The information structure (section 3.3), with what it points to right behind it."""
+    ranges = b"".join(
+        struct.pack("<IQQI", 20, entry.gpa, entry.size, int(entry.kind))
+        for entry in memory_map(memory_bytes)
+    )
+    modules_gpa = MULTIBOOT_INFO + _INFO_SIZE
+    ranges_gpa = modules_gpa + 16
+    name_gpa = ranges_gpa + len(ranges)
+    flags = _INFO_MEMORY | _INFO_COMMAND_LINE | _INFO_MEMORY_MAP | _INFO_LOADER_NAME
+    modules = bytes(16)
+    if module_size:
+        flags |= _INFO_MODULES
+        empty_string = name_gpa + len(_LOADER_NAME) - 1
+        modules = struct.pack("<4I", module_gpa, module_gpa + module_size, empty_string, 0)
+    info = bytearray(_INFO_SIZE)
+    upper_kib = (low_memory_top(memory_bytes) - HIGH_MEMORY_START) // KIB
+    struct.pack_into("<III", info, 0, flags, LOW_MEMORY_END // KIB, upper_kib)
+    struct.pack_into("<I", info, 16, COMMAND_LINE)
+    if module_size:
+        struct.pack_into("<II", info, 20, 1, modules_gpa)
+    struct.pack_into("<II", info, 44, len(ranges), ranges_gpa)
+    struct.pack_into("<I", info, 64, name_gpa)
+    return bytes(info) + modules + ranges + _LOADER_NAME
+
+
+def load_multiboot(
+    image: bytes, *, memory_bytes: int, command_line: str, initrd: bytes, name: str
+) -> BootImage:
+    """Lay out a Multiboot kernel; the initrd becomes its one module, page-aligned."""
+    check_memory_size(name, memory_bytes)
+    header = find_header(image)
+    if header is None:
+        raise BootError(
+            name, f"no valid Multiboot header in the first {SEARCH_BYTES} bytes of the file"
+        )
+    unknown = header.flags & _MANDATORY & ~_UNDERSTOOD
+    if unknown:
+        raise BootError(
+            name,
+            f"the Multiboot header demands features {unknown:#x} that this machine lacks (bit 2 "
+            "is a video mode)",
+        )
+    if header.flags & _FLAG_ADDRESSES:
+        segments, end, entry = _load_by_addresses(image, name, header, memory_bytes)
+    else:
+        segments, end, entry = _load_elf(image, name, memory_bytes)
+    text = encode_command_line(name, command_line, COMMAND_LINE_MAXIMUM)
+    module_gpa = 0
+    if initrd:
+        module_gpa = place_at_top(name, "initrd", len(initrd), end, HOLE_START, memory_bytes)
+        segments.append(Segment(module_gpa, initrd))
+    extra, registers = start_protected_32(rip=entry, rbx=MULTIBOOT_INFO, rax=LOADER_MAGIC)
+    information = _information(memory_bytes, module_gpa, len(initrd))
+    return BootImage(
+        protocol="multiboot",
+        segments=(
+            *extra,
+            Segment(MULTIBOOT_INFO, information),
+            Segment(COMMAND_LINE, text),
+            *segments,
+        ),
+        registers=registers,
+        e820=memory_map(memory_bytes),
+        description=f"Multiboot kernel, entry {entry:#x}",
+    )

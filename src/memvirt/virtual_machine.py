@@ -1,0 +1,317 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A virtual machine: its VMM, its processor and its PC, put together and run.
+
+    from memvirt import Machine, VirtualMachine
+
+    machine = Machine("256M", scatter_seed=1)
+    with VirtualMachine(machine, memory="64M", paging="nested") as vm:
+        vm.load("kernel.elf", append="workload=fill")
+        print(vm.run(timeout=60).reason)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from itertools import count
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from memvirt.address import PAGE_BYTES
+from memvirt.cpu import run as run_loop
+from memvirt.cpu.processor import Processor, SegmentState
+from memvirt.cpu.run import repeat_out
+from memvirt.cpu.virtual_time import virtual_now
+from memvirt.machine.memory import MachineMemory, MachineMemoryExhausted
+from memvirt.mmu.control import NEED_FRAMES, NEED_PAGE
+from memvirt.platform.boot.detect import Protocol, load_boot_image
+from memvirt.platform.boot.image import BootImage, InitialState, StartMode
+from memvirt.platform.pc import new_pc, pc_serial_input
+from memvirt.platform.uart import uart_drain
+from memvirt.size import parse_size
+from memvirt.vmm.backing import BackingStore
+from memvirt.vmm.monitor import PagingMode, VirtualMachineMonitor
+
+EXIT_SUCCESS = 0x10  # what a guest writes to the debug-exit port when all is well
+MAXIMUM_MEMORY = 3 << 30  # above lies the hole for devices
+QUANTUM_NS = 10_000_000
+_vm_ids = count(1)
+
+
+class VirtualMachineError(Exception):
+    """A request about a virtual machine that cannot be met; the message says why."""
+
+
+class EndReason(Enum):
+    """Why a virtual machine stopped."""
+
+    SUCCESS = "the guest reports success"
+    FAILURE = "the guest reports failure"
+    POWER_OFF = "the guest powered off"
+    RESET = "the guest asked for a reset"
+    TRIPLE_FAULT = "triple fault"
+    HALTED = "the guest halted with nothing left to wake it"
+    OUT_OF_MEMORY = "machine memory is exhausted"
+    ENGINE_ERROR = "the processor engine failed"
+    TIMEOUT = "timeout"
+    STOPPED = "stopped by the user"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended. ``exit_value`` is what the guest wrote to the debug-exit port, if it did."""
+
+    reason: EndReason
+    exit_value: int | None
+    detail: str
+    virtual_seconds: float
+    host_seconds: float
+
+    @property
+    def succeeded(self) -> bool:
+        return self.reason in (EndReason.SUCCESS, EndReason.POWER_OFF)
+
+    @property
+    def exit_status(self) -> int:
+        """As a process exit status: 0 success, 1 failure, 3 the VM died, 124 timeout."""
+        if self.succeeded:
+            return 0
+        if self.reason is EndReason.TIMEOUT:
+            return 124
+        if self.reason is EndReason.STOPPED:
+            return 130
+        return 1 if self.reason in (EndReason.FAILURE, EndReason.RESET) else 3
+
+
+class Machine(MachineMemory):
+    """Machine memory of ``memory`` bytes (or text such as "256M"); see MachineMemory."""
+
+    def __init__(self, memory: int | str, *, scatter_seed: int | None = None) -> None:
+        size = parse_size(memory, what="machine memory")
+        super().__init__(size // PAGE_BYTES, scatter_seed=scatter_seed)
+
+
+class VirtualMachine:
+    """A VM of ``memory`` bytes of guest-physical memory on ``machine``.
+
+    ``serial`` receives what the guest prints on COM1. Raises VirtualMachineError for sizes that
+    cannot be, MachineMemoryExhausted if the machine has no room for its tables.
+    """
+
+    def __init__(
+        self,
+        machine: MachineMemory,
+        *,
+        memory: int | str,
+        paging: PagingMode | str = PagingMode.NESTED,
+        name: str = "",
+        serial: Callable[[bytes], object] | None = None,
+        backing: BackingStore | None = None,
+    ) -> None:
+        self.memory = parse_size(memory, what="guest memory")
+        if self.memory > MAXIMUM_MEMORY:
+            raise VirtualMachineError(
+                f"guest memory is {self.memory >> 20} MiB; at most {MAXIMUM_MEMORY >> 20} MiB "
+                "are supported"
+            )
+        self.vm_id = next(_vm_ids)
+        self.name = name or f"vm{self.vm_id}"
+        self.machine = machine
+        mode = PagingMode[paging.upper()] if isinstance(paging, str) else paging
+        self.vmm = VirtualMachineMonitor(
+            machine, self.memory // PAGE_BYTES, mode, vm_id=self.vm_id, backing=backing
+        )
+        self.serial_log = bytearray()
+        self._serial = serial
+        self.pc: Any = new_pc(self.memory)
+        self.processor = Processor(self.vmm, self.pc.ctypes.data)
+        self.boot_image: BootImage | None = None
+        self.outcome: Outcome | None = None
+        self._detail = ""
+        self._host_seconds = 0.0
+        self._started = time.perf_counter()
+
+    def __enter__(self) -> VirtualMachine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.power_off()
+
+    @property
+    def paging(self) -> PagingMode:
+        return self.vmm.paging
+
+    @property
+    def virtual_ns(self) -> int:
+        """Virtual time since power-on, in nanoseconds."""
+        return int(virtual_now(self.vmm.control_block[0]))
+
+    # Boot --------------------------------------------------------------------------------------
+
+    def load(
+        self,
+        image: str | Path | bytes,
+        *,
+        append: str = "",
+        initrd: str | Path | bytes = b"",
+        protocol: Protocol = Protocol.AUTO,
+    ) -> BootImage:
+        """Load a kernel image and set the processor to its entry point.
+
+        Raises BootError for an image that cannot be started.
+        """
+        loaded = load_boot_image(
+            image,
+            memory_bytes=self.memory,
+            command_line=append,
+            initrd=initrd,
+            protocol=protocol,
+        )
+        for segment in loaded.segments:
+            self.vmm.write_physical(segment.gpa, segment.data)
+        self._set_registers(loaded.registers)
+        self.boot_image = loaded
+        return loaded
+
+    def _set_registers(self, state: InitialState) -> None:
+        processor = self.processor
+        long_mode = state.mode is StartMode.LONG_64
+        for name in ("rip", "rsp", "rsi", "rbx", "rax", "cr0", "cr3", "cr4", "efer", "rflags"):
+            processor.set(name, getattr(state, name))
+        code_flags = 0x00A09B00 if long_mode else 0x00C09B00
+        code = SegmentState(state.code_selector, 0, 0xFFFF_FFFF, code_flags)
+        data = SegmentState(state.data_selector, 0, 0xFFFF_FFFF, 0x00C09300)
+        processor.set_segment("cs", code)
+        for name in ("ds", "es", "ss", "fs", "gs"):
+            processor.set_segment(name, data)
+        processor.set_segment("gdtr", SegmentState(0, state.gdt_base, state.gdt_limit, 0))
+        processor.set_segment("idtr", SegmentState(0, 0, 0, 0))
+        processor.set_segment("tr", SegmentState(0, 0, 0, 0))
+        processor.set_segment("ldtr", SegmentState(0, 0, 0, 0))
+        processor.set_hidden_flags(long_mode=long_mode, code64=long_mode)
+
+    # Running -----------------------------------------------------------------------------------
+
+    def run(
+        self,
+        *,
+        timeout: float | None = None,
+        on_quantum: Callable[[VirtualMachine], object] | None = None,
+    ) -> Outcome:
+        """Run until the guest ends, dies, or ``timeout`` host seconds are over.
+
+        ``on_quantum`` is called between quanta with the processor stopped: the place to move,
+        unmap and share pages, or to look around.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while self.outcome is None:
+            self.run_quantum()
+            if self.outcome is None and on_quantum is not None:
+                on_quantum(self)
+            if deadline is not None and self.outcome is None and time.monotonic() >= deadline:
+                self._end(EndReason.TIMEOUT, f"no verdict within {timeout:g} seconds")
+        return self.outcome
+
+    def run_quantum(self, nanoseconds: int = QUANTUM_NS) -> Outcome | None:
+        """Run for ``nanoseconds`` of virtual time; the outcome if the VM ended, else None."""
+        if self.outcome is not None:
+            return self.outcome
+        self._started = time.perf_counter()
+        control = self.vmm.control
+        control.quantum_end_ns = self.virtual_ns + nanoseconds
+        try:
+            while self.outcome is None:
+                reason = self.processor.run(self.pc[0])
+                self._drain_serial()
+                if not self._handle(reason):
+                    break
+        except MachineMemoryExhausted as error:
+            self._end(EndReason.OUT_OF_MEMORY, str(error))
+        finally:
+            self._host_seconds += time.perf_counter() - self._started
+        return self.outcome
+
+    def _handle(self, reason: int) -> bool:
+        """Do what the run loop left for Python; False at the end of the quantum."""
+        control = self.vmm.control
+        if reason == NEED_FRAMES:
+            self.vmm.refill_reserve()
+        elif reason == NEED_PAGE:
+            self.vmm.bring_back(int(control.exit_ppn), write=bool(control.exit_write))
+        elif reason == run_loop.LEFT_IO:
+            self._handle_io()
+        elif reason == run_loop.LEFT_QUANTUM:
+            if control.stop_asked:
+                self._end(EndReason.STOPPED, "")
+            return False
+        elif reason == run_loop.LEFT_HALTED:
+            return self._handle_halt()
+        elif reason == run_loop.LEFT_TRIPLE_FAULT:
+            self._end(EndReason.TRIPLE_FAULT, f"while delivering vector {control.event_vector}")
+        else:
+            rip = self.processor.get("rip")
+            self._end(EndReason.ENGINE_ERROR, f"error {control.engine_error} at RIP {rip:#x}")
+        return True
+
+    def _handle_io(self) -> None:
+        requests = self.pc[0].control
+        if requests.exit_requested:
+            value = int(requests.exit_value)
+            good = value == EXIT_SUCCESS
+            self._end(EndReason.SUCCESS if good else EndReason.FAILURE, f"exit value {value:#x}")
+        elif requests.poweroff_requested:
+            self._end(EndReason.POWER_OFF, "")
+        elif requests.reset_requested:
+            self._end(EndReason.RESET, "")
+        else:  # the console is drained now: the write it could not take is done again
+            repeat_out(self.vmm.control_block[0], self.pc[0])
+
+    def _handle_halt(self) -> bool:
+        """Halted for good, unless input may come: then let the quantum's time pass."""
+        if not self.interrupts_enabled or not self.wakes_on_input:
+            self._end(EndReason.HALTED, "")
+            return True
+        control = self.vmm.control
+        control.idle_ns += max(int(control.quantum_end_ns) - self.virtual_ns, 0)
+        time.sleep(0.01)
+        return False
+
+    wakes_on_input = False
+
+    @property
+    def interrupts_enabled(self) -> bool:
+        return bool(self.processor.get("rflags") & 1 << 9)
+
+    def _drain_serial(self) -> None:
+        data = uart_drain(self.pc[0].uart)
+        if data:
+            self.serial_log += data
+            if self._serial is not None:
+                self._serial(data)
+
+    def type(self, data: bytes) -> int:
+        """Type ``data`` on the guest's serial console; returns the number of bytes accepted."""
+        return int(pc_serial_input(self.pc[0], data))
+
+    def _end(self, reason: EndReason, detail: str) -> None:
+        requests = self.pc[0].control
+        self.outcome = Outcome(
+            reason=reason,
+            exit_value=int(requests.exit_value) if requests.exit_requested else None,
+            detail=detail,
+            virtual_seconds=self.virtual_ns / 1e9,
+            host_seconds=self._host_seconds + time.perf_counter() - self._started,
+        )
+
+    def power_off(self) -> None:
+        """Stop the VM and give all its frames back. Calling again does nothing."""
+        self.processor.close()
+        self.vmm.power_off()

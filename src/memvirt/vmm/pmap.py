@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pmap: what lies behind each guest-physical page of one VM.
+
+Structure of arrays over PPN, 10 bytes a page: state (1), MPN or slot of the backing store (4),
+flags (1), head of the reverse map (4). Exactly one state holds for a page at any time.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+
+from memvirt.mmu import control
+
+
+class PageState(IntEnum):
+    """Where the content of a guest-physical page is."""
+
+    UNMAPPED = control.STATE_UNMAPPED  # reads as zeroes; no frame until the next access
+    PRIVATE = control.STATE_PRIVATE  # in a frame of its own
+    SHARED = control.STATE_SHARED  # in a frame of several pages, copy-on-write
+    COMPRESSED = control.STATE_COMPRESSED  # in the VM's compression cache
+    SWAPPED = control.STATE_SWAPPED  # in the backing store
+
+
+RESIDENT_STATES = (PageState.PRIVATE, PageState.SHARED)
+NO_MAPPING = -1
+
+
+class Pmap:
+    """The pmap of a VM with ``pages`` guest-physical pages."""
+
+    BYTES_PER_PAGE = 10
+
+    def __init__(self, pages: int) -> None:
+        self.pages = pages
+        self.state = np.zeros(pages, np.uint8)
+        self.frame = np.zeros(pages, np.uint32)  # MPN, or slot when not resident
+        self.flags = np.zeros(pages, np.uint8)
+        self.rmap_head = np.full(pages, NO_MAPPING, np.int32)
+
+    def state_of(self, ppn: int) -> PageState:
+        """State of ``ppn``. Raises IndexError beyond the VM's memory."""
+        self.check(ppn)
+        return PageState(int(self.state[ppn]))
+
+    def check(self, ppn: int) -> None:
+        """Raise IndexError if the VM has no page ``ppn``."""
+        if not 0 <= ppn < self.pages:
+            raise IndexError(f"PPN {ppn:#x} is beyond the VM's {self.pages} guest-physical pages")
+
+    def count(self, state: PageState) -> int:
+        """Number of pages in ``state``."""
+        return int(np.count_nonzero(self.state == state))
+
+    def resident(self) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
+        """PPNs that have a frame."""
+        return np.flatnonzero(np.isin(self.state, RESIDENT_STATES))

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Install the Debian packages the tests use, if they are missing.
+set -euo pipefail
+wanted=(gcc make binutils qemu-system-x86)
+missing=()
+for package in "${wanted[@]}"; do
+    dpkg -s "$package" >/dev/null 2>&1 || missing+=("$package")
+done
+[ ${#missing[@]} -eq 0 ] && exit 0
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -q
+apt-get install -y -q --no-install-recommends "${missing[@]}"
