@@ -311,6 +311,11 @@ class VirtualMachine:
             host_seconds=self._host_seconds + time.perf_counter() - self._started,
         )
 
+    def stop(self) -> None:
+        """End the VM at the user's wish, its processor stopped already."""
+        if self.outcome is None:
+            self._end(EndReason.STOPPED, "")
+
     def power_off(self) -> None:
         """Stop the VM and give all its frames back. Calling again does nothing."""
         self.processor.close()

@@ -65,6 +65,17 @@ def test_clock_shows_the_calendar(epoch: int, binary: bool, hours_24: bool) -> N
     assert read(cmos, 6, 5 * SECOND) == wanted.isoweekday() % 7 + 1
 
 
+@pytest.mark.parametrize(("first", "last"), [(1999, 2004), (2099, 2101)])
+def test_every_day_round_the_leap_rules(first: int, last: int) -> None:
+    """Random epochs miss the two days a year at which a wrong month rounding shows."""
+    cmos = make(0)
+    day = datetime(first, 1, 1, tzinfo=UTC)
+    while day.year <= last:
+        now = int(day.timestamp()) * SECOND
+        assert clock(cmos, now, binary=False, hours_24=True) == day
+        day += timedelta(days=1)
+
+
 @settings(max_examples=100, deadline=None)
 @given(EPOCHS, st.booleans())
 def test_setting_the_clock(epoch: int, binary: bool) -> None:

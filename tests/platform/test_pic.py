@@ -217,9 +217,13 @@ def test_fully_nested_mode_against_a_list_of_priorities(steps: list[tuple[str, i
             p.pic_write(pic, 0, 0, 0x20)
         elif action == "take":
             ready = [irq for irq in order if irq in waiting and not mask >> irq & 1]
-            blocked = bool(serving) and bool(ready) and (
-                order.index(ready[0]) >= order.index(serving[-1])
-                or (ready[0] >= 8 and serving[-1] >= 8)  # one cascade input, already in service
+            blocked = (
+                bool(serving)
+                and bool(ready)
+                and (
+                    order.index(ready[0]) >= order.index(serving[-1])
+                    or (ready[0] >= 8 and serving[-1] >= 8)  # one cascade input, already in service
+                )
             )
             got = take(pic)
             if ready and not blocked:

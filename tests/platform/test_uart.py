@@ -102,6 +102,7 @@ def test_transmit_empty_interrupt_rises_again_on_each_enable() -> None:
 def test_interrupt_priorities() -> None:
     uart = make()
     u.uart_write(uart, 4, u.MCR_LOOP)
+    u.uart_read(uart, 6)  # forget what entering loopback changed
     u.uart_write(uart, 1, 0x0F)
     u.uart_write(uart, 0, 1)
     u.uart_write(uart, 0, 2)  # one byte of room without FIFO: overrun
@@ -112,7 +113,7 @@ def test_interrupt_priorities() -> None:
     assert u.uart_read(uart, 0) == 2
     assert u.uart_read(uart, 2) == u.IIR_TRANSMIT_EMPTY
     assert u.uart_read(uart, 2) == u.IIR_MODEM_STATUS
-    assert u.uart_read(uart, 6) & 0x0B == 0x0B - 0x0A  # clear-to-send changed
+    assert u.uart_read(uart, 6) & 0x0B == 0x01  # only clear-to-send changed
     assert u.uart_read(uart, 2) == u.IIR_NONE
 
 

@@ -23,6 +23,7 @@ from .cpuid import cpuid_table
 from .run import drop_code, flush_translations, run
 
 _UC_CTL_TLB_VIRTUAL = uc_const.UC_TLB_VIRTUAL
+_TB_FLUSH = uc_const.UC_CTL_TB_FLUSH | uc_const.UC_CTL_IO_WRITE << 30
 _TLB_FLUSH = uc_const.UC_CTL_TLB_FLUSH | uc_const.UC_CTL_IO_WRITE << 30
 _library = unicorn_binding.uclib
 
@@ -72,7 +73,7 @@ class Processor:
         self.control = vmm.control
         self._block = vmm.control_block[0]
         self._flat = vmm.control.paging == PAGING_FLAT
-        self.engine = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
+        self._engine: unicorn.Uc | None = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
         self.engine.ctl_set_cpu_model(x86_const.UC_CPU_X86_ICELAKE_SERVER)
         self.engine.ctl_exits_enabled(False)
         self._probe()
@@ -82,6 +83,13 @@ class Processor:
         self._map_memory()
         self._set_up_control(pc_address)
         self._add_hooks()
+
+    @property
+    def engine(self) -> Any:
+        """The Unicorn engine. Raises ProcessorError after ``close``."""
+        if self._engine is None:
+            raise ProcessorError("the processor is powered off")
+        return self._engine
 
     @property
     def _handle(self) -> Any:
@@ -239,11 +247,17 @@ class Processor:
         """Drop what the VMM has made stale since the processor last ran."""
         stale = self.vmm.take_stale()
         if self._flat:
+            if stale.code:
+                self.drop_all_code()
             return
         for mpn in stale.code:
             drop_code(self._block, mpn)
         if stale.flush:
             flush_translations(self._block)
+
+    def drop_all_code(self) -> None:
+        """Drop all translated code, whatever frame it came from."""
+        self._check(_library.uc_ctl(self._handle, _TB_FLUSH), "flushing translated code")
 
     def run(self, pc: Any) -> int:
         """Run until Python is needed; returns the reason (see cpu.run and mmu.control)."""
@@ -257,9 +271,7 @@ class Processor:
 
     def close(self) -> None:
         """Release the engine; the processor cannot be used any more."""
-        if self._handle:
-            self._check(_library.uc_close(self._handle), "closing the engine")
-            self.engine._uch = None
+        self._engine = None  # the binding's finalizer closes it with the last reference
 
 
 def _exits_enable() -> int:

@@ -119,7 +119,8 @@ def locate_registers(engine: unicorn.Uc) -> RegisterFile:
     handle = int(ctypes.cast(engine._uch, ctypes.c_void_p).value or 0)
     memory = os.open("/proc/self/mem", os.O_RDONLY)
     try:
-        values = [0x5EED_0000_0000_0000 + 0x1234_5678 * (i + 1) for i in range(16)]
+        # Unique to this call: memory that a closed engine gave back may hold older values.
+        values = list(struct.unpack("<16Q", os.urandom(128)))
         for name, value in zip(_GENERAL, values, strict=True):
             engine.reg_write(getattr(x86_const, f"UC_X86_REG_{name}"), value)
         base = _find_state(memory, handle, struct.pack("<16Q", *values))

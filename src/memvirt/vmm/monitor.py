@@ -380,7 +380,9 @@ class VirtualMachineMonitor:
             size = min(len(view), PAGE_BYTES - offset)
             self.bring_back(ppn, write=True)
             mpn = int(self.pmap.frame[ppn])
-            if self.pmap.flags[ppn] & (control.FLAG_EXECUTED | control.FLAG_SHADOWED):
+            if self.paging is PagingMode.FLAT:
+                self._stale_code.append(mpn)
+            elif self.pmap.flags[ppn] & (control.FLAG_EXECUTED | control.FLAG_SHADOWED):
                 self._invalidate(np.array([ppn], np.int64))
                 zap_all(self.control_block[0])
             self.machine.page(mpn)[offset : offset + size] = np.frombuffer(view[:size], np.uint8)

@@ -35,7 +35,9 @@ def load_elf(
     text = encode_command_line(name, command_line, COMMAND_LINE_MAXIMUM)
     initrd_gpa = 0
     if initrd:
-        initrd_gpa = place_at_top(name, "initrd", len(initrd), end, HOLE_START, memory_bytes)
+        initrd_gpa = place_at_top(
+            name, "initrd", len(initrd), lowest=end, highest=HOLE_START, memory_bytes=memory_bytes
+        )
     entry = executable.entry_gpa(name)
     extra, registers = start_long_64(rip=entry, rsi=BOOT_PARAMS)
     parameters = boot_params_segments(

@@ -42,12 +42,14 @@ class ElfExecutable:
     def entry_gpa(self, name: str) -> int:
         """The entry's physical address: through the segment whose virtual range holds it."""
         for load in self.loads:
-            if load.vaddr <= self.entry < load.vaddr + load.memory_size:
+            if load.vaddr <= self.entry < load.vaddr + load.file_size:
                 return load.paddr + self.entry - load.vaddr
         for load in self.loads:
-            if load.paddr <= self.entry < load.paddr + load.memory_size:
+            if load.paddr <= self.entry < load.paddr + load.file_size:
                 return self.entry
-        raise BootError(name, f"the ELF entry point {self.entry:#x} is in no loadable segment")
+        raise BootError(
+            name, f"the ELF entry point {self.entry:#x} is in no segment's bytes from the file"
+        )
 
 
 def is_elf(image: bytes) -> bool:

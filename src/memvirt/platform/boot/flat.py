@@ -44,7 +44,9 @@ def load_flat(
     text = encode_command_line(name, command_line, COMMAND_LINE_MAXIMUM)
     initrd_gpa = 0
     if initrd:
-        initrd_gpa = place_at_top(name, "initrd", len(initrd), end, HOLE_START, memory_bytes)
+        initrd_gpa = place_at_top(
+            name, "initrd", len(initrd), lowest=end, highest=HOLE_START, memory_bytes=memory_bytes
+        )
     if mode is StartMode.LONG_64:
         extra, registers = start_long_64(rip=load_gpa, rsi=BOOT_PARAMS)
     else:

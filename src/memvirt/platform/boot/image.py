@@ -166,7 +166,7 @@ def check_fits(name: str, what: str, start: int, end: int, memory_bytes: int) ->
 
 
 def place_at_top(
-    name: str, what: str, size: int, lowest: int, highest: int, memory_bytes: int
+    name: str, what: str, size: int, *, lowest: int, highest: int, memory_bytes: int
 ) -> int:
     """Page-aligned address for ``size`` bytes, as high as possible in [lowest, highest)."""
     top = min(low_memory_top(memory_bytes), highest)

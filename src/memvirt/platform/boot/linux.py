@@ -119,7 +119,9 @@ def load_linux(
     initrd_gpa = 0
     if initrd:
         limit = header.initrd_addr_max + 1
-        initrd_gpa = place_at_top(name, "initrd", len(initrd), kernel_end, limit, memory_bytes)
+        initrd_gpa = place_at_top(
+            name, "initrd", len(initrd), lowest=kernel_end, highest=limit, memory_bytes=memory_bytes
+        )
     extra, registers = start_long_64(rip=load_gpa + ENTRY_64_OFFSET, rsi=BOOT_PARAMS)
     parameters = boot_params_segments(
         header=header.raw,

@@ -96,8 +96,12 @@ def _load_by_addresses(
         )
     end = max(load_gpa + size, bss_end)
     check_fits(name, "the Multiboot kernel", load_gpa, end, memory_bytes)
-    if not load_gpa <= entry < end:
-        raise BootError(name, f"Multiboot entry_addr {entry:#x} is outside the loaded image")
+    if not load_gpa <= entry < load_gpa + size:
+        raise BootError(
+            name,
+            f"Multiboot entry_addr {entry:#x} is outside the bytes loaded from the file "
+            f"({load_gpa:#x}-{load_gpa + size:#x})",
+        )
     return [Segment(load_gpa, image[first : first + size])], end, entry
 
 
@@ -167,7 +171,9 @@ def load_multiboot(
     text = encode_command_line(name, command_line, COMMAND_LINE_MAXIMUM)
     module_gpa = 0
     if initrd:
-        module_gpa = place_at_top(name, "initrd", len(initrd), end, HOLE_START, memory_bytes)
+        module_gpa = place_at_top(
+            name, "initrd", len(initrd), lowest=end, highest=HOLE_START, memory_bytes=memory_bytes
+        )
         segments.append(Segment(module_gpa, initrd))
     extra, registers = start_protected_32(rip=entry, rbx=MULTIBOOT_INFO, rax=LOADER_MAGIC)
     information = _information(memory_bytes, module_gpa, len(initrd))

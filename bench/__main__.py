@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run every benchmark, or those named: ``python -m bench [tlb_miss] [exits]``."""
+
+from __future__ import annotations
+
+import sys
+
+from bench import exits, tlb_miss
+
+_BENCHMARKS = {"tlb_miss": tlb_miss.main, "exits": exits.main}
+
+
+def main() -> None:
+    names = sys.argv[1:] or list(_BENCHMARKS)
+    unknown = [name for name in names if name not in _BENCHMARKS]
+    if unknown:
+        sys.exit(f"no benchmark {unknown[0]}; there are {', '.join(_BENCHMARKS)}")
+    for name in names:
+        _BENCHMARKS[name]()
+
+
+main()

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``memvirt boot``: one VM, its serial console here, statistics at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from memvirt.images import image_path
+from memvirt.machine.memory import MachineMemoryExhausted
+from memvirt.observe.address_map import map_address, render
+from memvirt.observe.statistics import as_json, vm_statistics
+from memvirt.observe.statistics import render as render_statistics
+from memvirt.observe.view import live_view, save_snapshot
+from memvirt.platform.boot.detect import Protocol
+from memvirt.virtual_machine import EndReason, Machine, VirtualMachine
+from memvirt.vmm.check import Violation, check_machine
+
+from .console import Console
+from .errors import UsageError
+
+_CHECK_EVERY = 32  # quanta between two runs of the consistency checker
+
+
+@dataclass(frozen=True, slots=True)
+class BootOptions:
+    """The options of ``memvirt boot``, and of ``memvirt map --boot``."""
+
+    image: str
+    memory: str = "64M"
+    machine_memory: str = "256M"
+    paging: str = "nested"
+    append: str = ""
+    initrd: Path | None = None
+    protocol: Protocol = Protocol.AUTO
+    scatter_seed: int | None = 1
+
+
+def make_vm(options: BootOptions, console: Console | None) -> VirtualMachine:
+    """The machine and the VM of the options, image loaded. Raises the errors of its parts."""
+    machine = Machine(options.machine_memory, scatter_seed=options.scatter_seed)
+    name = Path(options.image).name
+    try:
+        vm = VirtualMachine(
+            machine,
+            memory=options.memory,
+            paging=options.paging,
+            name=name,
+            serial=console.write if console else None,
+        )
+        initrd: bytes | Path = b"" if options.initrd is None else options.initrd
+        vm.load(
+            image_path(options.image),
+            append=options.append,
+            initrd=initrd,
+            protocol=options.protocol,
+        )
+    except MachineMemoryExhausted as error:
+        raise UsageError(
+            f"--machine-memory {options.machine_memory} is too small to start {name}: {error}"
+        ) from error
+    return vm
+
+
+def death_report(vm: VirtualMachine) -> str:
+    """Registers, and the walks of RIP and CR2, of a VM that died."""
+    view = live_view(vm)
+    names = list(view.registers)
+    lines = [
+        "  ".join(f"{name:<6} {view.registers[name]:#018x}" for name in names[i : i + 3])
+        for i in range(0, len(names), 3)
+    ]
+    code = vm.processor.segment("cs")
+    lines.append(f"cs     {code.selector:#06x}  privilege level {vm.processor.privilege_level}")
+    for name in ("rip", "cr2"):
+        lines.append(f"--- walk of {name.upper()}")
+        try:
+            lines.append(render(map_address(view, view.registers[name])))
+        except ValueError as error:
+            lines.append(str(error))
+    return "\n".join(lines)
+
+
+def boot(
+    options: BootOptions,
+    *,
+    serial: str,
+    timeout: float | None,
+    check: bool,
+    stats: Path | None,
+    snapshot: Path | None,
+) -> int:
+    """Boot and run to the end; returns the exit status."""
+    for target in (stats, snapshot):
+        if target is not None and not target.absolute().parent.is_dir():
+            raise UsageError(f"{target}: the directory {target.absolute().parent} does not exist")
+    console = Console(serial)
+    vm = make_vm(options, console)
+    violations: list[Violation] = []
+    quanta = 0
+
+    def between_quanta(vm: VirtualMachine) -> None:
+        nonlocal quanta
+        quanta += 1
+        if typed := console.read():
+            vm.type(typed)
+        if check and quanta % _CHECK_EVERY == 0:
+            violations.extend(check_machine(vm.machine, [vm.vmm]))
+
+    vm.wakes_on_input = serial == "stdio" and os.isatty(0)
+    try:
+        with console.keys_unbuffered():
+            outcome = vm.run(timeout=timeout, on_quantum=between_quanta)
+    except KeyboardInterrupt:
+        vm.stop()
+        assert vm.outcome is not None
+        outcome = vm.outcome
+    if check:
+        violations.extend(check_machine(vm.machine, [vm.vmm]))
+    console.finish_line()
+    console.close()
+    statistics = vm_statistics(vm)
+    detail = f" ({outcome.detail})" if outcome.detail else ""
+    print(f"\n{vm.name}: {outcome.reason.value}{detail}", file=sys.stderr)
+    if outcome.reason in (EndReason.TRIPLE_FAULT, EndReason.ENGINE_ERROR, EndReason.HALTED):
+        print(death_report(vm), file=sys.stderr)
+    print(render_statistics(statistics), file=sys.stderr)
+    if stats is not None:
+        stats.write_text(json.dumps(as_json(statistics), indent=2) + "\n")
+    if snapshot is not None:
+        save_snapshot(vm, snapshot)
+    if check:
+        print(f"consistency    {len(violations)} violations", file=sys.stderr)
+        for violation in violations[:20]:
+            print(f"  {violation}", file=sys.stderr)
+    vm.power_off()
+    return 3 if violations and outcome.succeeded else outcome.exit_status

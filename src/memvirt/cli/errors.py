@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A user's mistake is one clear line and exit status 2, never a traceback."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+from memvirt.machine.memory import MachineMemoryExhausted
+from memvirt.observe.view import SnapshotError
+from memvirt.platform.boot.image import BootError
+from memvirt.scenario import ScenarioError
+from memvirt.size import SizeError
+from memvirt.virtual_machine import VirtualMachineError
+
+USAGE = 2
+_MISTAKES = (
+    BootError,
+    SizeError,
+    VirtualMachineError,
+    ScenarioError,
+    SnapshotError,
+    MachineMemoryExhausted,
+)
+
+
+class UsageError(Exception):
+    """A command line that cannot be carried out; the message is one line."""
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+    """Report a user's mistake inside the block and exit with status 2."""
+    try:
+        yield
+    except (*_MISTAKES, UsageError) as error:
+        print(f"memvirt: {error}", file=sys.stderr)
+        sys.exit(USAGE)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"memvirt: {error.filename}: {error.strerror}", file=sys.stderr)
+        sys.exit(USAGE)

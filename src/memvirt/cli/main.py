@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ``memvirt`` command."""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from memvirt import __version__
+from memvirt.observe.address_map import map_address, render
+from memvirt.observe.view import live_view, load_snapshot
+from memvirt.platform.boot.detect import Protocol
+from memvirt.scenario import BUNDLED_SCENARIO, load_scenario
+
+from .boot import BootOptions, boot, make_vm
+from .errors import UsageError, user_errors
+from .live import run_scenario
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help="Memory virtualization as a hypervisor does it, running real x86-64 guests.",
+)
+
+
+class Paging(str, Enum):
+    """The paging modes a user can choose."""
+
+    shadow = "shadow"
+    nested = "nested"
+    flat = "flat"
+
+
+Memory = Annotated[str, typer.Option(help="guest-physical memory of the VM")]
+MachineMemory = Annotated[str, typer.Option(help="machine memory of the host")]
+PagingOption = Annotated[
+    Paging, typer.Option(help="shadow or nested page tables; flat: no virtualization, to compare")
+]
+Append = Annotated[str, typer.Option(help="kernel command line")]
+Initrd = Annotated[Path | None, typer.Option(help="initial RAM disk")]
+ProtocolOption = Annotated[Protocol, typer.Option(help="boot protocol")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"memvirt {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command("boot")
+def boot_command(
+    image: Annotated[str, typer.Argument(help='kernel image, or "bundled"')],
+    memory: Memory = "64M",
+    machine_memory: MachineMemory = "256M",
+    paging: PagingOption = Paging.nested,
+    append: Append = "",
+    initrd: Initrd = None,
+    protocol: ProtocolOption = Protocol.AUTO,
+    serial: Annotated[str, typer.Option(help="stdio, or a file")] = "stdio",
+    timeout: Annotated[float | None, typer.Option(min=0.001, help="seconds of host time")] = None,
+    check: Annotated[bool, typer.Option("--check", help="audit the invariants as it runs")] = False,
+    stats: Annotated[Path | None, typer.Option(help="write statistics as JSON")] = None,
+    snapshot: Annotated[Path | None, typer.Option(help="write a snapshot at the end")] = None,
+) -> None:
+    """Boot one VM, with its serial console here.
+
+    Exit status: 0 the guest reports success, 1 it reports failure, 2 usage or bad input, 3 the VM
+    died, 124 timeout.
+    """
+    with user_errors():
+        options = BootOptions(
+            image, memory, machine_memory, paging.value, append, initrd, protocol
+        )
+        status = boot(
+            options, serial=serial, timeout=timeout, check=check, stats=stats, snapshot=snapshot
+        )
+    sys.exit(status)
+
+
+@app.command("run")
+def run_command(
+    scenario: Annotated[
+        Path | None, typer.Argument(help="scenario file (TOML); without one, the bundled scenario")
+    ] = None,
+) -> None:
+    """Run several VMs at once on one machine, their pages remapped under them.
+
+    Exit status: 0 only if every guest verified its memory.
+    """
+    with user_errors():
+        status = run_scenario(load_scenario(scenario or BUNDLED_SCENARIO))
+    sys.exit(status)
+
+
+@app.command("map")
+def map_command(
+    words: Annotated[
+        list[str], typer.Argument(metavar="[SNAPSHOT] ADDRESS", help="guest virtual address")
+    ],
+    boot_image: Annotated[
+        str | None, typer.Option("--boot", metavar="IMAGE", help="boot this instead of a snapshot")
+    ] = None,
+    run_for: Annotated[
+        float, typer.Option(min=0, help="with --boot: virtual seconds to run first")
+    ] = 0.1,
+    memory: Memory = "64M",
+    machine_memory: MachineMemory = "256M",
+    paging: PagingOption = Paging.nested,
+    append: Append = "",
+    initrd: Initrd = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON, for programs")] = False,
+) -> None:
+    """Show every step from a guest virtual address to the machine page behind it."""
+    with user_errors():
+        wanted = 1 if boot_image is not None else 2
+        if len(words) != wanted:
+            what = "ADDRESS" if wanted == 1 else "SNAPSHOT ADDRESS"
+            raise UsageError(f"map takes {what}, not {len(words)} arguments")
+        try:
+            gva = int(words[-1], 0)
+        except ValueError:
+            raise UsageError(f"{words[-1]} is no address; write for instance 0x100000") from None
+        if boot_image is None:
+            view = load_snapshot(words[0])
+        else:
+            vm = make_vm(
+                BootOptions(boot_image, memory, machine_memory, paging.value, append, initrd), None
+            )
+            while vm.outcome is None and vm.virtual_ns < run_for * 1e9:
+                vm.run_quantum(min(10_000_000, int(run_for * 1e9) - vm.virtual_ns + 1))
+            view = live_view(vm)
+        try:
+            result = map_address(view, gva)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        print(json.dumps(result.as_json(), indent=2) if as_json else render(result))
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
