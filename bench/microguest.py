@@ -38,19 +38,26 @@ def page_tables() -> bytes:
     return pml4 + pdpt + directory + leaves
 
 
-def stride_code(count: int, stride: int) -> bytes:
-    """Load one byte from ``count`` addresses ``stride`` apart, around the region; then exit."""
-    mask = REGION_PAGES * 4096 - 1
+def stride_code(sweeps: int, stride: int) -> bytes:
+    """``sweeps`` times: reload CR3, then load a byte from REGION_PAGES addresses ``stride``
+    apart. The reload empties the TLB, which would otherwise grow until nothing misses."""
     loop = (
         b"\x8a\x04\x3b"  # mov al, [rbx + rdi]
         + b"\x48\x81\xc7" + struct.pack("<i", stride)  # add rdi, stride
-        + b"\x48\x81\xe7" + struct.pack("<i", mask)  # and rdi, mask
         + b"\x48\xff\xc9"  # dec rcx
     )  # fmt: skip
+    inner = loop + b"\x75" + bytes([256 - len(loop) - 2])
+    outer = (
+        b"\x0f\x22\xda"  # mov cr3, rdx
+        + b"\xb9" + struct.pack("<I", REGION_PAGES)  # mov ecx, REGION_PAGES
+        + b"\x31\xff" + inner  # xor edi, edi
+        + b"\x48\xff\xce"  # dec rsi
+    )  # fmt: skip
     return (
-        b"\xb9" + struct.pack("<I", count)  # mov ecx, count
+        b"\xbe" + struct.pack("<I", sweeps)  # mov esi, sweeps
         + b"\xbb" + struct.pack("<I", REGION)  # mov ebx, REGION
-        + b"\x31\xff" + loop + b"\x75" + bytes([256 - len(loop) - 2])  # xor edi, edi; loop
+        + b"\x0f\x20\xda"  # mov rdx, cr3
+        + outer + b"\x75" + bytes([256 - len(outer) - 2])
         + b"\xb0\x10\xe6\xf4\xf4"  # mov al, 0x10; out 0xf4, al; hlt
     )  # fmt: skip
 
@@ -58,7 +65,7 @@ def stride_code(count: int, stride: int) -> bytes:
 def make(paging: PagingMode) -> VirtualMachine:
     """A VM with the tables in place and every page of the region touched."""
     vm = VirtualMachine(Machine("192M", scatter_seed=1), memory=MEMORY, paging=paging)
-    vm.load(stride_code(2 * REGION_PAGES, 4096), protocol=Protocol.FLAT)
+    vm.load(stride_code(2, 4096), protocol=Protocol.FLAT)
     vm.vmm.write_physical(TABLES, page_tables())
     vm.processor.set("cr3", TABLES)
     vm.run()

@@ -15,7 +15,8 @@ from memvirt import PagingMode, VirtualMachine
 from memvirt.mmu.control import CONTROL_RECORD
 from memvirt.mmu.native import load64, record_reference, store32, store64
 
-MISSES = 2_000_000
+SWEEPS = 100
+MISSES = SWEEPS * microguest.REGION_PAGES
 ROUNDS = 5
 control_at = record_reference(CONTROL_RECORD)
 
@@ -65,8 +66,8 @@ def use_bare_walk(vm: VirtualMachine) -> None:
 
 def nanoseconds_per_miss(vm: VirtualMachine) -> float:
     """The best of several rounds, less the same loop over a single page."""
-    hit = microguest.stride_code(MISSES, 0)
-    miss = microguest.stride_code(MISSES, 4096)
+    hit = microguest.stride_code(SWEEPS, 0)
+    miss = microguest.stride_code(SWEEPS, 4096)
     base = min(microguest.time_code(vm, hit).seconds for _ in range(ROUNDS))
     best = min(microguest.time_code(vm, miss).seconds for _ in range(ROUNDS))
     return (best - base) / MISSES * 1e9

@@ -74,9 +74,7 @@ class Host:
 
     def __init__(self, scenario: Scenario) -> None:
         self.scenario = scenario
-        self.machine = Machine(
-            scenario.machine.memory, scatter_seed=scenario.machine.scatter_seed
-        )
+        self.machine = Machine(scenario.machine.memory, scatter_seed=scenario.machine.scatter_seed)
         self.vms: list[VirtualMachine] = []
         self.violations: list[Violation] = []
         self._lock = threading.Lock()
@@ -90,9 +88,7 @@ class Host:
 
     def _add(self, options: VmOptions, number: int) -> None:
         name = options.name if options.count == 1 else f"{options.name}-{number + 1}"
-        vm = VirtualMachine(
-            self.machine, memory=options.memory, paging=options.paging, name=name
-        )
+        vm = VirtualMachine(self.machine, memory=options.memory, paging=options.paging, name=name)
         self.vms.append(vm)
         initrd = b"" if options.initrd is None else options.initrd
         vm.load(image_path(options.image), append=options.append, initrd=initrd)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A virtual machine: its VMM, its processor and its PC, put together and run.
 
-    from memvirt import Machine, VirtualMachine
+from memvirt import Machine, VirtualMachine
 
-    machine = Machine("256M", scatter_seed=1)
-    with VirtualMachine(machine, memory="64M", paging="nested") as vm:
-        vm.load("kernel.elf", append="workload=fill")
-        print(vm.run(timeout=60).reason)
+machine = Machine("256M", scatter_seed=1)
+with VirtualMachine(machine, memory="64M", paging="nested") as vm:
+    vm.load("kernel.elf", append="workload=fill")
+    print(vm.run(timeout=60).reason)
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -28,7 +28,7 @@ app = typer.Typer(
 )
 
 
-class Paging(str, Enum):
+class Paging(StrEnum):
     """The paging modes a user can choose."""
 
     shadow = "shadow"
@@ -82,9 +82,7 @@ def boot_command(
     died, 124 timeout.
     """
     with user_errors():
-        options = BootOptions(
-            image, memory, machine_memory, paging.value, append, initrd, protocol
-        )
+        options = BootOptions(image, memory, machine_memory, paging.value, append, initrd, protocol)
         status = boot(
             options, serial=serial, timeout=timeout, check=check, stats=stats, snapshot=snapshot
         )

@@ -31,15 +31,18 @@ _HIDDEN = {
     | (1 << 26)  # XSAVE: state the engine does not fully keep
     | (1 << 28)  # AVX
     | (1 << 30),  # RDRAND: not reproducible
-    (1, 0, "d"): (1 << 7) | (1 << 14)  # MCE, MCA
+    (1, 0, "d"): (1 << 7)
+    | (1 << 14)  # MCE, MCA
     | (1 << 11)  # SEP: sysenter
     | (1 << 12),  # MTRR
-    (7, 0, "b"): (1 << 4) | (1 << 11)  # HLE, RTM
+    (7, 0, "b"): (1 << 4)
+    | (1 << 11)  # HLE, RTM
     | (1 << 5)  # AVX2
     | (1 << 10)  # INVPCID
     | (1 << 14)  # MPX
     | (1 << 18),  # RDSEED
-    (7, 0, "c"): (1 << 3) | (1 << 4)  # PKU, OSPKE
+    (7, 0, "c"): (1 << 3)
+    | (1 << 4)  # PKU, OSPKE
     | (1 << 22),  # RDPID
     (0x80000001, 0, "c"): 1 << 2,  # SVM
     (0x80000001, 0, "d"): 1 << 27,  # RDTSCP: not interceptable with virtual time in TSC_AUX

@@ -27,7 +27,15 @@ from memvirt.mmu.native import (
 from . import registers as reg
 from .guest_memory import read_guest, write_guest
 
-VECTOR_UD, VECTOR_DF, VECTOR_TS, VECTOR_NP, VECTOR_SS, VECTOR_GP, VECTOR_PF = 6, 8, 10, 11, 12, 13, 14
+VECTOR_UD, VECTOR_DF, VECTOR_TS, VECTOR_NP, VECTOR_SS, VECTOR_GP, VECTOR_PF = (
+    6,
+    8,
+    10,
+    11,
+    12,
+    13,
+    14,
+)
 TRIPLE_FAULT = 16  # a status beside those of mmu.control
 
 _CS, _SS, _TR, _IDT, _GDT, _LDT = reg.CS, reg.SS, reg.TR, reg.IDTR, reg.GDTR, reg.LDTR
@@ -107,9 +115,7 @@ def _set_segment(vm: Any, at: int, selector: int, base: int, limit: int, flags: 
 
 
 @njit(nogil=True, cache=True)
-def set_code_segment(
-    vm: Any, selector: int, base: int, limit: int, flags: int, cpl: int
-) -> None:
+def set_code_segment(vm: Any, selector: int, base: int, limit: int, flags: int, cpl: int) -> None:
     """Load CS with a descriptor's content and set what the translator derives from it.
 
     ``flags`` is the descriptor's second word. Bit 21 (L) makes a 64-bit segment in long mode.

@@ -211,7 +211,7 @@ class Processor:
             self._word(_OFFSETS[name]).value = value
 
     def segment(self, name: str) -> SegmentState:
-        """A segment register or descriptor table register by lower-case name (cs, tr, gdtr, ...)."""
+        """A segment or descriptor table register by lower-case name (cs, tr, gdtr, ...)."""
         at = self.registers.base + _SEGMENT_OFFSETS[name]
         read = ctypes.c_uint32.from_address
         return SegmentState(

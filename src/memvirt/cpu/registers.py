@@ -11,6 +11,7 @@ refused with one clear error, never misread.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import struct
@@ -143,9 +144,7 @@ def locate_registers(engine: unicorn.Uc) -> RegisterFile:
         fault_address, error_code = _provoke(
             engine, memory, handle, base, msrs["kernel_gs_base"] - base
         )
-        return RegisterFile(
-            base=base, fault_address=fault_address, error_code=error_code, **msrs
-        )
+        return RegisterFile(base=base, fault_address=fault_address, error_code=error_code, **msrs)
     finally:
         os.close(memory)
 
@@ -198,10 +197,8 @@ def _provoke(
         blob_before = _peek(memory, handle, 8192)
     fault_address = handle + _offset(blob_before, struct.pack("<Q", absent), "the fault address")
     engine.reg_write(x86_const.UC_X86_REG_GDTR, (0, 0, 0, 0))
-    try:
+    with contextlib.suppress(unicorn.UcError):
         engine.emu_start(gpa + 9, 0)
-    except unicorn.UcError:
-        pass
     pattern = struct.pack("<Ii", selector, 0)  # error code, then "caused by an int instruction"
     state = _peek(memory, base, 0x8000)
     error_code = base + _offset(state, pattern, "the error code", after)

@@ -27,7 +27,6 @@ from memvirt.mmu.native import (
     call_c5,
     call_variadic2,
     call_variadic4,
-    load32,
     load64,
     store64,
 )
@@ -37,7 +36,6 @@ from memvirt.platform.pc import (
     pc_interrupt_pending,
     pc_next_deadline,
 )
-
 from memvirt.platform.ports import io_write
 
 from . import registers as reg

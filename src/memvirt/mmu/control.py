@@ -48,9 +48,11 @@ _WORDS = [
     # Paging mode; root MPN of the nested table, if nested.
     "paging", "nested_root", "nested_tables",
     # Shadow paging: current root and the mode it was built for; the pool of shadow pages.
-    "shadow_root", "shadow_root_index", "shadow_levels", "shadow_mode", "shadow_root_cr3", "shadow_capacity", "shadow_free_head",
+    "shadow_root", "shadow_root_index",
+    "shadow_levels", "shadow_mode", "shadow_root_cr3", "shadow_capacity", "shadow_free_head",
     "shadow_used", "shadow_pages_at", "shadow_copy_at", "rmap_next_at", "rmap_previous_at",
-    "shadow_parent_at",    "shadow_hash_at", "shadow_hash_mask", "unsynchronized_at", "unsynchronized_count",
+    "shadow_parent_at", "shadow_hash_at", "shadow_hash_mask", "unsynchronized_at",
+    "unsynchronized_count",
     "shadow_stale",
     # MMIO windows on the processor's physical bus, above machine memory.
     "lapic_window", "hole_window", "lapic_gpa",

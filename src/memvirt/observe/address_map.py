@@ -165,7 +165,13 @@ def _guest_steps(view: VmView, mode: int, gva: int) -> tuple[list[Step], int | N
 
 
 def _second_steps(
-    view: VmView, kind: str, root: int, levels: int, address: int, rights: int, names: dict[int, str]
+    view: VmView,
+    kind: str,
+    root: int,
+    levels: int,
+    address: int,
+    rights: int,
+    names: dict[int, str],
 ) -> list[Step]:
     """The entries of a table of ours for ``address``, down to the first absent one."""
     steps: list[Step] = []
@@ -270,7 +276,11 @@ def render(result: AddressMap) -> str:
     if result.gpa is not None:
         lines.append(
             f"guest physical   gPA {result.gpa:#014x}  PPN {result.ppn:#x}"
-            + (f"  page {result.page_bytes >> 10} KiB" if result.guest and result.page_bytes else "")
+            + (
+                f"  page {result.page_bytes >> 10} KiB"
+                if result.guest and result.page_bytes
+                else ""
+            )
         )
     if result.state is not None:
         where = "" if result.mpn is None else f" -> MPN {result.mpn:#x}"

@@ -33,7 +33,7 @@ class HeldPages:
         return len(self._pages)
 
     @property
-    def bytes(self) -> int:
+    def bytes_held(self) -> int:
         """Bytes of host memory the held pages take."""
         return sum(len(packed) for _, packed in self._pages.values())
 

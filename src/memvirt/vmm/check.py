@@ -62,9 +62,7 @@ def check_vm(vmm: VirtualMachineMonitor) -> list[Violation]:
     return found
 
 
-def check_machine(
-    machine: MachineMemory, vmms: Iterable[VirtualMachineMonitor]
-) -> list[Violation]:
+def check_machine(machine: MachineMemory, vmms: Iterable[VirtualMachineMonitor]) -> list[Violation]:
     """Violations in machine memory and in every VM on it. ``vmms`` must be all of them."""
     vmms = list(vmms)
     found: list[Violation] = []
@@ -213,9 +211,7 @@ def _check_references(
         yield Violation("I3", _frame(machine, mpn), str(machine.references[mpn]), str(mapped[mpn]))
 
 
-def _check_frames(
-    machine: MachineMemory, vmms: list[VirtualMachineMonitor]
-) -> Iterator[Violation]:
+def _check_frames(machine: MachineMemory, vmms: list[VirtualMachineMonitor]) -> Iterator[Violation]:
     free = machine._free[: machine._free_count]
     if np.unique(free).size != free.size:
         yield Violation("I4", "free list", "a frame twice", "every frame once")

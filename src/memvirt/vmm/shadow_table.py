@@ -130,7 +130,11 @@ def shadow_index(vm: Any, entry: int) -> int:
 def guest_entry_gpa(vm: Any, index: int, slot: int) -> int:
     """Guest-physical address of the guest entry behind a slot of a non-direct shadow page."""
     base = _field(vm, index, _PPN) << 12
-    mode, level, part = _field(vm, index, _MODE), _field(vm, index, _LEVEL), _field(vm, index, _PART)
+    mode, level, part = (
+        _field(vm, index, _MODE),
+        _field(vm, index, _LEVEL),
+        _field(vm, index, _PART),
+    )
     if mode == MODE_2LEVEL:
         if level == 2:
             return base + (part * 256 + (slot >> 1)) * 4
@@ -223,9 +227,7 @@ def _clear_table(vm: Any, index: int) -> None:
 
 
 @njit(nogil=True, cache=True)
-def new_shadow_page(
-    vm: Any, ppn: int, level: int, part: int, direct: int, mode: int
-) -> int:
+def new_shadow_page(vm: Any, ppn: int, level: int, part: int, direct: int, mode: int) -> int:
     """An empty shadow page with this key, its guest table traced; -1 if the pool is used up."""
     index = vm.shadow_free_head
     if index < 0:
