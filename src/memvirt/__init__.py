@@ -1,9 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """memvirt: memory virtualization as a hypervisor does it, running real x86-64 guests."""
 
-from memvirt.platform.boot.image import BootError
-from memvirt.virtual_machine import EndReason, Machine, Outcome, VirtualMachine
-from memvirt.vmm.monitor import PagingMode
+from memvirt.compiled_cache import use_compiled_cache
+
+use_compiled_cache()
+
+from memvirt.platform.boot.image import BootError  # noqa: E402
+from memvirt.virtual_machine import (  # noqa: E402
+    EndReason,
+    Machine,
+    Outcome,
+    VirtualMachine,
+)
+from memvirt.vmm.monitor import PagingMode  # noqa: E402
 
 __version__ = "0.1.0"
 

@@ -10,7 +10,7 @@
 #define LARGE_SIZE 0x200000
 #define WORDS_PER_PAGE 512
 
-/* System calls: number in RAX, arguments in RDI, RSI, RDX, R10, R8, result in RAX. `syscall` and
+/* System calls: number in RAX, arguments in RDI, RSI, RDX, R10, result in RAX. `syscall` and
  * `int $0x80` take the same ones. */
 #define CALL_EXIT 0            /* (status) */
 #define CALL_PRINT 1           /* (text, length) */
@@ -120,6 +120,7 @@ size_t strlen(const char *text);
 bool text_equal(const char *one, const char *other);
 
 /* %u %x (both u64), %s, %% only. Returns the length; always terminates `to`. */
+size_t format_line(char *to, size_t size, const char *format, ...);
 size_t format_list(char *to, size_t size, const char *format, va_list values);
 
 /* The content of word `index` under `seed`: cheap, and no two words of a pass look alike. */

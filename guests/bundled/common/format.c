@@ -53,3 +53,12 @@ size_t format_list(char *to, size_t size, const char *format, va_list values)
     *sink.at = 0;
     return (size_t)(sink.at - to);
 }
+
+size_t format_line(char *to, size_t size, const char *format, ...)
+{
+    va_list values;
+    va_start(values, format);
+    size_t length = format_list(to, size, format, values);
+    va_end(values);
+    return length;
+}

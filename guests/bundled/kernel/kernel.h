@@ -80,7 +80,7 @@ struct region {
     u64 start, end;
     u8 protection, flags;
 };
-#define REGION_COUNT 40
+#define REGION_COUNT 16
 struct process;
 void memory_initialize(void);
 bool memory_resolve(struct process *process, u64 address, u64 error);
@@ -146,7 +146,7 @@ struct process {
     u64 last_fault, repeated_faults;
     struct region regions[REGION_COUNT];
 };
-#define PROCESS_COUNT 64
+#define PROCESS_COUNT 128
 extern struct process processes[PROCESS_COUNT];
 extern struct process *current;
 void processes_initialize(void);
@@ -156,7 +156,7 @@ u64 process_run(u32 program, const u64 arguments[5]); /* start, collect */
 s64 process_fork(const struct frame *frame);
 _Noreturn void process_end(u64 status);
 void process_print(const char *text, u64 length);
-void process_killed(const struct frame *frame, u64 address);
+_Noreturn void process_killed(const struct frame *frame);
 void schedule(void);
 void block_until(bool (*condition)(struct process *), u64 value);
 

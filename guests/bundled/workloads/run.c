@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Find the workload by name, and what several of them need. */
+#include "workloads.h"
+
+#define RESERVE_PAGES 48 /* stacks, roots, tables beside the data's own */
+
+struct workload {
+    const char *name;
+    void (*run)(void);
+};
+
+static void workload_all(void);
+
+static const struct workload workloads[] = {
+    {"all", workload_all},
+    {"fill", workload_fill},
+    {"random", workload_random},
+    {"identical", workload_identical},
+    {"idle", workload_idle},
+    {"churn", workload_churn},
+    {"processes", workload_processes},
+    {"faults", workload_faults},
+    {"selfmod", workload_selfmod},
+    {"triple", workload_triple},
+    {"panic", workload_panic},
+    {"spin", workload_spin},
+};
+
+/* That share of all memory, or what is left of it. */
+u64 pages_of_percent(u64 percent)
+{
+    u64 wanted = pages_total() * percent / 100, left = pages_free();
+    u64 reserve = RESERVE_PAGES + wanted / 256;
+    u64 most = left > reserve ? left - reserve : 1;
+    return wanted > most ? most : wanted ? wanted : 1;
+}
+
+/* A rough answer that depends on the size of memory alone: the ends of ranges are not counted. */
+bool large_pages_fit(u64 blocks)
+{
+    return pages_free() >= (blocks + 2) * 512 + RESERVE_PAGES;
+}
+
+/* One process alone; its lines come out as they are written. */
+void run_program(u32 program, const u64 arguments[5])
+{
+    u64 status = process_run(program, arguments);
+    if (status)
+        fail("a process did not exit well", program, 0, status);
+}
+
+/* No page may be lost between two workloads. */
+static void run_checked(const struct workload *workload)
+{
+    u64 before = pages_free();
+    workload->run();
+    if (pages_free() != before)
+        fail("pages leaked by a workload", 0, before, pages_free());
+}
+
+static void workload_all(void)
+{
+    static const char *const names[] = {"fill",   "random", "identical", "processes",
+                                        "churn",  "faults", "selfmod",   "idle"};
+    for (u32 i = 0; i < sizeof(names) / sizeof(names[0]); i++)
+        for (u32 j = 0; j < sizeof(workloads) / sizeof(workloads[0]); j++)
+            if (text_equal(names[i], workloads[j].name))
+                run_checked(&workloads[j]);
+}
+
+void run_workload(void)
+{
+    char name[32];
+    option_text("workload", "all", name, sizeof(name));
+    print("workload %s", name);
+    for (u32 i = 0; i < sizeof(workloads) / sizeof(workloads[0]); i++) {
+        if (text_equal(name, workloads[i].name)) {
+            run_checked(&workloads[i]);
+            return;
+        }
+    }
+    fail("no such workload", 0, 0, 0);
+}

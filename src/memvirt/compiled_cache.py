@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where compiled kernels are kept between runs: one folder for each state of the sources.
+
+Numba notices a change of the file a function is in, but not of the functions it calls, which are
+compiled into it. So the cache is keyed by a digest of all of memvirt's sources. It lies in the
+user's cache folder (``XDG_CACHE_HOME``), unless ``NUMBA_CACHE_DIR`` says otherwise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+import numba
+
+_KEPT = 4  # folders of other source states: another checkout may still use them
+
+
+def _digest() -> str:
+    state = hashlib.sha256(numba.__version__.encode())
+    root = Path(__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        state.update(str(path.relative_to(root)).encode())
+        state.update(path.read_bytes())
+    return state.hexdigest()[:16]
+
+
+def use_compiled_cache() -> None:
+    """Point Numba at the cache for these sources. Call before any kernel is defined."""
+    if os.environ.get("NUMBA_CACHE_DIR"):
+        return
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "memvirt"
+    folder = base / _digest()
+    try:
+        if not folder.exists():
+            folder.mkdir(parents=True)
+            others = sorted(base.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+            for old in [path for path in others if path != folder][_KEPT:]:
+                shutil.rmtree(old, ignore_errors=True)
+    except OSError:
+        return  # no place for a cache: Numba falls back on its own choice
+    numba.config.CACHE_DIR = str(folder)

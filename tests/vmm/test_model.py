@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The VMM against a dictionary: any order of guest accesses, table edits, and remappings.
+
+After each step every invariant holds (the checker) and every page reads as it was last written.
+"""
+
+from __future__ import annotations
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from memvirt.vmm.check import check_machine
+from memvirt.vmm.monitor import PagingMode
+from memvirt.vmm.pmap import PageState
+
+from .driver import ACCESSED, DIRTY, PRESENT, USER, WRITABLE, Driver, PageFault
+
+PAGES = 20
+FIRST_DATA = 8
+ppns = st.integers(FIRST_DATA, PAGES - 1)
+any_ppns = st.integers(0, PAGES - 1)
+virtual_pages = st.sampled_from([0, 1, 2, 511, 512])
+words = st.integers(0, (1 << 64) - 1) | st.integers(0, 3)
+slots = st.integers(0, 3)
+
+
+class VmmModel(RuleBasedStateMachine):
+    paging = PagingMode.SHADOW
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.driver = Driver(self.paging, pages=PAGES, frames=400)
+        self.mapping: dict[int, tuple[int, bool]] = {}
+        self.content: dict[tuple[int, int], int] = {}
+
+    # What the guest does -----------------------------------------------------------------------
+
+    @rule(page=virtual_pages, ppn=ppns, writable=st.booleans())
+    def map_page(self, page: int, ppn: int, writable: bool) -> None:
+        flags = PRESENT | USER | (WRITABLE if writable else 0)
+        self.driver.set_entry(page, (ppn << 12) | flags)
+        self.mapping[page] = (ppn, writable)
+
+    @rule(page=virtual_pages)
+    def unmap_page(self, page: int) -> None:
+        self.driver.set_entry(page, 0)
+        self.mapping.pop(page, None)
+
+    @rule(page=virtual_pages)
+    def clear_accessed_and_dirty(self, page: int) -> None:
+        self.driver.set_entry(page, self.driver.entry(page) & ~(ACCESSED | DIRTY))
+
+    @rule(page=virtual_pages, slot=slots, value=words)
+    def write(self, page: int, slot: int, value: int) -> None:
+        expected = self.mapping.get(page)
+        try:
+            self.driver.write((page << 12) + slot * 8, value)
+        except PageFault as fault:
+            assert expected is None or not expected[1]
+            assert fault.error == (2 if expected is None else 3)
+            return
+        assert expected is not None
+        assert expected[1]
+        self.content[expected[0], slot] = value
+        assert self.driver.entry(page) & (ACCESSED | DIRTY) == ACCESSED | DIRTY
+
+    @rule(page=virtual_pages, slot=slots)
+    def read(self, page: int, slot: int) -> None:
+        expected = self.mapping.get(page)
+        try:
+            value = self.driver.read((page << 12) + slot * 8)
+        except PageFault as fault:
+            assert expected is None
+            assert fault.error == 0
+            return
+        assert expected is not None
+        assert value == self.content.get((expected[0], slot), 0)
+        assert self.driver.entry(page) & ACCESSED
+
+    @rule(number=st.integers(0, 1))
+    def load_root(self, number: int) -> None:
+        self.driver.load_root(number)
+
+    # What the host does ------------------------------------------------------------------------
+
+    @rule(pages=st.sets(any_ppns, max_size=12))
+    def move(self, pages: set[int]) -> None:
+        vmm = self.driver.vmm
+        private = sum(vmm.pmap.state_of(ppn) is PageState.PRIVATE for ppn in pages)
+        assert vmm.move(sorted(pages)) == private
+
+    @rule(pages=st.sets(any_ppns, max_size=12))
+    def unmap(self, pages: set[int]) -> None:
+        self.driver.vmm.unmap(sorted(pages))
+        for ppn in pages:
+            assert self.driver.vmm.pmap.state_of(ppn) in (PageState.UNMAPPED, PageState.SWAPPED)
+
+    @rule(first=any_ppns, second=any_ppns)
+    def share(self, first: int, second: int) -> None:
+        vmm = self.driver.vmm
+        if vmm.pmap.state_of(first) is PageState.PRIVATE:
+            mpn = vmm.make_shared(first)
+        elif vmm.pmap.state_of(first) is PageState.SHARED:
+            mpn = int(vmm.pmap.frame[first])
+        else:
+            return
+        equal = vmm.read_page(first) == vmm.read_page(second)
+        private = vmm.pmap.state_of(second) is PageState.PRIVATE
+        assert vmm.share(second, mpn) == (equal and private)
+
+    @rule(ppn=any_ppns, write=st.booleans())
+    def bring_back(self, ppn: int, write: bool) -> None:
+        self.driver.vmm.bring_back(ppn, write=write)
+
+    # What always holds -------------------------------------------------------------------------
+
+    @invariant()
+    def consistent(self) -> None:
+        assert check_machine(self.driver.machine, [self.driver.vmm]) == []
+
+    @invariant()
+    def content_is_what_was_written(self) -> None:
+        for (ppn, slot), value in self.content.items():
+            raw = self.driver.vmm.read_physical((ppn << 12) + slot * 8, 8)
+            assert int.from_bytes(raw, "little") == value
+
+    @precondition(lambda self: self.paging is PagingMode.SHADOW)
+    @rule()
+    def zap(self) -> None:
+        from memvirt.vmm.shadow_table import zap_all  # noqa: PLC0415
+
+        zap_all(self.driver.block)
+
+    def teardown(self) -> None:
+        self.driver.vmm.power_off()
+        assert self.driver.machine.free_frames == self.driver.machine.frames
+
+
+class NestedModel(VmmModel):
+    paging = PagingMode.NESTED
+
+
+TestShadowModel = VmmModel.TestCase
+TestNestedModel = NestedModel.TestCase
+for case in (TestShadowModel, TestNestedModel):
+    case.settings = settings(
+        max_examples=60,
+        stateful_step_count=50,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
