@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""EPT walks and two-dimensional walks against the model."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from memvirt.machine.memory import FrameKind, MachineMemory
+from memvirt.mmu import control
+from memvirt.mmu.entry import EPT_MISCONFIGURATION
+from memvirt.mmu.guest_walk import guest_walk
+from memvirt.mmu.second_level import MISS, ept_walk
+from memvirt.vmm.monitor import PagingMode, VirtualMachineMonitor
+from memvirt.vmm.nested import nested_access
+
+from . import oracle
+
+PAGES = 32
+RIGHT = {control.READ: 1, control.WRITE: 2, control.FETCH: 4}
+
+
+class ThroughEpt:
+    """Guest-physical memory as the model sees it: each read is an EPT walk first."""
+
+    class Violation(Exception):
+        pass
+
+    def __init__(self, machine: MachineMemory, root: int) -> None:
+        self.memory = bytearray(machine.content.tobytes())
+        self.root = root
+        self.reads = 0
+
+    def translate(self, gpa: int, right: int) -> int:
+        kind, value, reads = oracle.ept(self.memory, self.root, gpa, right, 40)
+        self.reads += reads
+        if kind != "ok":
+            raise self.Violation(gpa, kind)
+        return value
+
+    def __getitem__(self, where: slice) -> bytes:
+        address = self.translate(where.start, 1)
+        return bytes(self.memory[address : address + where.stop - where.start])
+
+
+def _ept_entry(rng: random.Random, frame: int, leaf: bool) -> int:
+    entry = frame << 12 | rng.choice((7, 7, 7, 7, 5, 3, 1)) | (0x30 if leaf else 0)
+    if rng.random() < 0.06:
+        entry ^= 1 << rng.randrange(52)
+    return 0 if rng.random() < 0.05 else entry
+
+
+def _random_machine(rng: random.Random) -> tuple[VirtualMachineMonitor, int]:
+    """A VM with a random EPT over scattered frames, and random guest tables."""
+    machine = MachineMemory(256)
+    vmm = VirtualMachineMonitor(machine, PAGES, PagingMode.NESTED)
+    frames = rng.sample(range(100, 200), PAGES)
+    tables = [int(mpn) for mpn in machine.allocate(4, kind=FrameKind.NESTED)]
+    words = machine.content.view(np.uint64).reshape(-1, 512)
+    for level, table in enumerate(tables[:3]):
+        words[table, 0] = _ept_entry(rng, tables[level + 1], False)
+    for ppn, frame in enumerate(frames):
+        words[tables[3], ppn] = _ept_entry(rng, frame, True)
+    for frame in frames:
+        for slot in range(2):
+            words[frame, slot] = rng.randrange(PAGES) << 12 | rng.choice((0x7, 0x67, 0x3, 0x63, 0))
+    vmm.control.nested_root = tables[0]
+    block = vmm.control
+    block.cr0, block.cr4, block.efer, block.cr3 = 0x80010001, 0x20, 0xD00, rng.randrange(8) << 12
+    return vmm, tables[0] << 12
+
+
+def test_random_two_dimensional_walks() -> None:
+    rng = random.Random(24)
+    outcomes = {"ok": 0, "fault": 0, "violation": 0}
+    for _ in range(400):
+        vmm, root = _random_machine(rng)
+        model_memory = ThroughEpt(vmm.machine, root)
+        cpu = oracle.Cpu(cr3=int(vmm.control.cr3))
+        access = rng.choice(("read", "fetch"))
+        gva = rng.choice((0, 0x1000, 0x200000, 0x40000000)) + rng.randrange(4096)
+        vmm.control.walk_references = 0
+        status = guest_walk(vmm.control_block[0], gva, {"read": 0, "fetch": 2}[access], False)
+        try:
+            expected = oracle.walk(model_memory, cpu, access, gva)  # type: ignore[arg-type]
+        except ThroughEpt.Violation as violation:
+            outcomes["violation"] += 1
+            assert status == control.NEED_PAGE
+            assert vmm.control.violation_gpa == violation.args[0]
+            wrong = bool(vmm.control.violation_qualification & EPT_MISCONFIGURATION)
+            assert wrong == (violation.args[1] == "misconfiguration")
+            continue
+        if expected.error is not None:
+            outcomes["fault"] += 1
+            assert status == control.TRUE_FAULT
+            assert vmm.control.fault_error == expected.error
+        else:
+            outcomes["ok"] += 1
+            assert status == control.OK
+            assert vmm.control.walk_gpa == expected.gpa
+        assert vmm.control.walk_references == expected.reads + model_memory.reads
+    assert min(outcomes.values()) > 40, outcomes
+
+
+@pytest.mark.parametrize("kind", RIGHT)
+def test_random_ept_walks(kind: int) -> None:
+    rng = random.Random(kind)
+    seen = set()
+    for _ in range(300):
+        vmm, root = _random_machine(rng)
+        memory = bytearray(vmm.machine.content.tobytes())
+        gpa = rng.randrange(PAGES << 12)
+        vmm.control.walk_references = 0
+        address = ept_walk(vmm.control_block[0], gpa, kind)
+        outcome, value, reads = oracle.ept(memory, root, gpa, RIGHT[kind], 40)
+        seen.add(outcome)
+        assert vmm.control.walk_references == reads
+        if outcome == "ok":
+            assert address == value
+        else:
+            assert address == MISS
+            assert vmm.control.violation_level == value
+    assert seen == {"ok", "violation", "misconfiguration"}
+
+
+def test_a_cold_four_on_four_walk_is_24_references() -> None:
+    machine = MachineMemory(512, scatter_seed=1)
+    vmm = VirtualMachineMonitor(machine, PAGES, PagingMode.NESTED)
+    for level in range(4):
+        vmm.write_physical(level << 12, ((level + 1) << 12 | 7).to_bytes(8, "little"))
+    block = vmm.control
+    block.cr0, block.cr4, block.efer, block.cr3 = 0x80010001, 0x20, 0xD00, 0
+    assert nested_access(vmm.control_block[0], 0, control.READ) == control.OK
+    block.walk_references = 0
+    assert nested_access(vmm.control_block[0], 0, control.READ) == control.OK
+    assert block.walk_references == 24
