@@ -54,6 +54,7 @@ void large_break(u64 physical); /* now 512 pages with one reference each */
 u32 page_references(u64 physical);
 u64 pages_free(void);
 u64 pages_total(void);
+u64 blocks_assured(void); /* 2 MiB blocks to be had whenever nothing runs */
 
 /* paging.c: tables and entries */
 #define ENTRY_PRESENT 0x1u

@@ -2,31 +2,78 @@
 /*
  * The page allocator.
  *
- * One u32 per page: its references while it is allocated, the number of the next free page while
- * it is on the free list. Pages that were never given out are on no list: a cursor walks up
- * through the ranges, so that neither a free page nor its u32 is touched before it is needed.
- * 2 MiB blocks come from the top of the highest range, downwards; blocks that were broken into
- * pages are put together again when there is no other. The free lists are last in,
- * first out: what was a page table a moment ago is the next data page.
+ * One u32 per page: its references while it is allocated; FREE_PAGE and the number of the next
+ * page while it is on a free list. Pages that were never given out are on no list: a cursor walks
+ * up through the ranges, so that neither a free page nor its u32 is touched before it is needed.
+ *
+ * 2 MiB blocks are carved off the top of the highest range, downwards; all that lies above the
+ * lowest block is the zone. A quarter of memory is carved at the start. Pages of the zone are given
+ * out last, and blocks broken into pages are put together again, so that the number of blocks to be
+ * had from otherwise idle memory does not depend on what ran before.
+ *
+ * The free lists are last in, first out: what was a page table a moment ago is the next data page.
  */
 #include "kernel.h"
 
 #define LARGE_PAGES 512
 #define NO_PAGE 0
-#define FREE_PAGE 0x80000000u /* in `references`: on the free list, the rest is the next page */
-#define BROKEN_COUNT 512
+#define FREE_PAGE 0x80000000u
 
-static u32 *references; /* by page number; physical pages 0 .. highest */
-static struct memory_range ranges[16];
+static u32 *references; /* by page number */
+static struct memory_range whole[16], ranges[16]; /* at the start; what was never given out */
 static u32 range_count, cursor_range;
-static u64 highest_page, free_count, total_count;
-static u32 free_pages = NO_PAGE, free_blocks = NO_PAGE;
-static u64 broken[BROKEN_COUNT]; /* 2 MiB blocks in use as pages; 0 = unused place */
+static u64 highest_page, free_count, total_count, zone_count;
+static u64 zone_start = ~0ull;
+static u32 free_pages = NO_PAGE, free_zone_pages = NO_PAGE, free_blocks = NO_PAGE;
 
 u64 physical_metadata_bytes(void)
 {
     u64 top = boot_info.ranges[boot_info.range_count - 1].end;
     return ((top / PAGE_SIZE) * sizeof(u32) + PAGE_SIZE - 1) & ~(u64)(PAGE_SIZE - 1);
+}
+
+static void push_page(u64 physical)
+{
+    u32 *list = physical >= zone_start ? &free_zone_pages : &free_pages;
+    references[physical / PAGE_SIZE] = FREE_PAGE | *list;
+    *list = (u32)(physical / PAGE_SIZE);
+}
+
+static u64 pop_page(u32 *list)
+{
+    u64 page = *list;
+    *list = references[page] & ~FREE_PAGE;
+    return page * PAGE_SIZE;
+}
+
+/* `references` of a free block's first page: the next free block, without FREE_PAGE. */
+static void push_block(u64 block)
+{
+    references[block / PAGE_SIZE] = free_blocks;
+    free_blocks = (u32)(block / PAGE_SIZE);
+}
+
+static u64 pop_block(void)
+{
+    u64 block = free_blocks;
+    free_blocks = references[block];
+    return block * PAGE_SIZE;
+}
+
+/* A block that was never given out, or 0. */
+static u64 carve_block(void)
+{
+    for (u32 i = range_count; i-- > cursor_range;) {
+        u64 top = ranges[i].end & ~(u64)(LARGE_SIZE - 1);
+        if (top < ranges[i].start + LARGE_SIZE)
+            continue;
+        u64 end = ranges[i].end;
+        zone_start = ranges[i].end = top - LARGE_SIZE;
+        for (u64 page = top; page < end; page += PAGE_SIZE)
+            push_page(page); /* the unaligned tail */
+        return zone_start;
+    }
+    return 0;
 }
 
 /* Everything below `metadata_start` + the array is in use, back to 1 MiB. */
@@ -43,65 +90,14 @@ void physical_initialize(u64 metadata_start)
         if (range.start >= range.end)
             continue;
         free_count += (range.end - range.start) / PAGE_SIZE;
-        ranges[range_count++] = range;
+        whole[range_count] = ranges[range_count] = range;
+        range_count++;
     }
-}
-
-static void push_page(u64 physical)
-{
-    references[physical / PAGE_SIZE] = FREE_PAGE | free_pages;
-    free_pages = (u32)(physical / PAGE_SIZE);
-}
-
-static void remember_broken(u64 block)
-{
-    for (u32 i = 0; i < BROKEN_COUNT; i++) {
-        if (broken[i] == 0) {
-            broken[i] = block;
-            return;
-        }
+    u64 block;
+    while (zone_count < total_count / 4 / LARGE_PAGES && (block = carve_block())) {
+        push_block(block);
+        zone_count++;
     }
-}
-
-static bool is_all_free(u64 block)
-{
-    for (u64 i = 0; i < LARGE_PAGES; i++)
-        if (!(references[block / PAGE_SIZE + i] & FREE_PAGE))
-            return false;
-    return true;
-}
-
-/* Take the pages of `block`, all free, off the free list. */
-static void unlink_block(u64 block)
-{
-    u32 first = (u32)(block / PAGE_SIZE), kept = NO_PAGE, next;
-    u32 head = NO_PAGE;
-    for (u32 page = free_pages; page != NO_PAGE; page = next) {
-        next = references[page] & ~FREE_PAGE;
-        if (page >= first && page < first + LARGE_PAGES)
-            continue;
-        if (kept == NO_PAGE)
-            head = page;
-        else
-            references[kept] = FREE_PAGE | page;
-        kept = page;
-    }
-    if (kept != NO_PAGE)
-        references[kept] = FREE_PAGE | NO_PAGE;
-    free_pages = head;
-}
-
-static u64 mend_block(void)
-{
-    for (u32 i = 0; i < BROKEN_COUNT; i++) {
-        u64 block = broken[i];
-        if (block && is_all_free(block)) {
-            unlink_block(block);
-            broken[i] = 0;
-            return block;
-        }
-    }
-    return 0;
 }
 
 /* Give pages that were never allocated to the free list. */
@@ -113,29 +109,68 @@ void physical_adopt(u64 start, u64 end)
     }
 }
 
+static bool is_all_free(u64 block)
+{
+    for (u64 i = 0; i < LARGE_PAGES; i++)
+        if (!(references[block / PAGE_SIZE + i] & FREE_PAGE))
+            return false;
+    return true;
+}
+
+/* Take the pages of `block`, all free, off the zone's list. */
+static void unlink_block(u64 block)
+{
+    u32 first = (u32)(block / PAGE_SIZE), kept = NO_PAGE, head = NO_PAGE, next;
+    for (u32 page = free_zone_pages; page != NO_PAGE; page = next) {
+        next = references[page] & ~FREE_PAGE;
+        if (page >= first && page < first + LARGE_PAGES)
+            continue;
+        if (kept == NO_PAGE)
+            head = page;
+        else
+            references[kept] = FREE_PAGE | page;
+        kept = page;
+    }
+    if (kept != NO_PAGE)
+        references[kept] = FREE_PAGE | NO_PAGE;
+    free_zone_pages = head;
+}
+
+/* A block of the zone whose pages have all come back, or 0. */
+static u64 mend_block(void)
+{
+    for (u32 i = 0; i < range_count; i++) {
+        u64 start = whole[i].start > zone_start ? whole[i].start : zone_start;
+        start = (start + LARGE_SIZE - 1) & ~(u64)(LARGE_SIZE - 1);
+        if (start < ranges[i].end)
+            start = ranges[i].end; /* below it was nothing carved, and it is aligned if it moved */
+        for (; start + LARGE_SIZE <= whole[i].end; start += LARGE_SIZE) {
+            if (start % LARGE_SIZE == 0 && is_all_free(start)) {
+                unlink_block(start);
+                return start;
+            }
+        }
+    }
+    return 0;
+}
+
 u64 large_allocate(void)
 {
-    u64 block = 0;
-    if (free_blocks != NO_PAGE) {
-        block = (u64)free_blocks * PAGE_SIZE;
-        free_blocks = references[free_blocks];
-    }
-    for (u32 i = range_count; !block && i-- > cursor_range;) {
-        u64 top = ranges[i].end & ~(u64)(LARGE_SIZE - 1);
-        if (top < ranges[i].start + LARGE_SIZE)
-            continue;
-        for (u64 page = top; page < ranges[i].end; page += PAGE_SIZE)
-            push_page(page); /* the unaligned tail */
-        block = top - LARGE_SIZE;
-        ranges[i].end = block;
-    }
+    u64 block = free_blocks != NO_PAGE ? pop_block() : mend_block();
     if (!block)
-        block = mend_block();
+        block = carve_block();
     if (block) {
         references[block / PAGE_SIZE] = 1;
         free_count -= LARGE_PAGES;
     }
     return block;
+}
+
+static void break_free_block(void)
+{
+    u64 block = pop_block();
+    for (u64 i = LARGE_PAGES; i-- > 0;)
+        push_page(block + i * PAGE_SIZE);
 }
 
 u64 page_allocate(void)
@@ -144,20 +179,16 @@ u64 page_allocate(void)
     while (cursor_range < range_count && ranges[cursor_range].start >= ranges[cursor_range].end)
         cursor_range++;
     if (free_pages != NO_PAGE) {
-        page = (u64)free_pages * PAGE_SIZE;
-        free_pages = references[free_pages] & ~FREE_PAGE;
+        page = pop_page(&free_pages);
     } else if (cursor_range < range_count) {
         page = ranges[cursor_range].start;
         ranges[cursor_range].start += PAGE_SIZE;
-    } else if (free_blocks != NO_PAGE) {
-        u64 block = (u64)free_blocks * PAGE_SIZE;
-        free_blocks = references[free_blocks];
-        for (u64 i = LARGE_PAGES; i-- > 1;)
-            push_page(block + i * PAGE_SIZE);
-        remember_broken(block);
-        page = block;
     } else {
-        return 0;
+        if (free_zone_pages == NO_PAGE && free_blocks != NO_PAGE)
+            break_free_block();
+        if (free_zone_pages == NO_PAGE)
+            return 0;
+        page = pop_page(&free_zone_pages);
     }
     references[page / PAGE_SIZE] = 1;
     free_count--;
@@ -197,8 +228,7 @@ void large_release(u64 physical)
     ASSERT(physical && physical % LARGE_SIZE == 0);
     ASSERT(references[physical / PAGE_SIZE] - 1 < FREE_PAGE - 1);
     if (--references[physical / PAGE_SIZE] == 0) {
-        references[physical / PAGE_SIZE] = free_blocks;
-        free_blocks = (u32)(physical / PAGE_SIZE);
+        push_block(physical);
         free_count += LARGE_PAGES;
     }
 }
@@ -208,12 +238,17 @@ void large_break(u64 physical)
     ASSERT(references[physical / PAGE_SIZE] == 1);
     for (u64 i = 0; i < LARGE_PAGES; i++)
         references[physical / PAGE_SIZE + i] = 1;
-    remember_broken(physical);
 }
 
 u64 pages_free(void)
 {
     return free_count;
+}
+
+/* Blocks to be had whenever nothing runs. */
+u64 blocks_assured(void)
+{
+    return zone_count;
 }
 
 u64 pages_total(void)

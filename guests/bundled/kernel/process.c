@@ -169,7 +169,7 @@ u64 process_run(u32 program, const u64 arguments[5])
     return process_collect(process_start(program, arguments, true));
 }
 
-/* Lines of processes that run side by side are kept, so that their order does not depend on time. */
+/* Lines of processes that run side by side are kept: their order must not depend on time. */
 void process_print(const char *text, u64 length)
 {
     if (current->direct_print) {
@@ -188,7 +188,7 @@ void process_print(const char *text, u64 length)
     current->log_length += (u32)length;
 }
 
-/* The address of the fault may be anywhere, RIP is in an image that any edit moves: print neither. */
+/* The address may be anywhere, and RIP moves with every edit of the image: print neither. */
 void process_killed(const struct frame *frame)
 {
     char line[96];

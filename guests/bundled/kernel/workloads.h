@@ -7,7 +7,6 @@
 
 void run_workload(void);
 u64 pages_of_percent(u64 percent);
-bool large_pages_fit(u64 blocks);
 void run_program(u32 program, const u64 arguments[5]);
 void workload_fill(void);
 void workload_random(void);

@@ -184,7 +184,7 @@ void workload_faults(void)
     reserved_bit();
     user_page();
     double_fault();
-    u64 arguments[5] = {large_pages_fit(1), option_number("step", 1), (u64)text_start,
+    u64 arguments[5] = {blocks_assured() >= 1, option_number("step", 1), (u64)text_start,
                         strict};
     run_program(PROGRAM_FAULTS, arguments);
     trespassers();

@@ -60,7 +60,7 @@ void workload_processes(void)
 void workload_churn(void)
 {
     u64 arguments[5] = {option_number("seed", 0x5eed), option_number("rounds", 40),
-                        large_pages_fit(4)};
+                        blocks_assured() >= 4};
     run_program(PROGRAM_CHURN, arguments);
 }
 

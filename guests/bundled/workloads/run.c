@@ -35,12 +35,6 @@ u64 pages_of_percent(u64 percent)
     return wanted > most ? most : wanted ? wanted : 1;
 }
 
-/* A rough answer that depends on the size of memory alone: the ends of ranges are not counted. */
-bool large_pages_fit(u64 blocks)
-{
-    return pages_free() >= (blocks + 2) * 512 + RESERVE_PAGES;
-}
-
 /* One process alone; its lines come out as they are written. */
 void run_program(u32 program, const u64 arguments[5])
 {

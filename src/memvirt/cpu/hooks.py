@@ -47,6 +47,26 @@ def interrupts_enabled(vm: Any) -> bool:
     return load32(vm.registers_at + _HFLAGS) & reg.HF_INHIBIT_IRQ == 0
 
 
+@njit(nogil=True, cache=True)
+def note_large_page(vm: Any, gva: int, size: int) -> None:
+    """Tell the engine's TLB that a page it caches is part of a large one.
+
+    ``invlpg`` of any address in a large page must drop all of it (SDM vol. 3A section 4.10.4.1),
+    but our fills are of 4 KiB. The range kept is the smallest aligned one over all large pages.
+    """
+    for index in range(reg.MMU_INDEXES):
+        record = vm.large_pages_at + index * reg.TLB_RECORD_BYTES
+        address, mask = load64(record), -size
+        if address == -1:
+            address = gva
+        else:
+            mask &= load64(record + 8)
+            while (address ^ gva) & mask != 0:
+                mask <<= 1
+        store64(record, address & mask)
+        store64(record + 8, mask)
+
+
 @cfunc("boolean(int64, int64, int32, int64, int64)", cache=True)
 def on_tlb_fill(engine: int, page: int, kind: int, entry: int, user: int) -> bool:
     """``UC_HOOK_TLB_FILL``: ``entry`` is {uint64 paddr; int32 perms}."""
@@ -59,6 +79,8 @@ def on_tlb_fill(engine: int, page: int, kind: int, entry: int, user: int) -> boo
     access = WRITE if kind == _UC_WRITE else (FETCH if kind == _UC_FETCH else READ)
     status = fill(vm, page, access)
     if status == OK:
+        if vm.out_large_page:
+            note_large_page(vm, page, vm.out_large_page)
         store64(entry, vm.out_machine_address & ~0xFFF)
         store32(entry + 8, vm.out_permissions)
         return True
@@ -89,6 +111,7 @@ def on_exception(engine: int, vector: int, user: int) -> None:
     vm.stop_vector = vector
     vm.event_error = load32(vm.error_code_at)
     vm.event_is_software = load32(vm.error_code_at + 4) != 0
+    store32(vm.error_code_at + reg.EXCEPTION_IN_FLIGHT, reg.NO_EXCEPTION)
     call_c1(vm.emu_stop_at, (engine,))
 
 

@@ -104,6 +104,7 @@ class Processor:
         """Find the register file and CPUID answers on this engine before it is used."""
         self.cpuid = cpuid_table(self.engine)
         self.engine.ctl_set_tlb_mode(_UC_CTL_TLB_VIRTUAL)
+        self._check(_library.uc_ctl(self._handle, _TLB_FLUSH), "flushing translations")
         self.registers = reg.locate_registers(self.engine)
         self.engine.ctl_set_tlb_mode(uc_const.UC_TLB_CPU)
         self._check(_library.uc_ctl(self._handle, _TLB_FLUSH), "flushing translations")
@@ -144,6 +145,7 @@ class Processor:
         self._scratch = np.zeros(64, np.int64)
         block.engine = int(ctypes.cast(self._handle, ctypes.c_void_p).value or 0)
         block.registers_at = registers.base
+        block.large_pages_at = registers.large_pages
         block.fault_address_at = registers.fault_address
         block.error_code_at = registers.error_code
         block.star_at, block.lstar_at = registers.star, registers.lstar

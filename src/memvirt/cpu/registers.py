@@ -45,6 +45,16 @@ HF_PE = 1 << 7
 HF_LMA = 1 << 14
 HF_CS64 = 1 << 15
 
+# The engine's TLB notes, per MMU index, the range of its large pages: invalidating one address in
+# it flushes all. Three records of this size, each begun by the range's address and mask.
+TLB_RECORD_BYTES = 696
+MMU_INDEXES = 3
+
+# The exception in flight, relative to the error code: with one in flight the engine would turn
+# the next into a double fault. Delivery is ours, so it is reset at each exception.
+EXCEPTION_IN_FLIGHT = 112
+NO_EXCEPTION = -1
+
 RFLAGS_IF = 1 << 9
 RFLAGS_AC = 1 << 18
 
@@ -73,6 +83,7 @@ class RegisterFile:
     cstar: int
     fmask: int
     kernel_gs_base: int
+    large_pages: int
 
 
 def _peek(memory: int, address: int, count: int) -> bytes:
@@ -144,9 +155,29 @@ def locate_registers(engine: unicorn.Uc) -> RegisterFile:
         fault_address, error_code = _provoke(
             engine, memory, handle, base, msrs["kernel_gs_base"] - base
         )
-        return RegisterFile(base=base, fault_address=fault_address, error_code=error_code, **msrs)
+        return RegisterFile(
+            base=base,
+            large_pages=_large_page_records(memory, base), fault_address=fault_address, error_code=error_code, **msrs)
     finally:
         os.close(memory)
+
+
+def _large_page_records(memory: int, base: int) -> int:
+    """Address of the TLB's large-page records, which lie somewhere before the registers.
+
+    A fresh TLB has no range (all ones), no entries in use, and victims of all ones.
+    """
+    start = base - 0x1800
+    blob = _peek(memory, start, 0x1800)
+    ones = (1 << 64) - 1
+    for offset in range(0, len(blob) - MMU_INDEXES * TLB_RECORD_BYTES, 8):
+        records = [
+            struct.unpack_from("<9Q", blob, offset + i * TLB_RECORD_BYTES)
+            for i in range(MMU_INDEXES)
+        ]
+        if all((*r[:2], *r[4:9]) == (ones, ones, 0, 0, ones, ones, ones) for r in records):
+            return start + offset
+    raise EngineLayoutError("the TLB records of this Unicorn build were not found")
 
 
 def _verify(engine: unicorn.Uc, base: int) -> None:
@@ -202,6 +233,8 @@ def _provoke(
     pattern = struct.pack("<Ii", selector, 0)  # error code, then "caused by an int instruction"
     state = _peek(memory, base, 0x8000)
     error_code = base + _offset(state, pattern, "the error code", after)
+    _check(error_code, EXCEPTION_IN_FLIGHT, 13, "the exception in flight", 4)
+    ctypes.c_int32.from_address(error_code + EXCEPTION_IN_FLIGHT).value = NO_EXCEPTION
     engine.hook_del(hook)
     engine.mem_unmap(gpa, 4096)
     return fault_address, error_code

@@ -60,17 +60,17 @@ _WORDS = [
     "walk_levels", "walk_leaf_level", "walk_gpa", "walk_user", "walk_writable",
     "walk_no_execute", "walk_dirty", "walk_global", "walk_page_bytes",
     # Result of an access, or why it could not be made.
-    "out_machine_address", "out_permissions", "fault_error", "fault_level",
+    "out_machine_address", "out_permissions", "out_large_page", "fault_error", "fault_level",
     "exit_ppn", "exit_write", "exit_frame", "violation_gpa", "violation_qualification",
     "violation_level",
     # Counters. References are reads of paging-structure entries.
     "tlb_fills", "walks", "walk_references", "guest_walks", "guest_walk_references",
     "hidden_faults", "true_faults", "trace_faults", "resynchronizations", "entries_dropped",
-    "root_switches", "shadow_zaps", "revalidations", "mmio_fills", "code_drops", "tlb_flushes",
+    "root_switches", "shadow_zaps", "revalidations", "mmio_fills", "large_fills", "code_drops", "tlb_flushes",
     # The processor (cpu/): engine handle, register file, C functions.
     "engine", "registers_at", "fault_address_at", "emu_start_at", "emu_stop_at", "ctl_at",
     "reg_read_at", "reg_write_at", "error_code_at", "star_at", "lstar_at", "cstar_at",
-    "fmask_at", "pc_at", "cpuid_at", "cpuid_count", "scratch_at",
+    "fmask_at", "pc_at", "large_pages_at", "cpuid_at", "cpuid_count", "scratch_at",
     "rflags_register", "kernel_gs_at",
     # Why the engine stopped.
     "translation_status", "stop_vector", "stop_syscall", "stop_time", "stop_io",

@@ -31,6 +31,10 @@ ENTRY_NAMES = {
     1 << 63: "NX",
 }
 
+# Software bits of a last-level shadow entry: the size of the guest's page, if it is large.
+SHADOW_LARGE_SHIFT = 9
+SHADOW_LARGE_MASK = 3 << SHADOW_LARGE_SHIFT  # 1: 2 MiB, 2: 4 MiB, 3: 1 GiB
+
 # Control registers.
 CR0_PE = 1 << 0
 CR0_WP = 1 << 16

@@ -13,10 +13,19 @@ from typing import Any
 from numba import njit
 
 from .control import WRITE
-from .entry import ENTRY_ADDRESS_MASK, NO_EXECUTE, PRESENT, USER, WRITABLE
+from .entry import ENTRY_ADDRESS_MASK, NO_EXECUTE, PRESENT, SHADOW_LARGE_MASK, SHADOW_LARGE_SHIFT, USER, WRITABLE
 from .guest_walk import permission_error
 from .native import load64
 from .second_level import MISS
+
+
+@njit(nogil=True, cache=True)
+def large_page_bytes(entry: int) -> int:
+    """Size of the guest's page behind a last-level shadow entry, 0 if it is not large."""
+    kind = (entry & SHADOW_LARGE_MASK) >> SHADOW_LARGE_SHIFT
+    if kind == 0:
+        return 0
+    return 1 << 30 if kind == 3 else kind << 21
 
 
 @njit(nogil=True, cache=True)
@@ -40,6 +49,7 @@ def shadow_walk(vm: Any, gva: int, access: int) -> int:
         no_execute |= entry & NO_EXECUTE
         table = entry & ENTRY_ADDRESS_MASK
         if shift == 12:
+            vm.out_large_page = large_page_bytes(entry)
             break
         shift -= 9
     vm.out_permissions = rights | no_execute

@@ -182,19 +182,16 @@ class VirtualMachineMonitor:
     # Frames ------------------------------------------------------------------------------------
 
     def refill_reserve(self, minimum: int = 16) -> None:
-        """Bring the reserve to RESERVE_FRAMES, or at least ``minimum`` if memory is short.
+        """Bring the reserve to RESERVE_FRAMES; to less, but ``minimum``, when memory is short.
 
-        Raises MachineMemoryExhausted, with the reserve unchanged, if not even that is free.
+        No VM takes more than an eighth of what is free, so that reserves do not starve others.
+        Raises MachineMemoryExhausted, with the reserve unchanged, if ``minimum`` cannot be had.
         """
         have = int(self.control.reserve_count)
-        wanted = RESERVE_FRAMES - have
+        fair = max(minimum - have, self.machine.free_frames // 8)
+        wanted = min(RESERVE_FRAMES - have, fair)
         if wanted <= 0:
             return
-        free = self.machine.free_frames
-        if free < wanted:
-            wanted = max(minimum - have, min(free, wanted))
-            if wanted <= 0:
-                return
         taken = self.machine.allocate(wanted, kind=FrameKind.RESERVE, owner=self.vm_id)
         self._reserve[have : have + wanted] = taken[::-1]
         self.control.reserve_count = have + wanted

@@ -125,4 +125,5 @@ def nested_access(vm: Any, gva: int, access: int) -> int:
         rights |= WRITABLE
     vm.out_machine_address = address
     vm.out_permissions = rights
+    vm.out_large_page = vm.walk_page_bytes if 1 << 12 < vm.walk_page_bytes < 1 << 32 else 0
     return OK

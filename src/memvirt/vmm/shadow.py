@@ -35,13 +35,14 @@ from memvirt.mmu.entry import (
     MODE_PAE,
     NO_EXECUTE,
     PRESENT,
+    SHADOW_LARGE_SHIFT,
     USER,
     WRITABLE,
 )
 from memvirt.mmu.guest_walk import guest_walk, paging_mode
 from memvirt.mmu.native import load8, load32
 from memvirt.mmu.second_level import MISS
-from memvirt.mmu.shadow_walk import checked, shadow_walk
+from memvirt.mmu.shadow_walk import checked, large_page_bytes, shadow_walk
 
 from .frames import FRAMES_PER_FAULT, resolve_page
 from .shadow_table import (
@@ -143,6 +144,7 @@ def revalidating_walk(vm: Any, gva: int, access: int) -> int:
         no_execute |= entry & NO_EXECUTE
         if level == 1:
             vm.out_permissions = rights | no_execute
+            vm.out_large_page = large_page_bytes(entry)
             frame = entry & ENTRY_ADDRESS_MASK
             return int(checked(vm, frame | (gva & 0xFFF), access))
         index = shadow_index(vm, entry)
@@ -218,6 +220,9 @@ def _fill(vm: Any, mode: int, gva: int, ppn: int) -> bool:
     if mode != MODE_OFF and vm.walk_leaf_level == 1:
         copy = vm.walk_entry[1]
         rights = _guest_rights(copy, True)
+    elif mode != MODE_OFF:
+        kind = 3 if vm.walk_page_bytes == 1 << 30 else vm.walk_page_bytes >> 21
+        rights |= kind << SHADOW_LARGE_SHIFT
     if mode == MODE_2LEVEL:
         rights &= ~NO_EXECUTE
     if (
@@ -265,6 +270,7 @@ def shadow_fault(vm: Any, gva: int, access: int) -> int:
         zap_all(vm)
         return FLUSH_AND_RETRY
     vm.hidden_faults += 1
+    vm.out_large_page = vm.walk_page_bytes if 1 << 12 < vm.walk_page_bytes < 1 << 32 else 0
     if vm.shadow_stale:
         return FLUSH_AND_RETRY
     frame = load32(vm.pmap_frame_at + ppn * 4)

@@ -81,6 +81,7 @@ def _allowed(vm: Any, rights: int, kind: int) -> bool:
 def _window(vm: Any) -> int:
     """Grant an access that reaches no memory: the local APIC, or the open bus."""
     vm.mmio_fills += 1
+    vm.out_large_page = 0
     local_apic = vm.walk_gpa >> 12 == vm.lapic_gpa >> 12
     vm.out_machine_address = vm.lapic_window if local_apic else vm.hole_window
     vm.out_permissions = PERMIT_READ | PERMIT_WRITE | (0 if local_apic else PERMIT_EXECUTE)
@@ -99,6 +100,8 @@ def fill(vm: Any, gva: int, kind: int) -> int:
         return int(status)
     if vm.out_machine_address < 0:
         return int(_window(vm))
+    if vm.out_large_page:
+        vm.large_fills += 1
     rights = vm.out_permissions
     mpn = vm.out_machine_address >> 12
     ppn = load64(vm.frame_tag_at + mpn * 8)
