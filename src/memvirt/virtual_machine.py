@@ -23,7 +23,6 @@ from typing import Any
 from memvirt.address import PAGE_BYTES
 from memvirt.cpu import run as run_loop
 from memvirt.cpu.processor import Processor, SegmentState
-from memvirt.cpu.run import repeat_out
 from memvirt.cpu.virtual_time import virtual_now
 from memvirt.machine.memory import MachineMemory, MachineMemoryExhausted
 from memvirt.mmu.control import NEED_FRAMES, NEED_PAGE
@@ -271,8 +270,7 @@ class VirtualMachine:
             self._end(EndReason.POWER_OFF, "")
         elif requests.reset_requested:
             self._end(EndReason.RESET, "")
-        else:  # the console is drained now: the write it could not take is done again
-            repeat_out(self.vmm.control_block[0], self.pc[0])
+        # Else the console was full. It is drained now, and the guest's write happens again.
 
     def _handle_halt(self) -> bool:
         """Halted for good, unless input may come: then let the quantum's time pass."""

@@ -145,7 +145,9 @@ def walk(memory: bytearray, cpu: Cpu, access: str, gva: int) -> Walk:
     return result
 
 
-def ept(memory: bytearray, root: int, gpa: int, right: int, physical_bits: int) -> tuple[str, int, int]:
+def ept(
+    memory: bytearray, root: int, gpa: int, right: int, physical_bits: int
+) -> tuple[str, int, int]:
     """("ok", machine address, reads), ("violation", level, reads) or ("misconfiguration", ...)."""
     table, rights = root, 7
     for reads, level in enumerate((4, 3, 2, 1), 1):

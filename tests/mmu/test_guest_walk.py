@@ -44,9 +44,7 @@ class Bench:
         block: Any = self.vmm.control
         block.cr0 = cpu.pg << 31 | cpu.wp << 16 | 1
         block.cr3 = cpu.cr3
-        block.cr4 = (
-            cpu.pse << 4 | cpu.pae << 5 | cpu.la57 << 12 | cpu.smep << 20 | cpu.smap << 21
-        )
+        block.cr4 = cpu.pse << 4 | cpu.pae << 5 | cpu.la57 << 12 | cpu.smep << 20 | cpu.smap << 21
         block.efer = cpu.lma << 10 | cpu.lma << 8 | cpu.nxe << 11
         block.cpl = 3 if cpu.user else 0
         block.alignment_check = cpu.ac << 18
@@ -133,7 +131,9 @@ def test_random_tables(bench: Bench, mode: str) -> None:
                     entry = _entry(rng, size, level)
                     if base.pae and not base.lma and level == 3:
                         entry &= ~0x1E6
-                    memory[at : at + size] = (entry & ((1 << size * 8) - 1)).to_bytes(size, "little")
+                    memory[at : at + size] = (entry & ((1 << size * 8) - 1)).to_bytes(
+                        size, "little"
+                    )
         cpu = replace(
             base,
             cr3=root << 12,
@@ -161,7 +161,9 @@ def test_every_combination_of_rights(bench: Bench) -> None:
         memory = bytearray(PAGES * 4096)
 
         def put(page: int, index: int, entry: int, into: bytearray = memory) -> None:
-            into[page * 4096 + index * 8 : page * 4096 + index * 8 + 8] = entry.to_bytes(8, "little")
+            into[page * 4096 + index * 8 : page * 4096 + index * 8 + 8] = entry.to_bytes(
+                8, "little"
+            )
 
         put(0, 0, 1 << 12 | 7)
         put(1, 0, 2 << 12 | 7)

@@ -66,9 +66,27 @@ def _contributory(vector: int) -> bool:
 
 
 @njit(nogil=True, cache=True)
+def _step_back(vm: Any) -> None:
+    """Make RIP point at the ``int`` instruction again: one that faults has not been executed.
+
+    ``int n`` has two bytes, ``int3``, ``int1`` and ``into`` one.
+    """
+    rip = load64(vm.registers_at + _RIP)
+    length = 1
+    vm.implicit_supervisor = 0  # the program's own code, which SMAP keeps from the supervisor
+    if read_guest(vm, rip - 2, vm.scratch_at + 240, 2) == OK:
+        if load8(vm.scratch_at + 240) == 0xCD and load8(vm.scratch_at + 241) == vm.event_vector:
+            length = 2
+    vm.implicit_supervisor = 1
+    store64(vm.registers_at + _RIP, rip - length)
+
+
+@njit(nogil=True, cache=True)
 def _nested_fault(vm: Any, vector: int, error: int) -> int:
     """An exception during the delivery of the pending event (SDM table 6-5)."""
     first = vm.event_vector
+    if vm.event_is_software:
+        _step_back(vm)
     benign = vm.event_is_interrupt != 0 or vm.event_is_software != 0
     if not benign:
         if first == VECTOR_DF:

@@ -14,14 +14,17 @@ from numba import cfunc, from_dtype, njit, types
 from unicorn import unicorn_const
 
 from memvirt.mmu.control import CONTROL_RECORD, FETCH, OK, READ, WRITE
+from memvirt.mmu.entry import CR0_PE
 from memvirt.mmu.native import call_c1, load32, load64, record_reference, store32, store64
 from memvirt.platform.pc import PC_DTYPE, mmio_read, mmio_write
 from memvirt.platform.pc import pc_interrupt_pending as interrupt_pending
-from memvirt.platform.ports import io_read, io_write
+from memvirt.platform.ports import IO_DRAIN_SERIAL_AND_RETRY, IO_OK, io_read, io_write
 from memvirt.vmm.translate import PERMIT_EXECUTE, PERMIT_READ, fill
 
 from . import registers as reg
-from .deliver import load_control
+from .abort import abort_instruction
+from .deliver import VECTOR_GP, load_control
+from .guest_memory import read_guest
 from .virtual_time import PORT_ACCESS_NS, TIME_STAMP_NS, virtual_now
 
 _UC_WRITE, _UC_FETCH = unicorn_const.UC_MEM_WRITE, unicorn_const.UC_MEM_FETCH
@@ -30,7 +33,6 @@ _RAX, _RBX, _RCX, _RDX = reg.RAX, reg.RBX, reg.RCX, reg.RDX
 _U32 = 0xFFFF_FFFF
 control_at = record_reference(CONTROL_RECORD)
 pc_at = record_reference(from_dtype(PC_DTYPE))
-IO_IN, IO_OUT = 1, 2
 
 
 @njit(nogil=True, cache=True)
@@ -71,6 +73,8 @@ def note_large_page(vm: Any, gva: int, size: int) -> None:
 def on_tlb_fill(engine: int, page: int, kind: int, entry: int, user: int) -> bool:
     """``UC_HOOK_TLB_FILL``: ``entry`` is {uint64 paddr; int32 perms}."""
     vm = control_at(user)
+    if vm.aborted:
+        return False
     if vm.identity_window:
         store64(entry, page)
         store32(entry + 8, PERMIT_READ | PERMIT_EXECUTE)
@@ -165,14 +169,53 @@ def _after_device(vm: Any) -> None:
     vm.time_deadline = 0
 
 
+@njit(nogil=True, cache=True)
+def _port_permitted(vm: Any, port: int, size: int) -> bool:
+    """True if the instruction may go on; else it has been aborted, with its fate decided.
+
+    Below IOPL the TSS's I/O permission bitmap decides (SDM vol. 1 section 19.5.2).
+    """
+    if vm.aborted:
+        return False
+    state = vm.registers_at
+    load_control(vm)
+    iopl = (load64(state + _RAW_FLAGS) >> 12) & 3
+    if vm.cr0 & CR0_PE == 0 or vm.cpl <= iopl:
+        return True
+    base, limit = load64(state + reg.TR + reg.SEGMENT_BASE), load32(state + reg.TR + 16)
+    vm.implicit_supervisor = 1
+    status, denied = OK, limit < 103
+    if not denied:
+        status = read_guest(vm, base + 0x66, vm.scratch_at, 2)
+        offset = (load32(vm.scratch_at) & 0xFFFF) + (port >> 3)
+        denied = status == OK and offset + 1 > limit
+        if status == OK and not denied:
+            status = read_guest(vm, base + offset, vm.scratch_at, 2)
+            bits = (load32(vm.scratch_at) & 0xFFFF) >> (port & 7)
+            denied = bits & ((1 << size) - 1) != 0
+    vm.implicit_supervisor = 0
+    if status == OK and not denied:
+        return True
+    if status == OK:
+        vm.translation_status = OK
+        vm.stop_vector = VECTOR_GP
+        vm.event_error = 0
+        vm.event_is_software = 0
+    abort_instruction(vm)
+    return False
+
+
 @cfunc("uint32(int64, uint32, int32, int64)", cache=True)
 def on_in(engine: int, port: int, size: int, user: int) -> int:
     """``UC_HOOK_INSN`` for ``in``."""
     vm = control_at(user)
     pc = pc_at(vm.pc_at)
+    port64, size64 = types.int64(port), types.int64(size)
+    if not _port_permitted(vm, port64, size64):
+        return types.uint32(0)
     vm.port_accesses += 1
     vm.idle_ns += PORT_ACCESS_NS
-    value = io_read(pc, types.int64(port), types.int64(size), virtual_now(vm))
+    value = io_read(pc, port64, size64, virtual_now(vm))
     if interrupt_pending(pc) != (vm.interrupt_waiting != 0):
         _after_device(vm)
     return types.uint32(value & _U32)
@@ -180,16 +223,20 @@ def on_in(engine: int, port: int, size: int, user: int) -> int:
 
 @cfunc("void(int64, uint32, int32, uint32, int64)", cache=True)
 def on_out(engine: int, port: int, size: int, value: int, user: int) -> None:
-    """``UC_HOOK_INSN`` for ``out``. If the device cannot take it yet, the run loop repeats it."""
+    """``UC_HOOK_INSN`` for ``out``. A write the device cannot take yet is done again later."""
     vm = control_at(user)
     pc = pc_at(vm.pc_at)
+    port64, size64 = types.int64(port), types.int64(size)
+    if not _port_permitted(vm, port64, size64):
+        return
     vm.port_accesses += 1
     vm.idle_ns += PORT_ACCESS_NS
-    port64, size64, value64 = types.int64(port), types.int64(size), types.int64(value)
-    status = io_write(pc, port64, size64, value64, virtual_now(vm))
-    if status != 0:
+    status = io_write(pc, port64, size64, types.int64(value), virtual_now(vm))
+    if status == IO_DRAIN_SERIAL_AND_RETRY:
         vm.io_status = status
-        vm.io_port, vm.io_size, vm.io_value = port64, size64, value64
+        abort_instruction(vm)
+    elif status != IO_OK:
+        vm.io_status = status
         call_c1(vm.emu_stop_at, (engine,))
     _after_device(vm)
 

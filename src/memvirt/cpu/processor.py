@@ -24,7 +24,6 @@ from .run import drop_code, flush_translations, run
 
 _UC_CTL_TLB_VIRTUAL = uc_const.UC_TLB_VIRTUAL
 _TB_FLUSH = uc_const.UC_CTL_TB_FLUSH | uc_const.UC_CTL_IO_WRITE << 30
-_TLB_FLUSH = uc_const.UC_CTL_TLB_FLUSH | uc_const.UC_CTL_IO_WRITE << 30
 _library = unicorn_binding.uclib
 
 
@@ -104,10 +103,10 @@ class Processor:
         """Find the register file and CPUID answers on this engine before it is used."""
         self.cpuid = cpuid_table(self.engine)
         self.engine.ctl_set_tlb_mode(_UC_CTL_TLB_VIRTUAL)
-        self._check(_library.uc_ctl(self._handle, _TLB_FLUSH), "flushing translations")
+        self._check(_library.uc_ctl(self._handle, reg.CTL_TLB_FLUSH), "flushing translations")
         self.registers = reg.locate_registers(self.engine)
         self.engine.ctl_set_tlb_mode(uc_const.UC_TLB_CPU)
-        self._check(_library.uc_ctl(self._handle, _TLB_FLUSH), "flushing translations")
+        self._check(_library.uc_ctl(self._handle, reg.CTL_TLB_FLUSH), "flushing translations")
 
     def _map_memory(self) -> None:
         """Machine memory as the engine's physical memory, and the two MMIO windows."""
@@ -142,7 +141,7 @@ class Processor:
 
     def _set_up_control(self, pc_address: int) -> None:
         block, registers = self.control, self.registers
-        self._scratch = np.zeros(64, np.int64)
+        self._scratch = np.zeros(96, np.int64)
         block.engine = int(ctypes.cast(self._handle, ctypes.c_void_p).value or 0)
         block.registers_at = registers.base
         block.large_pages_at = registers.large_pages

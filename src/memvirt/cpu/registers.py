@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import unicorn
-from unicorn import x86_const
+from unicorn import unicorn_const, x86_const
 
 # Offsets in the CPU state structure. Each segment: selector u32, base u64, limit u32, flags u32.
 RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI = (8 * i for i in range(8))
@@ -60,6 +60,9 @@ RFLAGS_AC = 1 << 18
 
 MSR_STAR, MSR_LSTAR, MSR_CSTAR, MSR_FMASK = 0xC000_0081, 0xC000_0082, 0xC000_0083, 0xC000_0084
 MSR_EFER, MSR_KERNEL_GS_BASE = 0xC000_0080, 0xC000_0102
+
+# uc_ctl request: drop every cached translation.
+CTL_TLB_FLUSH = unicorn_const.UC_CTL_TLB_FLUSH | unicorn_const.UC_CTL_IO_WRITE << 30
 
 _GENERAL = ["RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI"] + [
     f"R{i}" for i in range(8, 16)
@@ -157,7 +160,11 @@ def locate_registers(engine: unicorn.Uc) -> RegisterFile:
         )
         return RegisterFile(
             base=base,
-            large_pages=_large_page_records(memory, base), fault_address=fault_address, error_code=error_code, **msrs)
+            large_pages=_large_page_records(memory, base),
+            fault_address=fault_address,
+            error_code=error_code,
+            **msrs,
+        )
     finally:
         os.close(memory)
 

@@ -36,9 +36,9 @@ from memvirt.platform.pc import (
     pc_interrupt_pending,
     pc_next_deadline,
 )
-from memvirt.platform.ports import io_write
 
 from . import registers as reg
+from .abort import undo_aborted
 from .deliver import (
     TRIPLE_FAULT,
     VECTOR_GP,
@@ -59,7 +59,6 @@ LEFT_TRIPLE_FAULT = 23
 LEFT_ENGINE_ERROR = 24  # engine_error is Unicorn's number
 
 _CTL_WRITE = 1 << 30
-_TLB_FLUSH = unicorn_const.UC_CTL_TLB_FLUSH | _CTL_WRITE
 _REMOVE_CACHE = unicorn_const.UC_CTL_TB_REMOVE_CACHE | 2 << 26 | _CTL_WRITE
 _ERR_OK = unicorn_const.UC_ERR_OK
 _ERR_INSN_INVALID = unicorn_const.UC_ERR_INSN_INVALID
@@ -69,7 +68,7 @@ _CR2, _RIP = reg.CR2, reg.RIP
 @njit(nogil=True, cache=True)
 def flush_translations(vm: Any) -> None:
     """Drop every translation the processor caches."""
-    call_variadic2(vm.ctl_at, (vm.engine, _TLB_FLUSH))
+    call_variadic2(vm.ctl_at, (vm.engine, reg.CTL_TLB_FLUSH))
     vm.tlb_flushes += 1
     vm.shadow_stale = 0
 
@@ -197,6 +196,8 @@ def _after_translation(vm: Any) -> int:
 @njit(nogil=True, cache=True)
 def _after_engine(vm: Any, pc: Any, error: int) -> int:
     """Act on why the engine stopped: OK to go on, or why the loop must leave."""
+    if vm.aborted:
+        undo_aborted(vm)
     if vm.translation_status != OK:
         return int(_after_translation(vm))
     if vm.stop_vector >= 0:
@@ -213,6 +214,9 @@ def _after_engine(vm: Any, pc: Any, error: int) -> int:
         vm.exits_syscall += 1
         system_call(vm)
         return OK
+    if vm.io_status != 0:
+        vm.exits_io += 1
+        return LEFT_IO
     if error == _ERR_INSN_INVALID:
         vm.exits_exception += 1
         raise_event(vm, VECTOR_UD, 0)
@@ -220,21 +224,12 @@ def _after_engine(vm: Any, pc: Any, error: int) -> int:
     if error != _ERR_OK:
         vm.engine_error = error
         return LEFT_ENGINE_ERROR
-    if vm.io_status != 0:
-        vm.exits_io += 1
-        return LEFT_IO
     if vm.stop_time:
         vm.exits_time += 1
         return OK
     vm.exits_halt += 1
     vm.halted = 1
     return OK
-
-
-@njit(nogil=True, cache=True)
-def repeat_out(vm: Any, pc: Any) -> None:
-    """Do again the port write that the device could not take before its console was drained."""
-    vm.io_status = io_write(pc, vm.io_port, vm.io_size, vm.io_value, virtual_now(vm))
 
 
 @njit(nogil=True, cache=True)

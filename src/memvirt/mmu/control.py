@@ -66,7 +66,8 @@ _WORDS = [
     # Counters. References are reads of paging-structure entries.
     "tlb_fills", "walks", "walk_references", "guest_walks", "guest_walk_references",
     "hidden_faults", "true_faults", "trace_faults", "resynchronizations", "entries_dropped",
-    "root_switches", "shadow_zaps", "revalidations", "mmio_fills", "large_fills", "code_drops", "tlb_flushes",
+    "root_switches", "shadow_zaps", "revalidations", "mmio_fills", "large_fills",
+    "code_drops", "tlb_flushes",
     # The processor (cpu/): engine handle, register file, C functions.
     "engine", "registers_at", "fault_address_at", "emu_start_at", "emu_stop_at", "ctl_at",
     "reg_read_at", "reg_write_at", "error_code_at", "star_at", "lstar_at", "cstar_at",
@@ -74,7 +75,7 @@ _WORDS = [
     "rflags_register", "kernel_gs_at",
     # Why the engine stopped.
     "translation_status", "stop_vector", "stop_syscall", "stop_time", "stop_io",
-    "identity_window", "io_status", "io_port", "io_size", "io_value", "halted",
+    "identity_window", "io_status", "aborted", "halted",
     "engine_error",
     # Pending event to deliver, and progress of its delivery.
     "event_vector", "event_has_error", "event_error", "event_is_software", "event_cr2",

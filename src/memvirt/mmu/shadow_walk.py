@@ -13,7 +13,15 @@ from typing import Any
 from numba import njit
 
 from .control import WRITE
-from .entry import ENTRY_ADDRESS_MASK, NO_EXECUTE, PRESENT, SHADOW_LARGE_MASK, SHADOW_LARGE_SHIFT, USER, WRITABLE
+from .entry import (
+    ENTRY_ADDRESS_MASK,
+    NO_EXECUTE,
+    PRESENT,
+    SHADOW_LARGE_MASK,
+    SHADOW_LARGE_SHIFT,
+    USER,
+    WRITABLE,
+)
 from .guest_walk import permission_error
 from .native import load64
 from .second_level import MISS
