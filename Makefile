@@ -32,7 +32,7 @@ types: $(DEV_STAMP)
 	$(BIN)/mypy
 
 unit: $(DEV_STAMP)
-	$(BIN)/pytest -m 'not acceptance'
+	$(BIN)/pytest
 
 test: packages lint types unit
 

@@ -153,6 +153,11 @@ class VirtualMachine:
         """Virtual time since power-on, in nanoseconds."""
         return int(virtual_now(self.vmm.control_block[0]))
 
+    @property
+    def host_seconds(self) -> float:
+        """Host time spent running this VM."""
+        return self._host_seconds
+
     # Boot --------------------------------------------------------------------------------------
 
     def load(

@@ -83,6 +83,8 @@ def _header(host: Host, started: float) -> Text:
 def run_scenario(scenario: Scenario) -> int:
     """Run a scenario with a live view; 0 only if every guest verified its memory."""
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=140)
     started = time.monotonic()
     with Host(scenario) as host:
         if console.is_terminal:
@@ -95,8 +97,7 @@ def run_scenario(scenario: Scenario) -> int:
         else:
             host.run()
         console.print(_header(host, started))
-        width = None if console.is_terminal else 160
-        console.print(vm_table(host, wide=False), width=width)
+        console.print(vm_table(host, wide=False))
         for vm in host.vms:
             if vm.outcome is None or vm.outcome.reason is not EndReason.SUCCESS:
                 detail = vm.outcome.detail if vm.outcome else "never started"

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import njit
+from numba import cfunc, njit, types
 
 from memvirt.mmu.control import (
+    CONTROL_RECORD,
     DROP_CODE_AND_RETRY,
     FLAG_EXECUTED,
     OK,
@@ -19,14 +20,26 @@ from memvirt.mmu.control import (
     TRUE_FAULT,
     WRITE,
 )
-from memvirt.mmu.native import copy_bytes, load8, load64, store8
+from memvirt.mmu.native import call_c3, copy_bytes, load8, load64, record_reference, store8
 from memvirt.vmm.translate import access
+
+control_at = record_reference(CONTROL_RECORD)
+
+
+@cfunc("int32(int64, int64, int64)", cache=True)
+def access_entry(control: int, gva: int, kind: int) -> int:
+    """``vmm.translate.access`` behind a C function pointer (``access_at`` of the control block).
+
+    Called so by everything but the TLB fill itself, or each compiled caller would contain the
+    whole MMU once more and take as long to compile.
+    """
+    return types.int32(access(control_at(control), gva, kind))
 
 
 @njit(nogil=True, cache=True)
 def _host_address(vm: Any, gva: int, kind: int) -> int:
     """Host address of one byte, after a translation; 0 with ``translation_status`` set."""
-    status = access(vm, gva, kind)
+    status = call_c3(vm.access_at, (vm.control_at, gva, kind))
     if status == OK and vm.out_machine_address < 0:
         status, vm.fault_error = TRUE_FAULT, 0
     if status == OK and kind == WRITE:

@@ -20,6 +20,7 @@ from memvirt.vmm.monitor import VirtualMachineMonitor
 from . import hooks
 from . import registers as reg
 from .cpuid import cpuid_table
+from .guest_memory import access_entry
 from .run import drop_code, flush_translations, run
 
 _UC_CTL_TLB_VIRTUAL = uc_const.UC_TLB_VIRTUAL
@@ -142,6 +143,8 @@ class Processor:
     def _set_up_control(self, pc_address: int) -> None:
         block, registers = self.control, self.registers
         self._scratch = np.zeros(96, np.int64)
+        block.control_at = self.vmm.control_block.ctypes.data
+        block.access_at = access_entry.address
         block.engine = int(ctypes.cast(self._handle, ctypes.c_void_p).value or 0)
         block.registers_at = registers.base
         block.large_pages_at = registers.large_pages

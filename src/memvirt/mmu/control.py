@@ -69,7 +69,8 @@ _WORDS = [
     "root_switches", "shadow_zaps", "revalidations", "mmio_fills", "large_fills",
     "code_drops", "tlb_flushes",
     # The processor (cpu/): engine handle, register file, C functions.
-    "engine", "registers_at", "fault_address_at", "emu_start_at", "emu_stop_at", "ctl_at",
+    "control_at", "access_at", "engine", "registers_at", "fault_address_at", "emu_start_at",
+    "emu_stop_at", "ctl_at",
     "reg_read_at", "reg_write_at", "error_code_at", "star_at", "lstar_at", "cstar_at",
     "fmask_at", "pc_at", "large_pages_at", "cpuid_at", "cpuid_count", "scratch_at",
     "rflags_register", "kernel_gs_at",
