@@ -6,7 +6,6 @@ from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
-import images
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,6 +20,8 @@ from memvirt.platform.boot import (
     memory_map,
 )
 from memvirt.platform.boot.flat import load_flat
+
+from . import images
 
 MIB = 1 << 20
 GIB = 1 << 30
