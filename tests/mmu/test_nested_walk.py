@@ -48,7 +48,7 @@ class ThroughEpt:
 def _ept_entry(rng: random.Random, frame: int, leaf: bool) -> int:
     entry = frame << 12 | rng.choice((7, 7, 7, 7, 5, 3, 1)) | (0x30 if leaf else 0)
     if rng.random() < 0.06:
-        entry ^= 1 << rng.randrange(52)
+        entry ^= 1 << rng.choice([*range(12), *range(40, 52)])
     return 0 if rng.random() < 0.05 else entry
 
 

@@ -75,12 +75,12 @@ _WORDS = [
     "fmask_at", "pc_at", "large_pages_at", "cpuid_at", "cpuid_count", "scratch_at",
     "rflags_register", "kernel_gs_at",
     # Why the engine stopped.
-    "translation_status", "stop_vector", "stop_syscall", "stop_time", "stop_io",
+    "translation_status", "stop_vector", "stop_syscall", "stop_time",
     "identity_window", "io_status", "aborted", "halted",
     "engine_error",
     # Pending event to deliver, and progress of its delivery.
-    "event_vector", "event_has_error", "event_error", "event_is_software", "event_cr2",
-    "event_is_interrupt", "last_vector", "fault_gva", "fault_access",
+    "event_vector", "event_has_error", "event_error", "event_is_software",
+    "event_is_interrupt", "fault_gva", "fault_access",
     # Virtual time. code_bytes counts bytes of guest code begun; idle_ns what hlt skipped.
     "code_bytes", "idle_ns", "deadline_code_bytes", "time_deadline",
     "interrupt_waiting",
@@ -89,7 +89,7 @@ _WORDS = [
     "engine_starts", "exits_page_fault", "exits_exception", "exits_syscall", "exits_halt",
     "exits_time", "exits_io", "exits_flush", "exits_code", "exits_need_frames",
     "exits_need_page", "interrupts_delivered", "exceptions_delivered", "port_accesses",
-    "mmio_accesses", "unknown_msr", "time_stamp_reads", "cpuid_reads",
+    "mmio_accesses", "time_stamp_reads", "cpuid_reads",
 ]  # fmt: skip
 
 CONTROL_DTYPE = np.dtype(
