@@ -2,8 +2,9 @@
 """Where compiled kernels are kept between runs: one folder for each state of the sources.
 
 Numba notices a change of the file a function is in, but not of the functions it calls, which are
-compiled into it. So the cache is keyed by a digest of all of memvirt's sources. It lies in the
-user's cache folder (``XDG_CACHE_HOME``), unless ``NUMBA_CACHE_DIR`` says otherwise.
+compiled into it. So the cache is keyed by a digest of all sources that kernels are made from: the
+packages of ``_COMPILED``, and no others, so that work on policies and tools costs no compilation.
+It lies in the user's cache folder (``XDG_CACHE_HOME``), unless ``NUMBA_CACHE_DIR`` says otherwise.
 """
 
 from __future__ import annotations
@@ -15,13 +16,16 @@ from pathlib import Path
 
 import numba
 
-_KEPT = 4  # folders of other source states: another checkout may still use them
+# Where kernels, and the constants they are compiled with, may be defined (tests/test_compiled.py).
+_COMPILED = ("address.py", "machine", "mmu", "vmm", "platform", "cpu")
+_KEPT = 12  # folders of other source states: another checkout may still use them
 
 
 def _digest() -> str:
     state = hashlib.sha256(numba.__version__.encode())
     root = Path(__file__).parent
-    for path in sorted(root.rglob("*.py")):
+    sources = (path for name in _COMPILED for path in (root / name, *(root / name).rglob("*.py")))
+    for path in sorted(path for path in sources if path.is_file()):
         state.update(str(path.relative_to(root)).encode())
         state.update(path.read_bytes())
     return state.hexdigest()[:16]

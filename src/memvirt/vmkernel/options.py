@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The knobs of memory management, under the names ESXi gives them as advanced settings (``Mem.*``).
+
+Names without a counterpart in ESXi say so. Times are virtual: a host whose guests live for seconds
+wants much shorter periods than ESXi's defaults, which are the defaults here too.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum, StrEnum
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Salting(IntEnum):
+    """``Mem.ShareForceSalting``: which VMs may share pages of equal content with each other."""
+
+    NONE = 0  # all VMs
+    GROUP_ELSE_ALL = 1  # VMs of one group; those without a group among themselves
+    GROUP_ELSE_VM = 2  # VMs of one group; one without a group only with itself
+
+
+class SwapVictims(StrEnum):
+    """How pages to swap are chosen."""
+
+    RANDOM = "random"  # as ESXi: no knowledge of the guest is the safest knowledge
+    IDLE = "idle"  # pages seen untouched since they were sampled first, then random ones
+
+
+class Codec(StrEnum):
+    """What compresses pages."""
+
+    LZ4 = "lz4"
+    ZSTD = "zstd"
+
+
+class MemoryOptions(BaseModel):
+    """``Mem.*`` of a host."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    idle_tax: float = Field(
+        default=75, ge=0, le=99, alias="IdleTax", description="idle memory tax, in percent"
+    )
+    sample_period: float = Field(
+        default=60, gt=0, alias="SamplePeriod", description="working-set sampling, in seconds"
+    )
+    sample_pages: int = Field(
+        default=100, ge=1, le=100_000, alias="SamplePages",
+        description="pages sampled in a period (fixed in ESXi)",
+    )  # fmt: skip
+    balance_period: float = Field(
+        default=15, gt=0, alias="BalancePeriod",
+        description="seconds between two computations of the targets",
+    )  # fmt: skip
+    ctl_max_percent: float = Field(
+        default=65, ge=0, le=75, alias="CtlMaxPercent",
+        description="most of a VM's memory the balloon may take, in percent",
+    )  # fmt: skip
+    share_scan_time: float = Field(
+        default=60, ge=0, alias="ShareScanTime",
+        description="minutes in which a VM's memory is scanned once for sharing; 0: no sharing",
+    )  # fmt: skip
+    share_rate_max: int = Field(
+        default=4_000_000, ge=0, alias="ShareRateMax",
+        description="most pages scanned for sharing in a second, all VMs together",
+    )  # fmt: skip
+    share_force_salting: Salting = Field(
+        default=Salting.GROUP_ELSE_VM, alias="ShareForceSalting",
+        description="0: all VMs share; 1: VMs share inside their group, those without a group "
+        "among themselves; 2: VMs share inside their group only",
+    )  # fmt: skip
+    min_free_pct: float = Field(
+        default=0, ge=0, le=50, alias="MinFreePct",
+        description="minimum free memory in percent of managed memory; 0: the sliding scale",
+    )  # fmt: skip
+    high_pct: float = Field(
+        default=400, ge=100, le=1000, alias="HighPct",
+        description="border of state high, in percent of minimum free memory (fixed in ESXi)",
+    )  # fmt: skip
+    mem_zip_enable: bool = Field(
+        default=True, alias="MemZipEnable", description="compress pages on their way to swap"
+    )
+    mem_zip_max_pct: float = Field(
+        default=10, ge=0, le=50, alias="MemZipMaxPct",
+        description="largest compression cache of a VM, in percent of its memory",
+    )  # fmt: skip
+    mem_zip_codec: Codec = Field(
+        default=Codec.LZ4, alias="MemZipCodec", description="compressor (not an ESXi setting)"
+    )
+    swap_victims: SwapVictims = Field(
+        default=SwapVictims.IDLE, alias="SwapVictims",
+        description="which pages are swapped: random, or seen idle first (not an ESXi setting)",
+    )  # fmt: skip
+    swap_read_us: float = Field(
+        default=100, ge=0, alias="SwapReadUs",
+        description="virtual microseconds a guest waits for a page from swap "
+        "(not an ESXi setting)",
+    )  # fmt: skip
+    unzip_us: float = Field(
+        default=5, ge=0, alias="UnzipUs",
+        description="virtual microseconds a guest waits for a compressed page "
+        "(not an ESXi setting)",
+    )  # fmt: skip
+    event_log: int = Field(
+        default=10_000, ge=1, alias="EventLog",
+        description="decisions kept in the event log (not an ESXi setting)",
+    )  # fmt: skip

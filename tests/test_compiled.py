@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The key of the compiled cache covers every source a kernel is made from."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import memvirt
+from memvirt import compiled_cache
+
+ROOT = Path(memvirt.__file__).parent
+
+
+def test_kernels_are_defined_only_where_the_cache_key_looks() -> None:
+    outside = [
+        path
+        for path in ROOT.rglob("*.py")
+        if path.relative_to(ROOT).parts[0] not in compiled_cache._COMPILED
+        and path.name != "compiled_cache.py"
+    ]
+    assert outside
+    for path in outside:
+        assert not re.search(r"@(njit|cfunc|intrinsic|jit)", path.read_text()), path
+
+
+def test_compiled_packages_import_nothing_the_key_does_not_cover() -> None:
+    allowed = {Path(name).stem for name in compiled_cache._COMPILED}
+    for name in compiled_cache._COMPILED:
+        for path in (ROOT / name).rglob("*.py") if (ROOT / name).is_dir() else [ROOT / name]:
+            for package in re.findall(r"^from memvirt\.(\w+)", path.read_text(), re.MULTILINE):
+                assert package in allowed | {"size"}, path
