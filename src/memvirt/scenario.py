@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from memvirt.size import parse_size
+from memvirt.vmkernel.options import MemoryOptions
 
 Size = Annotated[int, BeforeValidator(lambda value: parse_size(value, what="size"))]
 
@@ -33,6 +34,10 @@ class MachineOptions(_Model):
     scatter_seed: int | None = Field(
         default=None, description="hand out frames in a pseudo-random order with this seed"
     )
+    swap: Size | None = None
+    state_directory: str | None = None
+    quantum_ms: float = 10
+    Mem: MemoryOptions = MemoryOptions()
 
 
 class RemapOptions(_Model):
@@ -55,6 +60,11 @@ class VmOptions(_Model):
     append: str = Field(default="", description="kernel command line")
     initrd: str | None = None
     count: int = Field(default=1, ge=1, le=1000)
+    shares: Literal["low", "normal", "high"] | int = "normal"
+    reservation: int = 0
+    limit: Size | None = None
+    group: str = ""
+    start: float = 0
 
 
 class Scenario(_Model):
@@ -62,9 +72,16 @@ class Scenario(_Model):
 
     machine: MachineOptions
     remap: RemapOptions = RemapOptions()
+    seed: int = 1
     timeout: float = Field(default=600, gt=0, description="seconds of host time")
     check: bool = Field(default=True, description="run the consistency checker as it goes")
     vm: tuple[VmOptions, ...] = Field(min_length=1)
+
+
+def shares_of(options: VmOptions) -> int:
+    if isinstance(options.shares, int):
+        return options.shares
+    return {"low": 5, "normal": 10, "high": 20}[options.shares] * max(options.memory >> 20, 1)
 
 
 BUNDLED_SCENARIO = Path(__file__).parent / "scenarios" / "default.toml"

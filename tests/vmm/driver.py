@@ -67,7 +67,7 @@ class Driver:
             if status == control.FLUSH_AND_RETRY:
                 self.vmm.control.shadow_stale = 0
             elif status == control.NEED_FRAMES:
-                self.vmm.refill_reserve()
+                self.vmm.reserve.refill()
             elif status == control.NEED_PAGE:
                 block = self.vmm.control
                 self.vmm.bring_back(int(block.exit_ppn), write=bool(block.exit_write))

@@ -107,7 +107,7 @@ class VmmModel(RuleBasedStateMachine):
             return
         equal = vmm.read_page(first) == vmm.read_page(second)
         private = vmm.pmap.state_of(second) is PageState.PRIVATE
-        assert vmm.share(second, mpn) == (equal and private)
+        assert vmm.share([second], mpn).tolist() == ([second] if equal and private else [])
 
     @rule(ppn=any_ppns, write=st.booleans())
     def bring_back(self, ppn: int, write: bool) -> None:

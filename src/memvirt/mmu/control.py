@@ -32,6 +32,7 @@ FLAG_TRACED = 1  # holds a guest page table with a synchronized shadow: writes a
 FLAG_EXECUTED = 2  # the processor may hold translated code of this page
 FLAG_WRITE_CACHED = 4  # the processor may hold a write translation that would miss stale code
 FLAG_SHADOWED = 8  # at least one shadow page table derives from this page
+FLAG_SAMPLED = 16  # the host took its translations back to see whether it is touched; not yet
 
 _WORDS = [
     # Control registers, as the processor last held them.
@@ -44,7 +45,7 @@ _WORDS = [
     # The pmap.
     "guest_pages", "pmap_state_at", "pmap_frame_at", "pmap_flags_at", "rmap_head_at",
     # Reserve of zeroed frames already owned by this VM (MPNs, a stack).
-    "reserve_at", "reserve_count", "frames_demand_allocated",
+    "reserve_at", "reserve_count", "frames_demand_allocated", "sampled_touches",
     # Paging mode; root MPN of the nested table, if nested.
     "paging", "nested_root", "nested_tables",
     # Shadow paging: current root and the mode it was built for; the pool of shadow pages.
@@ -81,8 +82,9 @@ _WORDS = [
     # Pending event to deliver, and progress of its delivery.
     "event_vector", "event_has_error", "event_error", "event_is_software",
     "event_is_interrupt", "fault_gva", "fault_access",
-    # Virtual time. code_bytes counts bytes of guest code begun; idle_ns what hlt skipped.
-    "code_bytes", "idle_ns", "deadline_code_bytes", "time_deadline",
+    # Virtual time. code_bytes counts bytes of guest code begun; idle_ns what hlt skipped, and
+    # what the guest waited for its own pages (also in stall_ns).
+    "code_bytes", "idle_ns", "stall_ns", "deadline_code_bytes", "time_deadline",
     "interrupt_waiting",
     "quantum_end_ns", "stop_asked",
     # Exits by reason and events delivered.
