@@ -61,7 +61,9 @@ class VmOptions(_Model):
     initrd: str | None = None
     count: int = Field(default=1, ge=1, le=1000)
     shares: Literal["low", "normal", "high"] | int = "normal"
-    reservation: int = 0
+    reservation: Annotated[
+        int, BeforeValidator(lambda v: 0 if v == 0 else parse_size(v, what="size"))
+    ] = 0
     limit: Size | None = None
     group: str = ""
     start: float = 0

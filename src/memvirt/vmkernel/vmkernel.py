@@ -97,7 +97,8 @@ class VmKernel:
 
     def power_on(self, guest: GuestMemory, settings: VmSettings, overhead: int) -> ManagedVm:
         """Manage a VM that ``admission`` has let in. Its frames are granted at once."""
-        random = np.random.default_rng((self._seed, 2, len(settings.name), guest.vm_id))
+        number = len(self.vms) + len(self.departed)  # vm_id differs from run to run
+        random = np.random.default_rng((self._seed, 2, number))
         vm = ManagedVm(
             guest=guest,
             settings=settings,

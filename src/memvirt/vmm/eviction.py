@@ -77,7 +77,6 @@ def _evict_batch(vmm: VirtualMachineMonitor, ppns: Ppns) -> Eviction:
     swapped = np.full(ppns.size, REFUSED, np.int64)
     if left.any():
         swapped[left] = vmm.backing.put(contents[left])
-    _settle(vmm, ppns, compressed, PageState.COMPRESSED)
     _settle(vmm, ppns, swapped, PageState.SWAPPED)
     refused = left & (swapped < 0)
     _keep(vmm, ppns[refused], contents[refused])
@@ -101,11 +100,14 @@ def _compress(vmm: VirtualMachineMonitor, ppns: Ppns, contents: Pages) -> tuple[
     if vmm.compressed is None or ppns.size == 0:
         return np.full(ppns.size, REFUSED, np.int64), 0
     slots = vmm.compressed.put(ppns, contents)
+    _settle(vmm, ppns, slots, PageState.COMPRESSED)
     full = slots == FULL
     spilled = 0
     if full.any():
+        # Pages of this very batch may be the oldest that must leave.
         spilled = _spill(vmm, int(np.count_nonzero(full)))
         slots[full] = vmm.compressed.put(ppns[full], contents[full])
+        _settle(vmm, ppns[full], slots[full], PageState.COMPRESSED)
     return slots, spilled
 
 
