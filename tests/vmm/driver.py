@@ -32,8 +32,15 @@ class PageFault(Exception):
 class Driver:
     """A VM of ``pages`` pages whose tables identity-map nothing but themselves, at the window."""
 
-    def __init__(self, paging: PagingMode, *, pages: int = 64, frames: int = 1024) -> None:
-        self.machine = MachineMemory(frames, scatter_seed=3)
+    def __init__(
+        self,
+        paging: PagingMode,
+        *,
+        pages: int = 64,
+        frames: int = 1024,
+        scatter_seed: int | None = 3,
+    ) -> None:
+        self.machine = MachineMemory(frames, scatter_seed=scatter_seed)
         self.vmm = VirtualMachineMonitor(self.machine, pages, paging)
         self.block = self.vmm.control_block[0]
         block = self.vmm.control

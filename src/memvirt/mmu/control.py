@@ -43,7 +43,8 @@ _WORDS = [
     "memory_at", "machine_bytes", "frame_kind_at", "frame_owner_at", "frame_tag_at",
     "frame_references_at", "vm_id",
     # The pmap.
-    "guest_pages", "pmap_state_at", "pmap_frame_at", "pmap_flags_at", "rmap_head_at",
+    "guest_pages", "pmap_state_at", "pmap_frame_at", "pmap_flags_at", "pmap_large_at",
+    "rmap_head_at",
     # Reserve of zeroed frames already owned by this VM (MPNs, a stack).
     "reserve_at", "reserve_count", "frames_demand_allocated", "sampled_touches",
     # Paging mode; root MPN of the nested table, if nested.

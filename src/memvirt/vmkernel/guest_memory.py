@@ -33,6 +33,7 @@ class GuestUsage:
     compressed_frames: int
     table_frames: int
     reserve_frames: int
+    large: int  # private pages in large pages
     zips_total: int
     unzips_total: int
     swap_reads_total: int
@@ -134,6 +135,20 @@ class GuestMemory(Protocol):
 
     def mapped_to(self, mpns: list[int]) -> int:
         """Number of pages mapped to these shared frames."""
+        ...
+
+    # Large pages
+
+    def in_large_page(self, ppns: Ppns) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which of ``ppns`` are part of a large page, which sharing or swapping them breaks."""
+        ...
+
+    def make_large(self, most: int) -> int:
+        """Back up to ``most`` runs of private pages by large pages; returns how many."""
+        ...
+
+    def break_large(self, most: int) -> int:
+        """Break up to ``most`` large pages; returns how many."""
         ...
 
     # Reclaiming

@@ -105,6 +105,7 @@ def _vm_row(kernel: VmKernel, vm: ManagedVm) -> VmMemory:
         hints=kernel.sharing.hints(vm.guest),
         overhead=usage.table_frames + usage.reserve_frames,
         overhead_max=vm.overhead_max,
+        large=usage.large,
     )
 
 

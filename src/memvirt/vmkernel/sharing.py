@@ -57,6 +57,7 @@ class PageSharing:
         self._random = random
         self._tables: dict[int, _Table] = {}
         self._scans: dict[int, _Scan] = {}
+        self.break_large = True  # may pages of large pages be shared, which breaks them?
         self.scanned = 0
         self.collisions = 0  # equal hashes of different pages, and entries out of date
 
@@ -122,6 +123,8 @@ class PageSharing:
     def scan_pages(self, guest: GuestMemory, ppns: Ppns) -> int:
         """Share what can be shared of the private pages among ``ppns``; returns how many were."""
         private = guest.private(ppns)
+        if not self.break_large:
+            private = private[~guest.in_large_page(private)]
         if private.size == 0:
             return 0
         table = self._tables[guest.share_salt]

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from memvirt.vmm.pmap import LARGE_PAGES
+
 from .activity import Activity
 from .admission import Admission, VmSettings
 from .allocation import targets
@@ -30,6 +32,7 @@ from .report import departed, sample
 from .sharing import PageSharing
 from .statistics import HostState, Sample, VmMemory
 
+_LARGE_PAGES_A_ROUND = 4  # large pages made or broken at one quiescent point
 _PRESSURE_SCAN_FACTOR = 8  # sharing is scanned for so much faster below state high
 
 
@@ -160,6 +163,7 @@ class VmKernel:
             self._reclaim(free)
         if elapsed_ns:
             self.reclaimer.prepare_victims(free)
+            self._manage_large_pages()
         self._grant_all()
         for vm in self.vms:
             vm.guest.submit_writes()
@@ -189,6 +193,7 @@ class VmKernel:
         total = sum(vm.guest.pages for vm in self.vms)
         most = self.options.share_rate_max * elapsed_ns / 1e9
         part = min(part, most / total)
+        self.sharing.break_large = self.state.state > HostState.HIGH
         for vm in self.vms:
             shared = self.sharing.scan(vm.guest, vm.guest.pages * part)
             if shared:
@@ -239,6 +244,24 @@ class VmKernel:
         reason = f"state {state.name.lower()}: {need} pages missing to {SOFT_PERCENT} % of minimum"
         self.reclaimer.take_pages(self.time_ns, need, reason)
         self._update_state(self.free)
+
+    def _manage_large_pages(self) -> None:
+        """Make large pages in state high; below, break them, so that their pages can be shared."""
+        if not self.options.large_pages:
+            return
+        left = _LARGE_PAGES_A_ROUND
+        for vm in self.vms:
+            if self.state.state > HostState.HIGH:
+                changed, why = vm.guest.break_large(left), "broken: memory is short"
+            elif self.machine.free_frames > self.state.border(self.options.high_pct) + 2 * 512:
+                changed, why = vm.guest.make_large(left), "made: memory is plenty"
+            else:
+                break
+            left -= changed
+            if changed:
+                self.events.record(
+                    self.time_ns, vm.name, Mechanism.LARGE_PAGE, changed * LARGE_PAGES, why
+                )
 
     # Grants ------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import numpy as np
 from memvirt.machine.content import Hashes
 from memvirt.vmm.eviction import Eviction
 from memvirt.vmm.monitor import PagingMode, VirtualMachineMonitor
-from memvirt.vmm.pmap import PageState
+from memvirt.vmm.pmap import LARGE_PAGES, PageState
 
 from .guest_memory import Balloon, GuestUsage, Ppns
 from .swap import SwapFile
@@ -65,6 +65,7 @@ class VmmMemory:
             compressed_frames=0 if vmm.compressed is None else vmm.compressed.frames,
             table_frames=tables,
             reserve_frames=vmm.reserve.count,
+            large=LARGE_PAGES * int(np.count_nonzero(pmap.large)),
             zips_total=vmm.counts["zips"],
             unzips_total=vmm.counts["unzips"],
             swap_reads_total=vmm.counts["swap_reads"],
@@ -99,6 +100,24 @@ class VmmMemory:
         pmap = self.vmm.pmap
         shared = pmap.frame[pmap.state == PageState.SHARED]
         return int(np.count_nonzero(np.isin(shared, mpns)))
+
+    def in_large_page(self, ppns: Ppns) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        return self.vmm.pmap.in_large_page(ppns)
+
+    def make_large(self, most: int) -> int:
+        if self.vmm.paging is not PagingMode.NESTED:
+            return 0
+        pmap = self.vmm.pmap
+        runs = pmap.pages // LARGE_PAGES
+        private = (pmap.state[: runs * LARGE_PAGES] == PageState.PRIVATE).reshape(runs, -1)
+        whole = np.flatnonzero(private.all(axis=1) & (pmap.large[:runs] == 0))
+        return sum(self.vmm.make_large(int(run) * LARGE_PAGES) for run in whole[:most])
+
+    def break_large(self, most: int) -> int:
+        runs = np.flatnonzero(self.vmm.pmap.large)[:most]
+        for run in runs.tolist():
+            self.vmm.break_large(run * LARGE_PAGES)
+        return int(runs.size)
 
     def unmap(self, ppns: Ppns) -> Eviction:
         return self.vmm.unmap(ppns)

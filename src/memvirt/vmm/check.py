@@ -27,6 +27,7 @@ from memvirt.mmu import control
 from memvirt.mmu.entry import (
     DIRTY,
     ENTRY_ADDRESS_MASK,
+    EPT_LARGE,
     EPT_RIGHTS,
     EPT_WRITE,
     NO_EXECUTE,
@@ -36,7 +37,7 @@ from memvirt.mmu.entry import (
 )
 
 from .monitor import PagingMode, VirtualMachineMonitor
-from .pmap import PageState
+from .pmap import LARGE_PAGES, PageState
 from .shadow_table import guest_entry_gpa
 
 
@@ -193,13 +194,33 @@ def _check_nested(vmm: VirtualMachineMonitor) -> Iterator[Violation]:
             entry = int(content[mpn, slot])
             page = base + (slot << (9 * (level - 1)))
             target = (entry & ENTRY_ADDRESS_MASK) >> 12
-            if level > 1:
+            if entry & EPT_LARGE and level == 2:
+                yield from _check_large_page(vmm, page, target)
+            elif level > 1:
                 tables.append((target, level - 1, page))
             else:
                 where = f"nested entry of PPN {page:#x}"
                 yield from _check_mapping(vmm, where, page, target, bool(entry & EPT_WRITE))
     if seen != vmm.control.nested_tables:
         yield Violation("I4", "nested tables", str(seen), str(int(vmm.control.nested_tables)))
+
+
+def _check_large_page(
+    vmm: VirtualMachineMonitor, first_ppn: int, first_mpn: int
+) -> Iterator[Violation]:
+    """A large entry maps 512 private pages that lie in order in one run of frames."""
+    pages = np.arange(first_ppn, first_ppn + LARGE_PAGES)
+    frames = vmm.pmap.frame[pages].astype(np.int64)
+    wrong = (vmm.pmap.state[pages] != PageState.PRIVATE) | (
+        frames != np.arange(first_mpn, first_mpn + LARGE_PAGES)
+    )
+    for ppn in pages[wrong].tolist():
+        state = vmm.pmap.state_of(ppn).name
+        found = f"PPN {ppn:#x} {state} at {vmm.pmap.frame[ppn]:#x}"
+        expected = f"private at MPN {first_mpn + ppn - first_ppn:#x}"
+        yield Violation("I1", f"large nested entry of PPN {first_ppn:#x}", found, expected)
+    if not vmm.pmap.large[first_ppn // LARGE_PAGES]:
+        yield Violation("I1", f"large nested entry of PPN {first_ppn:#x}", "no large page", "one")
 
 
 def _check_references(

@@ -17,14 +17,20 @@ import numpy as np
 
 from memvirt.address import PAGE_BYTES, PAGE_SHIFT
 from memvirt.machine.content import Hashes, equal_pages, hash_pages
-from memvirt.machine.memory import NOBODY, FrameKind, MachineMemory
+from memvirt.machine.memory import (
+    NOBODY,
+    FrameKind,
+    MachineMemory,
+    MachineMemoryExhausted,
+)
 from memvirt.mmu import control
 from memvirt.mmu.control import new_control_block
 
 from .backing import BackingStore, CompressedPages, HeldPages
 from .eviction import Eviction, evict
 from .invalidate import invalidate_pages
-from .pmap import PageState, Pmap
+from .nested import drop_empty_table
+from .pmap import LARGE_PAGES, PageState, Pmap
 from .reserve import FrameReserve
 from .setup import ShadowPool, map_flat, set_up_control, shadow_capacity
 from .shadow_table import zap_all
@@ -101,10 +107,19 @@ class VirtualMachineMonitor:
         self._stale_flush, self._stale_code = False, []
         return stale
 
-    def _invalidate(self, ppns: np.ndarray[Any, np.dtype[np.int64]]) -> None:
-        """Take back all translations of resident pages whose frames are about to change."""
+    def _invalidate(
+        self, ppns: np.ndarray[Any, np.dtype[np.int64]], *, breaking: bool = True
+    ) -> None:
+        """Take back all translations of resident pages whose frames are about to change.
+
+        Large pages that hold them are broken, unless the frames stay (not ``breaking``).
+        """
         if ppns.size == 0:
             return
+        if breaking and self.pmap.large.any():
+            runs = np.unique(ppns // LARGE_PAGES)
+            self.counts["large_breaks"] += int(np.count_nonzero(self.pmap.large[runs]))
+            self.pmap.large[runs] = 0
         if self.paging is PagingMode.FLAT:
             raise ValueError("flat memory has no pages to manage: use shadow or nested paging")
         executed = np.zeros(ppns.size, np.uint8)
@@ -141,6 +156,45 @@ class VirtualMachineMonitor:
         self.machine.release(old)
         self.counts["moved"] += int(pages.size)
         return int(pages.size)
+
+    def make_large(self, first_ppn: int) -> bool:
+        """Back 512 private pages from ``first_ppn`` on by one large page of 2 MiB.
+
+        They move to an aligned run of frames, mapped by one nested entry until one of them is
+        shared, unmapped or moved. Returns False, with nothing changed, if not all are private, or
+        already large, or if no run of frames is free. Only a nested table has large entries.
+        """
+        pages = np.arange(first_ppn, first_ppn + LARGE_PAGES)
+        run = first_ppn // LARGE_PAGES
+        if self.paging is not PagingMode.NESTED or first_ppn % LARGE_PAGES:
+            raise ValueError(f"PPN {first_ppn:#x} cannot begin a large page in this VM")
+        if self.pmap.pages < first_ppn + LARGE_PAGES or self.pmap.large[run]:
+            return False
+        if (self.pmap.state[pages] != PageState.PRIVATE).any():
+            return False
+        try:
+            first = self.machine.allocate_run(9, kind=FrameKind.GUEST, owner=self.vm_id)
+        except MachineMemoryExhausted:
+            return False
+        self._invalidate(pages)
+        old = self.pmap.frame[pages]
+        new = np.arange(first, first + LARGE_PAGES, dtype=np.uint32)
+        content = self.machine.content.reshape(-1, PAGE_BYTES)
+        content[new] = content[old]
+        self.machine.tag[new] = pages
+        self.pmap.frame[pages] = new
+        self.machine.release(old)
+        table = int(drop_empty_table(self.control_block[0], first_ppn))
+        if table >= 0:
+            self.machine.release(table)
+        self.pmap.large[run] = 1
+        self.counts["moved"] += LARGE_PAGES
+        self.counts["large_made"] += 1
+        return True
+
+    def break_large(self, first_ppn: int) -> None:
+        """Map the pages of a large page one by one again, as they are touched."""
+        self._invalidate(np.arange(first_ppn, first_ppn + LARGE_PAGES))
 
     def unmap(self, ppns: PpnsLike) -> Eviction:
         """Take the frames of the resident pages among ``ppns``; their content is kept elsewhere.
@@ -270,7 +324,7 @@ class VirtualMachineMonitor:
         """Take the translations of ``ppns`` back, so that the next access to each is noticed."""
         pages = np.unique(np.asarray(ppns, np.int64))
         resident = self._select(pages, _PRIVATE + _SHARED)
-        self._invalidate(resident)
+        self._invalidate(resident, breaking=False)
         self.pmap.flags[pages] |= np.uint8(control.FLAG_SAMPLED)
 
     def untouched(self, ppns: PpnsLike) -> np.ndarray[Any, np.dtype[np.bool_]]:

@@ -33,6 +33,7 @@ def set_up_control(block: Any, machine: MachineMemory, pmap: Pmap, paging: int, 
     block.pmap_state_at = pmap.state.ctypes.data
     block.pmap_frame_at = pmap.frame.ctypes.data
     block.pmap_flags_at = pmap.flags.ctypes.data
+    block.pmap_large_at = pmap.large.ctypes.data
     block.rmap_head_at = pmap.rmap_head.ctypes.data
     block.lapic_gpa = LAPIC_GPA
     block.lapic_window = -(-machine.bytes // (1 << 21)) * (1 << 21)

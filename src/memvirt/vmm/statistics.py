@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # Counts the VMM keeps itself; the others are the control block's.
 COUNTED = (
     "moved", "unmapped_by_host", "discarded", "zips", "swap_writes", "brought_back", "unzips",
-    "swap_reads", "shares", "share_breaks",
+    "swap_reads", "shares", "share_breaks", "large_made", "large_breaks",
 )  # fmt: skip
 _CONTROL_COUNTERS = (
     "hidden_faults", "true_faults", "trace_faults", "resynchronizations", "shadow_zaps",
@@ -54,6 +54,8 @@ class MemoryStatistics:
     swap_reads: int
     shares: int
     share_breaks: int
+    large_made: int
+    large_breaks: int
     hidden_faults: int
     true_faults: int
     trace_faults: int
