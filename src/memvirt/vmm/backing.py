@@ -10,11 +10,15 @@ from memvirt.address import PAGE_BYTES
 
 
 class BackingStore(Protocol):
-    """A store of 4 KiB pages by slot. ``take`` gives back exactly what ``put`` was given."""
+    """A store of 4 KiB pages by slot. ``take`` gives back exactly what ``put`` was given.
+
+    ``drop`` frees a slot whose content nobody wants any more, without reading it.
+    """
 
     def put(self, content: bytes) -> int: ...
     def take(self, slot: int) -> bytes: ...
     def read(self, slot: int) -> bytes: ...
+    def drop(self, slot: int) -> None: ...
 
 
 class BackingStoreError(Exception):
@@ -54,6 +58,9 @@ class HeldPages:
 
     def take(self, slot: int) -> bytes:
         content = self.read(slot)
+        self.drop(slot)
+        return content
+
+    def drop(self, slot: int) -> None:
         del self._pages[slot]
         self._free.append(slot)
-        return content
