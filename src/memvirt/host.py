@@ -191,7 +191,7 @@ class Host:
             raise
         vm.vmm.reserve.give_back(0)
         vm.vmm.reserve.managed = True
-        guest = VmmMemory(vm.vmm, swap=entry.swap, balloon=getattr(vm, "balloon", None))
+        guest = VmmMemory(vm.vmm, swap=entry.swap, balloon=vm.balloon)
         entry.managed = kernel.power_on(guest, settings, overhead)
         entry.remapper = Remapper(vm, self.scenario.remap, entry.position)
 

@@ -26,12 +26,16 @@ from memvirt.cpu.processor import Processor, SegmentState
 from memvirt.cpu.virtual_time import virtual_now
 from memvirt.machine.memory import MachineMemory, MachineMemoryExhausted
 from memvirt.mmu.control import NEED_FRAMES, NEED_PAGE
+from memvirt.platform.backdoor import complete_backdoor
+from memvirt.platform.balloon import BalloonDevice, complete_balloon
 from memvirt.platform.boot.detect import Protocol, load_boot_image
 from memvirt.platform.boot.image import BootImage, InitialState, StartMode
 from memvirt.platform.pc import new_pc, pc_serial_input
+from memvirt.platform.ports import IO_BACKDOOR, IO_BALLOON
 from memvirt.platform.uart import uart_drain
 from memvirt.size import parse_size
 from memvirt.vmm.backing import BackingStore, BackingStoreError, PageCorrupted
+from memvirt.vmm.balloon import BalloonedPages
 from memvirt.vmm.monitor import PagingMode, VirtualMachineMonitor
 from memvirt.vmm.reserve import FramesWanted
 
@@ -125,6 +129,7 @@ class VirtualMachine:
         self.vmm = VirtualMachineMonitor(
             machine, self.memory // PAGE_BYTES, mode, vm_id=self.vm_id, backing=backing
         )
+        self.balloon = BalloonDevice(BalloonedPages(self.vmm))
         self.serial_log = bytearray()
         self._serial = serial
         self.pc: Any = new_pc(self.memory)
@@ -283,6 +288,16 @@ class VirtualMachine:
         return True
 
     def _handle_io(self) -> None:
+        status = int(self.vmm.control.io_status)
+        if status in (IO_BACKDOOR, IO_BALLOON):
+            processor = self.processor
+            if status == IO_BACKDOOR:
+                complete_backdoor(processor)
+            else:
+                complete_balloon(self.balloon, processor, wide=processor.in_64_bit_code)
+            rip = processor.get("rip") + int(self.vmm.control.io_instruction_bytes)
+            processor.set("rip", rip)
+            return
         requests = self.pc[0].control
         if requests.exit_requested:
             value = int(requests.exit_value)

@@ -52,9 +52,14 @@ void page_release(u64 physical); /* one fewer; the last one frees it */
 void large_release(u64 physical);
 void large_break(u64 physical); /* now 512 pages with one reference each */
 u32 page_references(u64 physical);
-u64 pages_free(void);
+u64 pages_free(void); /* lent ones included: they can be had back */
 u64 pages_total(void);
 u64 blocks_assured(void); /* 2 MiB blocks to be had whenever nothing runs */
+u64 page_borrow(u64 kept);    /* a page to be lent, or 0 if only `kept` are left beside the zone */
+void page_lend(u64 physical); /* a page with one reference is the host's */
+u64 page_recall(void);        /* the page lent last, with one reference; 0 if none is */
+void pages_recall_all(void);
+u64 pages_lent(void);
 
 /* paging.c: tables and entries */
 #define ENTRY_PRESENT 0x1u
@@ -127,6 +132,11 @@ extern void return_to_user(void);
 extern volatile u64 ticks;
 void timer_initialize(void);
 void timer_interrupt(void);
+
+/* balloon.c */
+void balloon_initialize(void);
+void balloon_tick(void);
+bool balloon_relieve(void); /* some lent pages are free again; false if there were none */
 
 /* process.c */
 enum process_state { PROCESS_FREE, PROCESS_READY, PROCESS_BLOCKED, PROCESS_ENDED };

@@ -14,6 +14,7 @@ _Noreturn void kernel_main(u64 protocol, u64 information)
     syscall_initialize();
     memory_initialize();
     processes_initialize();
+    balloon_initialize();
     timer_initialize();
     print("%u pages of memory", pages_total());
     run_workload();

@@ -33,6 +33,7 @@ FLAG_EXECUTED = 2  # the processor may hold translated code of this page
 FLAG_WRITE_CACHED = 4  # the processor may hold a write translation that would miss stale code
 FLAG_SHADOWED = 8  # at least one shadow page table derives from this page
 FLAG_SAMPLED = 16  # the host took its translations back to see whether it is touched; not yet
+FLAG_BALLOONED = 32  # the guest's balloon driver gave the page up; it is unmapped
 
 _WORDS = [
     # Control registers, as the processor last held them.
@@ -47,6 +48,8 @@ _WORDS = [
     "rmap_head_at",
     # Reserve of zeroed frames already owned by this VM (MPNs, a stack).
     "reserve_at", "reserve_count", "frames_demand_allocated", "sampled_touches",
+    # Pages with FLAG_BALLOONED now; those the guest touched without unlocking them, ever.
+    "ballooned_pages", "balloon_touched",
     # Paging mode; root MPN of the nested table, if nested.
     "paging", "nested_root", "nested_tables",
     # Shadow paging: current root and the mode it was built for; the pool of shadow pages.
@@ -78,7 +81,7 @@ _WORDS = [
     "rflags_register", "kernel_gs_at",
     # Why the engine stopped.
     "translation_status", "stop_vector", "stop_syscall", "stop_time",
-    "identity_window", "io_status", "aborted", "halted",
+    "identity_window", "io_status", "io_instruction_bytes", "aborted", "halted",
     "engine_error",
     # Pending event to deliver, and progress of its delivery.
     "event_vector", "event_has_error", "event_error", "event_is_software",

@@ -87,6 +87,14 @@ def _check_pmap(vmm: VirtualMachineMonitor) -> Iterator[Violation]:
     )
     for ppn, mpn in zip(private[wrong].tolist(), mpns[wrong].tolist(), strict=True):
         yield Violation("I4", f"PPN {ppn:#x}", _frame(machine, mpn), f"GUEST frame of PPN {ppn:#x}")
+    ballooned = np.flatnonzero(pmap.flags & control.FLAG_BALLOONED)
+    for ppn in ballooned[pmap.state[ballooned] != PageState.UNMAPPED].tolist():
+        state = PageState(int(pmap.state[ppn])).name
+        yield Violation("I4", f"PPN {ppn:#x}", f"ballooned and {state}", "ballooned and UNMAPPED")
+    if ballooned.size != vmm.control.ballooned_pages:
+        yield Violation(
+            "I4", "balloon", f"{ballooned.size} pages", f"{vmm.control.ballooned_pages} counted"
+        )
     shared = np.flatnonzero(pmap.state == PageState.SHARED)
     mpns = pmap.frame[shared]
     wrong = (machine.kind[mpns] != FrameKind.SHARED) | (machine.tag[mpns] != -1 - vmm.share_salt)

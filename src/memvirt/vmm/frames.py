@@ -13,6 +13,7 @@ from numba import njit
 
 from memvirt.machine.memory import FrameKind
 from memvirt.mmu.control import (
+    FLAG_BALLOONED,
     FLAG_SAMPLED,
     NEED_FRAMES,
     NEED_PAGE,
@@ -65,6 +66,11 @@ def resolve_page(vm: Any, ppn: int, write: bool) -> int:
             return NEED_FRAMES
         store32(vm.pmap_frame_at + ppn * 4, mpn)
         store8(vm.pmap_state_at + ppn, STATE_PRIVATE)
+        flags = load8(vm.pmap_flags_at + ppn)
+        if flags & FLAG_BALLOONED:
+            store8(vm.pmap_flags_at + ppn, flags & ~FLAG_BALLOONED)
+            vm.ballooned_pages -= 1
+            vm.balloon_touched += 1
         vm.frames_demand_allocated += 1
         return OK
     vm.exit_ppn = ppn

@@ -303,6 +303,10 @@ class VirtualMachineMonitor:
             self.pmap.frame[ppn] = self.reserve.take(ppn)
             self.pmap.state[ppn] = PageState.PRIVATE
             self.control.frames_demand_allocated += 1
+            if self.pmap.flags[ppn] & control.FLAG_BALLOONED:
+                self.pmap.flags[ppn] &= 0xFF ^ control.FLAG_BALLOONED
+                self.control.ballooned_pages -= 1
+                self.control.balloon_touched += 1
 
     def _refetch(self, ppn: int, store: BackingStore | CompressedPages) -> None:
         mpn = self.reserve.take(ppn)
