@@ -284,9 +284,8 @@ class VmKernel:
         if self.state.state is HostState.LOW and over_target and vm.guest.reserve < NEEDED_TO_RUN:
             self._stop(vm, Condition.BLOCKED, "host low on memory, VM above its target")
             return
-        if vm.room - vm.guest.reserve < wanted:
-            self._enforce_limit(vm, wanted)
-            wanted = min(wanted, max(vm.room - vm.guest.reserve, 0))
+        if vm.settings.limit is not None:
+            wanted = min(wanted, self._room_under_limit(vm, wanted))
         short = wanted - self.machine.free_frames
         if short > 0 and vm.guest.reserve < NEEDED_TO_RUN:
             reason = f"{wanted} pages for {vm.name}"
@@ -301,11 +300,15 @@ class VmKernel:
             why = troubles[0] if troubles else "no frame can be reclaimed"
             self._stop(vm, Condition.PAUSED if troubles else Condition.WAITING, why)
 
-    def _enforce_limit(self, vm: ManagedVm, wanted: int) -> None:
-        """Make room under a VM's own limit, at its own expense."""
-        need = wanted + vm.guest.reserve - vm.room
-        if vm.guest.reserve < NEEDED_TO_RUN or need > MINIMUM_GRANT:
-            self.reclaimer.take_from(self.time_ns, vm, need, "at its limit")
+    def _room_under_limit(self, vm: ManagedVm, wanted: int) -> int:
+        """Frames a VM may still get under its limit; at it, it has to give up others first."""
+        room = vm.room - vm.guest.reserve
+        if room < MINIMUM_GRANT and vm.guest.reserve < NEEDED_TO_RUN:
+            self.reclaimer.take_from(
+                self.time_ns, vm, max(wanted, MINIMUM_GRANT) - room, "at its limit"
+            )
+            room = vm.room - vm.guest.reserve
+        return max(room, 0)
 
     def _stop(self, vm: ManagedVm, condition: Condition, reason: str) -> None:
         if (vm.condition, vm.reason) == (condition, reason):
