@@ -267,9 +267,7 @@ def test_a_batch_stops_at_the_target() -> None:
         Command.BATCHED_2M_UNLOCK,
     ],
 )
-def test_bad_batches_change_nothing(
-    command: Command, ppn: int, count: int, status: Status
-) -> None:
+def test_bad_batches_change_nothing(command: Command, ppn: int, count: int, status: Status) -> None:
     device, memory = connect()
     assert device.execute(Command.LOCK, 50, 0).status is Status.SUCCESS
     assert device.execute(command, ppn, count).status is status
