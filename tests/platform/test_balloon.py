@@ -200,7 +200,7 @@ def test_single_page_statuses(command: Command, ppn: int, status: Status) -> Non
 
 
 def test_a_full_balloon_needs_no_more() -> None:
-    device, memory = connect(target=2)
+    device, _ = connect(target=2)
     answers = [device.execute(Command.LOCK, ppn, 0).status for ppn in (1, 2, 3)]
     assert answers == [Status.SUCCESS, Status.SUCCESS, Status.PPN_NOT_NEEDED]
     assert device.size == 2
