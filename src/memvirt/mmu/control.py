@@ -50,6 +50,8 @@ _WORDS = [
     "reserve_at", "reserve_count", "frames_demand_allocated", "sampled_touches",
     # Pages with FLAG_BALLOONED now; those the guest touched without unlocking them, ever.
     "ballooned_pages", "balloon_touched",
+    # Length of the IN that Python completes (io_status IO_BACKDOOR, IO_BALLOON).
+    "io_instruction_bytes",
     # Paging mode; root MPN of the nested table, if nested.
     "paging", "nested_root", "nested_tables",
     # Shadow paging: current root and the mode it was built for; the pool of shadow pages.
@@ -81,7 +83,7 @@ _WORDS = [
     "rflags_register", "kernel_gs_at",
     # Why the engine stopped.
     "translation_status", "stop_vector", "stop_syscall", "stop_time",
-    "identity_window", "io_status", "io_instruction_bytes", "aborted", "halted",
+    "identity_window", "io_status", "aborted", "halted",
     "engine_error",
     # Pending event to deliver, and progress of its delivery.
     "event_vector", "event_has_error", "event_error", "event_is_software",
