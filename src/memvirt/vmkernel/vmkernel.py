@@ -254,7 +254,9 @@ class VmKernel:
             if self.state.state > HostState.HIGH:
                 changed, why = vm.guest.break_large(left), "broken: memory is short"
             elif self.machine.free_frames > self.state.border(self.options.high_pct) + 2 * 512:
-                changed, why = vm.guest.make_large(left), "made: memory is plenty"
+                # Only a VM that has had new frames can have a new run of private pages.
+                changed = vm.guest.make_large(left) if vm.used else 0
+                why = "made: memory is plenty"
             else:
                 break
             left -= changed

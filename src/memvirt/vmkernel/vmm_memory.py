@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from memvirt.machine.content import Hashes
+from memvirt.vmm.census import census
 from memvirt.vmm.eviction import Eviction
 from memvirt.vmm.monitor import PagingMode, VirtualMachineMonitor
 from memvirt.vmm.pmap import LARGE_PAGES, PageState
@@ -48,20 +49,18 @@ class VmmMemory:
 
     def usage(self) -> GuestUsage:
         vmm, pmap = self.vmm, self.vmm.pmap
-        states = np.bincount(pmap.state, minlength=len(PageState))
-        shared = pmap.frame[pmap.state == PageState.SHARED]
-        cost = float((1 / vmm.machine.references[shared]).sum()) if shared.size else 0.0
+        states, cost = census(pmap.state, pmap.frame, vmm.machine.references)
         if vmm.paging is PagingMode.SHADOW:
             tables = int(np.count_nonzero(vmm.shadow.pages["mpn"] >= 0))
         else:
             tables = int(vmm.control.nested_tables)
         return GuestUsage(
-            private=int(states[PageState.PRIVATE]),
-            shared=int(states[PageState.SHARED]),
+            private=states[PageState.PRIVATE],
+            shared=states[PageState.SHARED],
             shared_cost=cost,
-            unmapped=int(states[PageState.UNMAPPED]),
-            compressed=int(states[PageState.COMPRESSED]),
-            swapped=int(states[PageState.SWAPPED]),
+            unmapped=states[PageState.UNMAPPED],
+            compressed=states[PageState.COMPRESSED],
+            swapped=states[PageState.SWAPPED],
             compressed_frames=0 if vmm.compressed is None else vmm.compressed.frames,
             table_frames=tables,
             reserve_frames=vmm.reserve.count,
