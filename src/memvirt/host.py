@@ -32,6 +32,7 @@ from memvirt.vmkernel.vmm_memory import VmmMemory
 from memvirt.vmm.check import Violation, check_machine
 from memvirt.vmm.monitor import PagingMode
 from memvirt.vmm.setup import shadow_capacity
+from memvirt.vmm.statistics import MemoryStatistics
 
 _CHECK_EVERY = 32  # rounds between two runs of the consistency checker
 _PARTS = 16  # times a VM may wait for frames in one quantum
@@ -84,6 +85,7 @@ class Host:
         self.violations: list[Violation] = []
         self.rounds = 0
         self._stuck = 0
+        self._final: dict[int, MemoryStatistics] = {}
         self._entries: list[_Entry] = []
         for options in scenario.vm:
             for number in range(options.count):
@@ -113,6 +115,10 @@ class Host:
     def vms(self) -> list[VirtualMachine]:
         """The VMs that have been started, in the scenario's order."""
         return [entry.vm for entry in self._entries if entry.vm is not None]
+
+    def final_statistics(self, vm: VirtualMachine) -> MemoryStatistics:
+        """Statistics of a VM: those of its last moment, if it is off."""
+        return self._final.get(vm.vm_id) or vm.vmm.statistics()
 
     @property
     def refusals(self) -> list[str]:
@@ -200,6 +206,7 @@ class Host:
             self.kernel.power_off(entry.managed)
             entry.managed = None
         if entry.vm is not None:
+            self._final.setdefault(entry.vm.vm_id, entry.vm.vmm.statistics())
             entry.vm.power_off()
         if entry.swap is not None:
             entry.swap.close()

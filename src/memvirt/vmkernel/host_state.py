@@ -41,6 +41,7 @@ class HostStateMachine:
     def __init__(self, min_free: int, high_percent: float = 400) -> None:
         self.min_free = min_free
         self.state = HostState.HIGH
+        self.worst = HostState.HIGH
         # Percent of min_free below which a state is entered, and above which it is left.
         self._enter = {
             HostState.CLEAR: high_percent,
@@ -66,6 +67,7 @@ class HostStateMachine:
             if free >= self.border(self._enter[worse]):
                 break
             self.state = worse
+        self.worst = max(self.worst, self.state)
         while self.state > HostState.HIGH:
             if free < self.border(self._leave[self.state]):
                 break
