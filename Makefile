@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 
-.PHONY: run test lint types unit bench packages guests acceptance clean
+.PHONY: run test lint types unit bench packages guests docs acceptance clean
 
 run: $(STAMP)
 	$(BIN)/memvirt run
@@ -45,6 +45,11 @@ bench: $(DEV_STAMP)
 guests:
 	$(MAKE) -C guests/bundled install
 	$(MAKE) -C guests/multiboot32 install
+
+# The generated documents, and the plots of the bundled scenarios.
+docs: $(DEV_STAMP)
+	$(BIN)/python docs/make_docs.py
+	$(BIN)/python docs/make_plots.py
 
 clean:
 	rm -rf $(VENV) build dist

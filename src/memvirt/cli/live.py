@@ -28,6 +28,8 @@ from memvirt.vmkernel.statistics import Sample
 
 _PAGE = 4096
 _TEXT_COLUMNS = {"NAME", "STATE", "GROUP", "MCTL?"}
+_WIDE = 132
+_ON_WIDE_TERMINALS = {"PAGING", "VIRTUAL", "WAITED", "MEMSZ", "READ BACK", "REFS/WALK"}
 _GOOD = (EndReason.SUCCESS, EndReason.POWER_OFF)
 
 
@@ -88,35 +90,36 @@ def _verdict(vm: VirtualMachine) -> Text:
     return Text(vm.outcome.reason.value, style="green" if good else "red")
 
 
-def summary_table(host: Host, summary: Summary) -> Table:
+def _summary_row(host: Host, vm: VirtualMachine, peaks: VmPeaks) -> dict[str, str | Text]:
+    memory = host.final_statistics(vm)
+    walks = f"{memory.walk_references / memory.walks:.2f}" if memory.walks else "-"
+    return {
+        "VM": vm.name,
+        "PAGING": vm.paging.name.lower(),
+        "VERDICT": _verdict(vm),
+        "VIRTUAL": f"{vm.virtual_ns / 1e9:.2f} s",
+        "WAITED": f"{memory.stall_ns / 1e9:.2f} s",
+        "MEMSZ": format_size(vm.memory),
+        "CONSUMED": format_size(peaks.consumed * _PAGE),
+        "SHARED": format_size(peaks.shared_saved * _PAGE),
+        "BALLOON": format_size(peaks.balloon * _PAGE),
+        "ZIPPED": format_size(peaks.zipped * _PAGE),
+        "SWAPPED": format_size(peaks.swapped * _PAGE),
+        "READ BACK": f"{memory.brought_back:,}",
+        "REFS/WALK": walks,
+    }
+
+
+def summary_table(host: Host, summary: Summary, width: int) -> Table:
     """A row for each VM: how it ended, and the most of everything."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    headings = (
-        "VM", "PAGING", "VERDICT", "VIRTUAL", "WAITED", "MEMSZ", "CONSUMED", "SHARED", "BALLOON",
-        "ZIPPED", "SWAPPED", "READ BACK", "REFS/WALK",
-    )  # fmt: skip
+    rows = [_summary_row(host, vm, summary.vms.get(vm.name, VmPeaks())) for vm in host.vms]
+    headings = [h for h in rows[0] if width >= _WIDE or h not in _ON_WIDE_TERMINALS] if rows else []
     for heading in headings:
         left = heading in ("VM", "PAGING", "VERDICT")
         table.add_column(heading, justify="left" if left else "right", no_wrap=True)
-    for vm in host.vms:
-        peaks = summary.vms.get(vm.name, VmPeaks())
-        memory = host.final_statistics(vm)
-        walks = f"{memory.walk_references / memory.walks:.2f}" if memory.walks else "-"
-        table.add_row(
-            vm.name,
-            vm.paging.name.lower(),
-            _verdict(vm),
-            f"{vm.virtual_ns / 1e9:.2f} s",
-            f"{memory.stall_ns / 1e9:.2f} s",
-            format_size(vm.memory),
-            format_size(peaks.consumed * _PAGE),
-            format_size(peaks.shared_saved * _PAGE),
-            format_size(peaks.balloon * _PAGE),
-            format_size(peaks.zipped * _PAGE),
-            format_size(peaks.swapped * _PAGE),
-            f"{memory.brought_back:,}",
-            walks,
-        )
+    for row in rows:
+        table.add_row(*(row[heading] for heading in headings))
     return table
 
 
@@ -130,8 +133,9 @@ def print_summary(console: Console, host: Host, summary: Summary, wall_seconds: 
         f"{configured / machine:.2f} x; {host.kernel.time_ns / 1e9:.2f} s virtual, "
         f"{wall_seconds:.1f} s wall; worst state {host.kernel.state.worst.name.lower()}",
         style="bold",
+        highlight=False,
     )
-    console.print(summary_table(host, summary))
+    console.print(summary_table(host, summary, console.width))
     console.print("\nmost at one moment", style="bold")
     for name, pages, meaning in summary.mechanisms():
         console.print(f"  {name:<13} {format_size(pages * _PAGE):>10}  {meaning}", highlight=False)
@@ -148,7 +152,8 @@ def print_summary(console: Console, host: Host, summary: Summary, wall_seconds: 
     verified = sum(vm.outcome is not None and vm.outcome.reason in _GOOD for vm in host.vms)
     console.print(
         f"{verified} of {len(host.vms) + len(host.refusals)} guests verified their memory; "
-        f"{len(host.violations)} broken invariants"
+        f"{len(host.violations)} broken invariants",
+        highlight=False,
     )
 
 
