@@ -25,6 +25,8 @@ from .statistics import HostState
 from .victims import choose_victims, give_second_chance
 
 _LIMIT_MARGIN = 0.1  # of a VM's limit: closer to it, its balloon takes what lies beyond
+_DEFLATE_PERCENT = 150  # of minimum free memory: balloons deflate only above, or they would flap
+_STEP = 0.01  # of a VM's memory: smaller changes of a balloon's target are not worth a decision
 _ROUNDS = 4  # times the rest of a need is asked of the VMs that can still give
 
 
@@ -73,7 +75,7 @@ class Reclaimer:
         if state is HostState.SOFT:
             self._inflate(now, self.shortage(free, CLEAR_PERCENT))
         elif state < HostState.SOFT:
-            self._deflate(now, free - self._state.border(CLEAR_PERCENT))
+            self._deflate(now, free - self._state.border(_DEFLATE_PERCENT))
         for vm in self._vms:
             # A guest close to its limit had better choose itself what it can do without.
             beyond = vm.settings.memory - vm.settings.maximum
@@ -104,9 +106,10 @@ class Reclaimer:
     def _set_balloon(self, now: int, vm: ManagedVm, target: int, reason: str) -> None:
         target = min(target, vm.balloon_max)
         balloon = vm.guest.balloon
-        if balloon is None or target == vm.balloon_target:
-            return
         change = target - vm.balloon_target
+        small = abs(change) < vm.settings.memory * _STEP and target not in (0, vm.balloon_max)
+        if balloon is None or change == 0 or small:
+            return
         vm.balloon_target = balloon.target = target
         self._events.record(now, vm.name, Mechanism.BALLOON, change, reason)
 
