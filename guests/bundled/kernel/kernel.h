@@ -44,6 +44,7 @@ void option_text(const char *key, const char *otherwise, char *to, size_t size);
 void physical_initialize(u64 metadata_start);
 u64 physical_metadata_bytes(void);
 void physical_adopt(u64 start, u64 end);
+void physical_soil(void);
 u64 page_allocate(void);        /* 0 if there is none; content undefined; one reference */
 u64 page_allocate_zeroed(void);
 u64 large_allocate(void);       /* 2 MiB, aligned; references counted at its first page */

@@ -110,6 +110,14 @@ void physical_initialize(u64 metadata_start)
     }
 }
 
+/* Write to every page never given out: to the host, memory that has been in use. */
+void physical_soil(void)
+{
+    for (u32 i = cursor_range; i < range_count; i++)
+        for (u64 page = ranges[i].start; page < ranges[i].end; page += PAGE_SIZE)
+            *(volatile u64 *)direct(page) = page + 1;
+}
+
 /* Give pages that were never allocated to the free list. */
 void physical_adopt(u64 start, u64 end)
 {
