@@ -28,7 +28,8 @@ _HIDDEN = {
     | (1 << 17)  # PCID: translations tagged by context
     | (1 << 21)  # x2APIC
     | (1 << 24)  # TSC-deadline timer
-    | (1 << 26)  # XSAVE: state the engine does not fully keep
+    | (1 << 26)
+    | (1 << 27)  # XSAVE, OSXSAVE: state the engine does not fully keep
     | (1 << 28)  # AVX
     | (1 << 30),  # RDRAND: not reproducible
     (1, 0, "d"): (1 << 7)

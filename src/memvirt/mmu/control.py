@@ -67,7 +67,7 @@ _WORDS = [
     "tlb_fills", "walks", "walk_references", "guest_walks", "guest_walk_references",
     "hidden_faults", "true_faults", "trace_faults", "resynchronizations", "entries_dropped",
     "root_switches", "shadow_zaps", "revalidations", "mmio_fills", "large_fills",
-    "code_drops", "tlb_flushes",
+    "code_drops", "tlb_flushes", "precise_writes",
     # The processor (cpu/): engine handle, register file, C functions.
     "control_at", "access_at", "engine", "registers_at", "fault_address_at", "emu_start_at",
     "emu_stop_at", "ctl_at",
@@ -76,7 +76,9 @@ _WORDS = [
     "rflags_register", "kernel_gs_at",
     # Why the engine stopped.
     "translation_status", "stop_vector", "stop_syscall", "stop_time",
-    "identity_window", "io_status", "aborted", "halted",
+    "identity_window", "io_status",
+    # The frame whose code was dropped last, and when; a flush is owed before the next block.
+    "dropped_frame", "dropped_code_bytes", "flush_owed", "aborted", "halted",
     "engine_error",
     # Pending event to deliver, and progress of its delivery.
     "event_vector", "event_has_error", "event_error", "event_is_software",

@@ -7,6 +7,7 @@ memtest86+ from version 6 is started the same way.
 import struct
 from dataclasses import dataclass
 
+from memvirt.platform.boot.acpi import acpi_segment
 from memvirt.platform.boot.boot_params import SETUP_HEADER, boot_params_segments
 from memvirt.platform.boot.image import (
     BOOT_PARAMS,
@@ -133,7 +134,7 @@ def load_linux(
     )
     return BootImage(
         protocol="linux",
-        segments=(*extra, *parameters, Segment(load_gpa, payload)),
+        segments=(*extra, acpi_segment(), *parameters, Segment(load_gpa, payload)),
         registers=registers,
         e820=memory_map(memory_bytes),
         description=f"Linux boot protocol {header.version >> 8}.{header.version & 0xFF:02d}, "
