@@ -113,12 +113,12 @@ int work_mappings(void)
             return fail("mappings: mmap: %s", strerror(errno));
         for (size_t i = 0; i < pages; i++)
             region[i * WORDS] = scramble(round * pages + i);
-        if (mprotect(region, pages / 2 * PAGE, PROT_READ))
-            return fail("mappings: mprotect: %s", strerror(errno));
         uint64_t *moved = mremap(region, pages * PAGE, pages * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED,
                                  (char *)0x200000000 + (round & 63) * 0x400000);
         if (moved == MAP_FAILED)
             return fail("mappings: mremap: %s", strerror(errno));
+        if (mprotect(moved, pages / 2 * PAGE, PROT_READ))
+            return fail("mappings: mprotect: %s", strerror(errno));
         for (size_t i = 0; i < pages; i++)
             if (moved[i * WORDS] != scramble(round * pages + i) || moved[i * WORDS + 1] != 0)
                 return fail("mappings: round %ld: page %zu is wrong", round, i);

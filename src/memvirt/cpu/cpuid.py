@@ -44,6 +44,7 @@ _HIDDEN = {
     | (1 << 18),  # RDSEED
     (7, 0, "c"): (1 << 3)
     | (1 << 4)  # PKU, OSPKE
+    | (1 << 16)  # LA57: a fifth level to walk, of use beyond 64 TiB of memory only
     | (1 << 22),  # RDPID
     (0x80000001, 0, "c"): 1 << 2,  # SVM
     (0x80000001, 0, "d"): 1 << 27,  # RDTSCP: not interceptable with virtual time in TSC_AUX
