@@ -99,6 +99,9 @@ def boot(
             raise UsageError(f"{target}: the directory {target.absolute().parent} does not exist")
     console = Console(serial)
     vm = make_vm(options, console)
+    if vm.boot_image is not None and vm.boot_image.added_parameters:
+        added = " ".join(vm.boot_image.added_parameters)
+        print(f"memvirt: added to the kernel command line: {added}", file=sys.stderr)
     violations: list[Violation] = []
     quanta = 0
 
