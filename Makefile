@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 
-.PHONY: run test lint types unit bench packages guests acceptance clean
+.PHONY: run test lint types unit bench packages guests linux-guest acceptance clean
 
 run: $(STAMP)
 	$(BIN)/memvirt run
@@ -39,12 +39,16 @@ test: packages lint types unit
 acceptance: packages $(DEV_STAMP)
 	$(BIN)/pytest -m acceptance --timeout 0
 
-bench: $(DEV_STAMP)
+bench: linux-guest $(DEV_STAMP)
 	$(BIN)/python -m bench
 
 guests:
 	$(MAKE) -C guests/bundled install
 	$(MAKE) -C guests/multiboot32 install
+
+# The Linux test guest, from Debian's kernel and busybox packages, in build/linux-guest.
+linux-guest: packages
+	./guests/linux/build.sh
 
 clean:
 	rm -rf $(VENV) build dist

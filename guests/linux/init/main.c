@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -174,11 +175,21 @@ static void load_module(const char *name)
     close(file);
 }
 
+// What busybox's poweroff, halt and reboot ask of the first process.
+static void on_request(int signal)
+{
+    sync();
+    reboot(signal == SIGTERM ? RB_AUTOBOOT : RB_POWER_OFF);
+}
+
 static void shell(void)
 {
     static char *const arguments[] = {"sh", "-l", NULL};
     static char *const environment[] = {
         "PATH=/bin", "HOME=/", "TERM=linux", "PS1=guest# ", NULL};
+    signal(SIGUSR1, on_request);
+    signal(SIGUSR2, on_request);
+    signal(SIGTERM, on_request);
     say("a shell; exit or poweroff ends the guest");
     pid_t child = fork();
     if (child == 0) {
