@@ -17,6 +17,11 @@ from unicorn import x86_const
 
 from .registers import GENERAL_REGISTERS
 
+# Leaf 1 EAX names family 6 model 0x1C, an in-order processor that does not speculate: which is what
+# this one is. Kernels know that model, and spend nothing on mitigations for speculation (page-table
+# isolation, return trampolines) unless told to.
+_IN_ORDER_PROCESSOR = 0x0001_06CA
+BRAND = b"memvirt software processor"  # leaves 0x80000002 to 0x80000004, 48 bytes
 HYPERVISOR_SIGNATURE = b"memvirt VMM "  # twelve bytes in EBX, ECX, EDX
 ROW_DTYPE = np.dtype([(name, "i8") for name in ("leaf", "subleaf", "a", "b", "c", "d")])
 ANY_SUBLEAF = -1
@@ -39,6 +44,7 @@ _HIDDEN = {
     (7, 0, "b"): (1 << 4)
     | (1 << 11)  # HLE, RTM
     | (1 << 5)  # AVX2
+    | (1 << 9)  # ERMS: repeated string instructions are slower here than loops of stores
     | (1 << 10)  # INVPCID
     | (1 << 14)  # MPX
     | (1 << 18),  # RDSEED
@@ -46,6 +52,7 @@ _HIDDEN = {
     | (1 << 4)  # PKU, OSPKE
     | (1 << 16)  # LA57: a fifth level to walk, of use beyond 64 TiB of memory only
     | (1 << 22),  # RDPID
+    (7, 0, "d"): 1 << 4,  # FSRM: as ERMS
     (0x80000001, 0, "c"): 1 << 2,  # SVM
     (0x80000001, 0, "d"): 1 << 27,  # RDTSCP: not interceptable with virtual time in TSC_AUX
 }
@@ -82,6 +89,7 @@ def cpuid_table(engine: unicorn.Uc) -> np.ndarray[Any, np.dtype[np.void]]:
         if leaf == 0:
             answer["a"] = _TIME_STAMP_LEAF
         elif leaf == 1:
+            answer["a"] = _IN_ORDER_PROCESSOR
             answer["b"] &= 0x0000_FFFF  # APIC ID 0, one logical processor
             answer["c"] |= 1 << 31  # a hypervisor is present
             answer["d"] &= ~(1 << 28)
@@ -89,6 +97,9 @@ def cpuid_table(engine: unicorn.Uc) -> np.ndarray[Any, np.dtype[np.void]]:
             # TSC clock = crystal * EBX / EAX. The crystal also drives the local APIC's timer, so a
             # guest need not measure either against the PIT, in loops that cost host time.
             answer = {"a": 1, "b": 1, "c": 1_000_000_000, "d": 0}
+        elif 0x8000_0002 <= leaf <= 0x8000_0004:
+            part = BRAND.ljust(48, b"\0")[(leaf - 0x8000_0002) * 16 :][:16]
+            answer = dict(zip("abcd", struct.unpack("<4I", part), strict=True))
         elif leaf == 0x8000_0008:
             answer["a"] = 40 | 48 << 8  # physical and virtual address bits
             answer["c"] = 0

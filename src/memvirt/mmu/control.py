@@ -47,6 +47,8 @@ _WORDS = [
     "reserve_at", "reserve_count", "frames_demand_allocated",
     # Paging mode; root MPN of the nested table, if nested.
     "paging", "nested_root", "nested_tables",
+    # Cache of last-level nested entries, as a processor's nested TLB (NESTED_TLB_DTYPE).
+    "nested_tlb_at", "nested_tlb_hits",
     # Shadow paging: current root and the mode it was built for; the pool of shadow pages.
     "shadow_root", "shadow_root_index",
     "shadow_levels", "shadow_mode", "shadow_root_cr3", "shadow_capacity", "shadow_free_head",
@@ -104,6 +106,9 @@ CONTROL_DTYPE = np.dtype(
     align=True,
 )
 CONTROL_RECORD = from_dtype(CONTROL_DTYPE)
+
+NESTED_TLB_ENTRIES = 4096
+NESTED_TLB_DTYPE = np.dtype([("tag", "i8"), ("entry", "i8")])  # PPN + 1 (0: free), leaf entry
 
 
 def new_control_block() -> np.ndarray[tuple[int], np.dtype[np.void]]:

@@ -4,8 +4,8 @@
 Debug exit (0xf4, as QEMU's isa-debug-exit), POST code (0x80), fast reset and A20 (0x92, IBM PS/2
 Technical Reference), reset control (0xcf9, Intel PIIX3 datasheet) and the ACPI fixed registers
 where QEMU's PC has them: PM1a events (0x600: status, of which none is ever set, then enable) and
-PM1a control (0x604), whose SCI_EN always reads as one. Address line A20 is always enabled; its bit is only
-remembered.
+PM1a control (0x604), whose SCI_EN always reads as one. Address line A20 is always enabled; its bit
+is only remembered.
 """
 
 from numba import njit
