@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 
-.PHONY: run test lint types unit bench packages guests docs acceptance clean
+.PHONY: run test lint types unit bench packages guests linux-guest docs acceptance clean
 
 run: $(STAMP)
 	$(BIN)/memvirt run
@@ -39,7 +39,7 @@ test: packages lint types unit
 acceptance: packages $(DEV_STAMP)
 	$(BIN)/pytest -m acceptance --timeout 0
 
-bench: $(DEV_STAMP)
+bench: linux-guest $(DEV_STAMP)
 	$(BIN)/python -m bench
 
 guests:
@@ -50,6 +50,10 @@ guests:
 docs: $(DEV_STAMP)
 	$(BIN)/python docs/make_docs.py
 	$(BIN)/python docs/make_plots.py
+
+# The Linux test guest, from Debian's kernel and busybox packages, in build/linux-guest.
+linux-guest: packages
+	./guests/linux/build.sh
 
 clean:
 	rm -rf $(VENV) build dist

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run every benchmark, or those named: ``python -m bench [tlb_miss] [exits]``."""
+"""Run every benchmark, or those named: ``python -m bench [tlb_miss] [exits] [linux_boot]``."""
 
 from __future__ import annotations
 
 import sys
 
-from bench import exits, tlb_miss
+from bench import exits, linux_boot, tlb_miss
 
-_BENCHMARKS = {"tlb_miss": tlb_miss.main, "exits": exits.main}
+_BENCHMARKS = {"tlb_miss": tlb_miss.main, "exits": exits.main, "linux_boot": linux_boot.main}
 
 
 def main() -> None:

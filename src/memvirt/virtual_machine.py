@@ -23,7 +23,7 @@ from typing import Any
 from memvirt.address import PAGE_BYTES
 from memvirt.cpu import run as run_loop
 from memvirt.cpu.processor import Processor, SegmentState
-from memvirt.cpu.virtual_time import virtual_now
+from memvirt.cpu.virtual_time import PORT_ACCESS_NS, TIME_STAMP_NS, virtual_now
 from memvirt.machine.memory import MachineMemory, MachineMemoryExhausted
 from memvirt.mmu.control import NEED_FRAMES, NEED_PAGE
 from memvirt.platform.backdoor import complete_backdoor
@@ -42,6 +42,8 @@ from memvirt.vmm.reserve import FramesWanted
 EXIT_SUCCESS = 0x10  # what a guest writes to the debug-exit port when all is well
 MAXIMUM_MEMORY = 3 << 30  # above lies the hole for devices
 QUANTUM_NS = 10_000_000
+_PANIC_MARK = b"Kernel panic - not syncing: "
+_PANIC_REPORT_BYTES = 8192  # a panic's report is shorter: what lies before it is older news
 _vm_ids = count(1)
 
 
@@ -56,6 +58,7 @@ class EndReason(Enum):
     FAILURE = "the guest reports failure"
     POWER_OFF = "the guest powered off"
     RESET = "the guest asked for a reset"
+    PANIC = "the guest's kernel panicked"
     TRIPLE_FAULT = "triple fault"
     HALTED = "the guest halted with nothing left to wake it"
     OUT_OF_MEMORY = "machine memory is exhausted"
@@ -88,7 +91,8 @@ class Outcome:
             return 124
         if self.reason is EndReason.STOPPED:
             return 130
-        return 1 if self.reason in (EndReason.FAILURE, EndReason.RESET) else 3
+        failed = (EndReason.FAILURE, EndReason.RESET, EndReason.PANIC)
+        return 1 if self.reason in failed else 3
 
 
 class Machine(MachineMemory):
@@ -97,6 +101,15 @@ class Machine(MachineMemory):
     def __init__(self, memory: int | str, *, scatter_seed: int | None = None) -> None:
         size = parse_size(memory, what="machine memory")
         super().__init__(size // PAGE_BYTES, scatter_seed=scatter_seed)
+
+
+def _panic_message(console: bytes) -> str:
+    """What a Linux kernel says of its panic at the end of its console, or "" if it did not."""
+    start = console.rfind(_PANIC_MARK)
+    if start < 0:
+        return ""
+    line = console[start + len(_PANIC_MARK) :].split(b"\n")[0]
+    return line.decode("ascii", "replace").strip() or "without a message"
 
 
 class VirtualMachine:
@@ -160,6 +173,13 @@ class VirtualMachine:
     def virtual_ns(self) -> int:
         """Virtual time since power-on, in nanoseconds."""
         return int(virtual_now(self.vmm.control_block[0]))
+
+    @property
+    def halted_ns(self) -> int:
+        """Virtual time skipped because the processor had nothing to do."""
+        control = self.vmm.control
+        busy = control.port_accesses * PORT_ACCESS_NS + control.time_stamp_reads * TIME_STAMP_NS
+        return int(control.idle_ns - busy)
 
     @property
     def host_seconds(self) -> float:
@@ -306,7 +326,8 @@ class VirtualMachine:
         elif requests.poweroff_requested:
             self._end(EndReason.POWER_OFF, "")
         elif requests.reset_requested:
-            self._end(EndReason.RESET, "")
+            panic = _panic_message(bytes(self.serial_log[-_PANIC_REPORT_BYTES:]))
+            self._end(EndReason.PANIC if panic else EndReason.RESET, panic)
         # Else the console was full. It is drained now, and the guest's write happens again.
 
     def _handle_halt(self) -> bool:

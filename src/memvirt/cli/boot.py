@@ -3,11 +3,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 from memvirt.images import image_path
 from memvirt.machine.memory import MachineMemoryExhausted
@@ -22,6 +27,7 @@ from memvirt.vmm.check import Violation, check_machine
 from .console import Console
 from .errors import UsageError
 
+_LAST_LINES = 24
 _CHECK_EVERY = 32  # quanta between two runs of the consistency checker
 
 
@@ -84,6 +90,29 @@ def death_report(vm: VirtualMachine) -> str:
     return "\n".join(lines)
 
 
+def last_lines(vm: VirtualMachine) -> str:
+    """The end of what the guest printed on its console."""
+    lines = bytes(vm.serial_log).decode("utf-8", "replace").replace("\r", "").rstrip().split("\n")
+    return "\n".join(["--- the console's last lines", *lines[-_LAST_LINES:]])
+
+
+@contextlib.contextmanager
+def termination_as_interrupt() -> Iterator[None]:
+    """SIGTERM ends the VM as Ctrl-C does: the terminal is restored, the outcome reported."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def boot(
     options: BootOptions,
     *,
@@ -99,20 +128,30 @@ def boot(
             raise UsageError(f"{target}: the directory {target.absolute().parent} does not exist")
     console = Console(serial)
     vm = make_vm(options, console)
+    if vm.boot_image is not None and vm.boot_image.added_parameters:
+        added = " ".join(vm.boot_image.added_parameters)
+        print(f"memvirt: added to the kernel command line: {added}", file=sys.stderr)
     violations: list[Violation] = []
     quanta = 0
 
+    halted_ns = 0
+
     def between_quanta(vm: VirtualMachine) -> None:
-        nonlocal quanta
+        nonlocal quanta, halted_ns
         quanta += 1
+        if interactive and console.input_open:
+            # Somebody is typing: an idle guest waits in the host's time, not in a busy loop.
+            console.wait((vm.halted_ns - halted_ns) / 1e9)
+            halted_ns = vm.halted_ns
         if typed := console.read():
             vm.type(typed)
         if check and quanta % _CHECK_EVERY == 0:
             violations.extend(check_machine(vm.machine, [vm.vmm]))
 
-    vm.wakes_on_input = serial == "stdio" and os.isatty(0)
+    interactive = serial == "stdio" and os.isatty(0)
+    vm.wakes_on_input = interactive
     try:
-        with console.keys_unbuffered():
+        with console.keys_unbuffered(), termination_as_interrupt():
             outcome = vm.run(timeout=timeout, on_quantum=between_quanta)
     except KeyboardInterrupt:
         vm.stop()
@@ -127,6 +166,8 @@ def boot(
     print(f"\n{vm.name}: {outcome.reason.value}{detail}", file=sys.stderr)
     if outcome.reason in (EndReason.TRIPLE_FAULT, EndReason.ENGINE_ERROR, EndReason.HALTED):
         print(death_report(vm), file=sys.stderr)
+    if outcome.reason is EndReason.PANIC:
+        print(last_lines(vm), file=sys.stderr)
     print(render_statistics(statistics), file=sys.stderr)
     if stats is not None:
         stats.write_text(json.dumps(as_json(statistics), indent=2) + "\n")

@@ -32,6 +32,16 @@ class Console:
         if self._stdio and not self._at_line_start:
             self.write(b"\n")
 
+    @property
+    def input_open(self) -> bool:
+        """False once standard input has ended."""
+        return self._input_open
+
+    def wait(self, seconds: float) -> None:
+        """Wait until something is typed, but no longer than ``seconds``."""
+        if self._input_open and seconds > 0:
+            select.select([0], [], [], seconds)
+
     def read(self) -> bytes:
         """What has been typed since the last call; never waits."""
         if not self._input_open:

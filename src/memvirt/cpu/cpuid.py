@@ -21,6 +21,11 @@ from memvirt.platform.backdoor import BUS_HZ, TIME_STAMP_HZ
 
 from .registers import GENERAL_REGISTERS
 
+# Leaf 1 EAX names family 6 model 0x1C, an in-order processor that does not speculate: which is what
+# this one is. Kernels know that model, and spend nothing on mitigations for speculation (page-table
+# isolation, return trampolines) unless told to.
+_IN_ORDER_PROCESSOR = 0x0001_06CA
+BRAND = b"memvirt software processor"  # leaves 0x80000002 to 0x80000004, 48 bytes
 # Signatures: twelve bytes in EBX, ECX, EDX.
 VMWARE_SIGNATURE = b"VMwareVMware"
 HYPERVISOR_SIGNATURE = b"memvirt VMM "
@@ -37,7 +42,8 @@ _HIDDEN = {
     | (1 << 17)  # PCID: translations tagged by context
     | (1 << 21)  # x2APIC
     | (1 << 24)  # TSC-deadline timer
-    | (1 << 26)  # XSAVE: state the engine does not fully keep
+    | (1 << 26)
+    | (1 << 27)  # XSAVE, OSXSAVE: state the engine does not fully keep
     | (1 << 28)  # AVX
     | (1 << 30),  # RDRAND: not reproducible
     (1, 0, "d"): (1 << 7)
@@ -47,17 +53,21 @@ _HIDDEN = {
     (7, 0, "b"): (1 << 4)
     | (1 << 11)  # HLE, RTM
     | (1 << 5)  # AVX2
+    | (1 << 9)  # ERMS: repeated string instructions are slower here than loops of stores
     | (1 << 10)  # INVPCID
     | (1 << 14)  # MPX
     | (1 << 18),  # RDSEED
     (7, 0, "c"): (1 << 3)
     | (1 << 4)  # PKU, OSPKE
+    | (1 << 16)  # LA57: a fifth level to walk, of use beyond 64 TiB of memory only
     | (1 << 22),  # RDPID
+    (7, 0, "d"): 1 << 4,  # FSRM: as ERMS
     (0x80000001, 0, "c"): 1 << 2,  # SVM
     (0x80000001, 0, "d"): 1 << 27,  # RDTSCP: not interceptable with virtual time in TSC_AUX
 }
+_TIME_STAMP_LEAF = 0x15  # the highest basic leaf
 _LEAVES = (
-    [(leaf, 0) for leaf in range(0x10) if leaf not in (4, 7, 0xB, 0xD)]
+    [(leaf, 0) for leaf in range(0x16) if leaf not in (4, 7, 0xB, 0xD)]
     + [(4, i) for i in range(4)]
     + [(7, 0)]
     + [(0x8000_0000 + i, 0) for i in range(9)]
@@ -86,11 +96,19 @@ def cpuid_table(engine: unicorn.Uc) -> np.ndarray[Any, np.dtype[np.void]]:
         for name in "abcd":
             answer[name] &= ~_HIDDEN.get((leaf, subleaf, name), 0)
         if leaf == 0:
-            answer["a"] = 7
+            answer["a"] = _TIME_STAMP_LEAF
         elif leaf == 1:
+            answer["a"] = _IN_ORDER_PROCESSOR
             answer["b"] &= 0x0000_FFFF  # APIC ID 0, one logical processor
             answer["c"] |= 1 << 31  # a hypervisor is present
             answer["d"] &= ~(1 << 28)
+        elif leaf == _TIME_STAMP_LEAF:
+            # TSC clock = crystal * EBX / EAX. The crystal also drives the local APIC's timer, so a
+            # guest need not measure either against the PIT, in loops that cost host time.
+            answer = {"a": 1, "b": 1, "c": 1_000_000_000, "d": 0}
+        elif 0x8000_0002 <= leaf <= 0x8000_0004:
+            part = BRAND.ljust(48, b"\0")[(leaf - 0x8000_0002) * 16 :][:16]
+            answer = dict(zip("abcd", struct.unpack("<4I", part), strict=True))
         elif leaf == 0x8000_0008:
             answer["a"] = 40 | 48 << 8  # physical and virtual address bits
             answer["c"] = 0

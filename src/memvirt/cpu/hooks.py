@@ -111,12 +111,10 @@ def on_tlb_fill(engine: int, page: int, kind: int, entry: int, user: int) -> boo
 
 
 @cfunc("void(int64, int64, int32, int64)", cache=True)
-def on_block(engine: int, pc: int, size: int, user: int) -> None:
-    """``UC_HOOK_BLOCK``: virtual time, and the moment an interrupt can be taken."""
+def on_deadline(engine: int, pc: int, size: int, user: int) -> None:
+    """``UC_HOOK_BLOCK``, when virtual time has come (``block_counter``): stop, or go on until an
+    interrupt can be taken."""
     vm = control_at(user)
-    vm.code_bytes += size
-    if vm.code_bytes < vm.deadline_code_bytes:
-        return
     if vm.interrupt_waiting and vm.code_bytes < vm.time_deadline and vm.stop_asked == 0:
         if not interrupts_enabled(vm):
             return

@@ -19,6 +19,7 @@ from memvirt.vmm.monitor import VirtualMachineMonitor
 
 from . import hooks
 from . import registers as reg
+from .block_counter import block_counter_address
 from .cpuid import cpuid_table
 from .guest_memory import access_entry
 from .run import drop_code, flush_translations, run
@@ -168,13 +169,13 @@ class Processor:
         add = _hook_function()
         self._hooks: list[ctypes.c_size_t] = []
 
-        def hook(kind: int, callback: Any, instruction: int = 0) -> None:
+        def hook(kind: int, callback: int, instruction: int = 0) -> None:
             token = ctypes.c_size_t()
             error = add(
                 self._handle,
                 ctypes.byref(token),
                 kind,
-                callback.address,
+                callback,
                 self.vmm.control_block.ctypes.data,
                 1,
                 0,
@@ -184,9 +185,9 @@ class Processor:
             self._hooks.append(token)
 
         if not self._flat:
-            hook(uc_const.UC_HOOK_TLB_FILL, hooks.on_tlb_fill)
-        hook(uc_const.UC_HOOK_BLOCK, hooks.on_block)
-        hook(uc_const.UC_HOOK_INTR, hooks.on_exception)
+            hook(uc_const.UC_HOOK_TLB_FILL, hooks.on_tlb_fill.address)
+        hook(uc_const.UC_HOOK_BLOCK, block_counter_address(hooks.on_deadline.address))
+        hook(uc_const.UC_HOOK_INTR, hooks.on_exception.address)
         for instruction, callback in (
             (x86_const.UC_X86_INS_SYSCALL, hooks.on_syscall),
             (x86_const.UC_X86_INS_CPUID, hooks.on_cpuid),
@@ -194,7 +195,7 @@ class Processor:
             (x86_const.UC_X86_INS_IN, hooks.on_in),
             (x86_const.UC_X86_INS_OUT, hooks.on_out),
         ):
-            hook(uc_const.UC_HOOK_INSN, callback, instruction)
+            hook(uc_const.UC_HOOK_INSN, callback.address, instruction)
 
     # Registers ---------------------------------------------------------------------------------
 

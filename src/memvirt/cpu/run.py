@@ -71,6 +71,7 @@ def flush_translations(vm: Any) -> None:
     call_variadic2(vm.ctl_at, (vm.engine, reg.CTL_TLB_FLUSH))
     vm.tlb_flushes += 1
     vm.shadow_stale = 0
+    vm.flush_owed = 0
 
 
 @njit(nogil=True, cache=True)
@@ -86,6 +87,8 @@ def drop_code(vm: Any, mpn: int) -> None:
     vm.identity_window = 0
     flush_translations(vm)
     vm.code_drops += 1
+    vm.dropped_frame = mpn
+    vm.dropped_code_bytes = vm.code_bytes
 
 
 @njit(nogil=True, cache=True)
@@ -255,6 +258,8 @@ def run(vm: Any, pc: Any) -> int:
             if status != OK:
                 return status
             continue
+        if vm.flush_owed:
+            flush_translations(vm)
         error = _start_engine(vm, pc)
         status = _after_engine(vm, pc, error)
         if status != OK:

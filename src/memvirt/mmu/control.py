@@ -54,6 +54,8 @@ _WORDS = [
     "io_instruction_bytes",
     # Paging mode; root MPN of the nested table, if nested.
     "paging", "nested_root", "nested_tables",
+    # Cache of last-level nested entries, as a processor's nested TLB (NESTED_TLB_DTYPE).
+    "nested_tlb_at", "nested_tlb_hits",
     # Shadow paging: current root and the mode it was built for; the pool of shadow pages.
     "shadow_root", "shadow_root_index",
     "shadow_levels", "shadow_mode", "shadow_root_cr3", "shadow_capacity", "shadow_free_head",
@@ -74,7 +76,7 @@ _WORDS = [
     "tlb_fills", "walks", "walk_references", "guest_walks", "guest_walk_references",
     "hidden_faults", "true_faults", "trace_faults", "resynchronizations", "entries_dropped",
     "root_switches", "shadow_zaps", "revalidations", "mmio_fills", "large_fills",
-    "code_drops", "tlb_flushes",
+    "code_drops", "tlb_flushes", "precise_writes",
     # The processor (cpu/): engine handle, register file, C functions.
     "control_at", "access_at", "engine", "registers_at", "fault_address_at", "emu_start_at",
     "emu_stop_at", "ctl_at",
@@ -83,7 +85,9 @@ _WORDS = [
     "rflags_register", "kernel_gs_at",
     # Why the engine stopped.
     "translation_status", "stop_vector", "stop_syscall", "stop_time",
-    "identity_window", "io_status", "aborted", "halted",
+    "identity_window", "io_status",
+    # The frame whose code was dropped last, and when; a flush is owed before the next block.
+    "dropped_frame", "dropped_code_bytes", "flush_owed", "aborted", "halted",
     "engine_error",
     # Pending event to deliver, and progress of its delivery.
     "event_vector", "event_has_error", "event_error", "event_is_software",
@@ -110,6 +114,9 @@ CONTROL_DTYPE = np.dtype(
     align=True,
 )
 CONTROL_RECORD = from_dtype(CONTROL_DTYPE)
+
+NESTED_TLB_ENTRIES = 4096
+NESTED_TLB_DTYPE = np.dtype([("tag", "i8"), ("entry", "i8")])  # PPN + 1 (0: free), leaf entry
 
 
 def new_control_block() -> np.ndarray[tuple[int], np.dtype[np.void]]:

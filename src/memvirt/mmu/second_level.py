@@ -14,6 +14,7 @@ from typing import Any
 from numba import njit
 
 from .control import (
+    NESTED_TLB_ENTRIES,
     PAGING_NESTED,
     READ,
     STATE_PRIVATE,
@@ -28,7 +29,7 @@ from .entry import (
     EPT_RIGHTS,
     EPT_WRITE,
 )
-from .native import load8, load32, load64
+from .native import load8, load32, load64, store64
 
 MISS = -1
 
@@ -54,14 +55,41 @@ def ept_entry_is_misconfigured(entry: int, level: int, physical_address_bits: in
 
 
 @njit(nogil=True, cache=True)
+def nested_tlb_slot(vm: Any, ppn: int) -> int:
+    """Address of the only slot of the nested TLB where ``ppn`` may be."""
+    return vm.nested_tlb_at + (ppn & (NESTED_TLB_ENTRIES - 1)) * 16
+
+
+@njit(nogil=True, cache=True)
+def forget_nested(vm: Any, ppn: int) -> None:
+    """Drop ``ppn`` from the nested TLB.
+
+    Owed whenever the nested entry of ``ppn`` loses a right or changes its frame (SDM vol. 3C
+    section 29.4.3.3); an entry that gains a right misses here and is walked again.
+    """
+    at = nested_tlb_slot(vm, ppn)
+    if load64(at) == ppn + 1:
+        store64(at, 0)
+
+
+@njit(nogil=True, cache=True)
 def ept_walk(vm: Any, gpa: int, access: int) -> int:
     """Walk the nested table for ``gpa`` (``access``: READ, WRITE or FETCH).
 
     Returns the machine address, or MISS with ``violation_gpa``, ``violation_level`` and
     ``violation_qualification`` (SDM table 28-7: access in bits 0 to 2, the entries' combined
-    rights in bits 3 to 5) set. Counts each entry read in ``walk_references``. Sets
-    ``out_permissions`` to the combined EPT rights.
+    rights in bits 3 to 5) set. Sets ``out_permissions`` to the combined EPT rights. Counts each
+    entry in ``walk_references``, those answered by the nested TLB included: the figure is the
+    cost of nested paging by the architecture, whatever a cache saves of it.
     """
+    at = nested_tlb_slot(vm, gpa >> 12)
+    if load64(at) == (gpa >> 12) + 1:
+        cached = load64(at + 8)
+        if cached & (1 << access):
+            vm.walk_references += 4
+            vm.nested_tlb_hits += 1
+            vm.out_permissions = cached & EPT_RIGHTS
+            return (cached & ENTRY_ADDRESS_MASK) | (gpa & 0xFFF)
     table = vm.nested_root << 12
     rights = EPT_RIGHTS
     level = 4
@@ -82,6 +110,9 @@ def ept_walk(vm: Any, gpa: int, access: int) -> int:
             if rights & (1 << access) == 0:
                 break
             vm.out_permissions = rights
+            if level == 1:
+                store64(at, (gpa >> 12) + 1)
+                store64(at + 8, (entry & ENTRY_ADDRESS_MASK) | rights)
             offset_mask = (1 << shift) - 1
             return (entry & ENTRY_ADDRESS_MASK & ~offset_mask) | (gpa & offset_mask)
         table = entry & ENTRY_ADDRESS_MASK

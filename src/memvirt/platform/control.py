@@ -2,9 +2,10 @@
 """The ports by which a guest ends its run or talks to whoever watches it.
 
 Debug exit (0xf4, as QEMU's isa-debug-exit), POST code (0x80), fast reset and A20 (0x92, IBM PS/2
-Technical Reference), reset control (0xcf9, Intel PIIX3 datasheet) and ACPI power-off (0x604: the
-PM1a control register where QEMU's PC has it). Address line A20 is always enabled; its bit is only
-remembered.
+Technical Reference), reset control (0xcf9, Intel PIIX3 datasheet) and the ACPI fixed registers
+where QEMU's PC has them: PM1a events (0x600: status, of which none is ever set, then enable) and
+PM1a control (0x604), whose SCI_EN always reads as one. Address line A20 is always enabled; its bit
+is only remembered.
 """
 
 from numba import njit
@@ -14,9 +15,11 @@ from memvirt.platform.record import Record, record_dtype
 PORT_POST = 0x80
 PORT_FAST_RESET = 0x92
 PORT_DEBUG_EXIT = 0xF4
+PORT_ACPI_EVENTS = 0x600
 PORT_ACPI_CONTROL = 0x604
 PORT_RESET_CONTROL = 0xCF9
 ACPI_SLEEP_ENABLE = 0x2000
+ACPI_SCI_ENABLED = 1
 
 
 class ControlState(Record):
@@ -30,6 +33,7 @@ class ControlState(Record):
     post_count: int
     fast_reset: int  # port 0x92
     reset_control: int  # port 0xcf9
+    acpi_enable: int  # port 0x602
     acpi_control: int  # port 0x604
 
 
@@ -47,7 +51,8 @@ def control_reset(control: ControlState) -> None:
     control.post_count = 0
     control.fast_reset = 0x02
     control.reset_control = 0
-    control.acpi_control = 0
+    control.acpi_enable = 0
+    control.acpi_control = ACPI_SCI_ENABLED
 
 
 @njit(nogil=True, cache=True)
@@ -83,6 +88,20 @@ def control_write_reset(control: ControlState, value: int) -> None:
 @njit(nogil=True, cache=True)
 def control_write_acpi(control: ControlState, value: int) -> None:
     """Write port 0x604: SLP_EN (bit 13) powers off, whatever the sleep type."""
-    control.acpi_control = value & 0xFFFF & ~ACPI_SLEEP_ENABLE
+    control.acpi_control = (value & 0xFFFF & ~ACPI_SLEEP_ENABLE) | ACPI_SCI_ENABLED
     if value & ACPI_SLEEP_ENABLE:
         control.poweroff_requested = 1
+
+
+@njit(nogil=True, cache=True)
+def control_read_events(control: ControlState, offset: int) -> int:
+    """Read a byte of ports 0x600 to 0x603."""
+    return control.acpi_enable >> (8 * (offset & 1)) & 0xFF if offset & 2 else 0
+
+
+@njit(nogil=True, cache=True)
+def control_write_events(control: ControlState, offset: int, value: int) -> None:
+    """Write a byte of ports 0x600 to 0x603; writing the status clears bits that are never set."""
+    if offset & 2:
+        shift = 8 * (offset & 1)
+        control.acpi_enable = control.acpi_enable & ~(0xFF << shift) | value << shift

@@ -11,13 +11,16 @@ from numba import njit
 from memvirt.platform.cmos import cmos_read, cmos_write
 from memvirt.platform.control import (
     PORT_ACPI_CONTROL,
+    PORT_ACPI_EVENTS,
     PORT_DEBUG_EXIT,
     PORT_FAST_RESET,
     PORT_POST,
     PORT_RESET_CONTROL,
     control_debug_exit,
+    control_read_events,
     control_stop_requested,
     control_write_acpi,
+    control_write_events,
     control_write_fast_reset,
     control_write_reset,
 )
@@ -128,6 +131,8 @@ def _read_byte(pc: PcState, port: int, now: int) -> int:
         return pic_read_edge_level(pc.pic, port & 1)
     if port == PORT_RESET_CONTROL:
         return pc.control.reset_control
+    if PORT_ACPI_EVENTS <= port < PORT_ACPI_CONTROL:
+        return control_read_events(pc.control, port - PORT_ACPI_EVENTS)
     if PORT_PCI_ADDRESS <= port < PORT_PCI_DATA + 4:
         return 0xFF  # no PCI bus
     return _unknown_read(pc, port)
@@ -194,6 +199,8 @@ def _write_byte(pc: PcState, port: int, value: int, now: int) -> None:
         pic_write_edge_level(pc.pic, port & 1, value)
     elif port == PORT_RESET_CONTROL:
         control_write_reset(pc.control, value)
+    elif PORT_ACPI_EVENTS <= port < PORT_ACPI_CONTROL:
+        control_write_events(pc.control, port - PORT_ACPI_EVENTS, value)
     elif PORT_PCI_ADDRESS <= port < PORT_PCI_DATA + 4:
         return
     else:

@@ -94,6 +94,8 @@ class VirtualMachineMonitor:
             self.shadow = ShadowPool(self.control_block, self.control, capacity)
             self.reserve.refill()
         if paging is PagingMode.NESTED:
+            self._nested_tlb = np.zeros(control.NESTED_TLB_ENTRIES, control.NESTED_TLB_DTYPE)
+            self.control.nested_tlb_at = self._nested_tlb.ctypes.data
             root = self.machine.allocate(kind=FrameKind.NESTED, owner=vm_id, tag=4)
             self.control.nested_root = int(root[0])
             self.control.nested_tables = 1

@@ -35,7 +35,7 @@ from memvirt.mmu.entry import (
 )
 from memvirt.mmu.guest_walk import guest_walk
 from memvirt.mmu.native import load8, load32, load64, store8, store64
-from memvirt.mmu.second_level import MISS, ept_walk
+from memvirt.mmu.second_level import MISS, ept_walk, forget_nested
 
 from .frames import FRAMES_PER_FAULT, KIND_NESTED, resolve_page, take_frame
 
@@ -78,6 +78,7 @@ def drop_nested_entry(vm: Any, ppn: int) -> int:
     if at == 0 or load64(at) == 0:
         return 0
     store64(at, 0)
+    forget_nested(vm, ppn)
     vm.entries_dropped += 1
     return 1
 

@@ -36,6 +36,7 @@ from .nested import nested_access
 from .shadow import shadow_access
 
 PERMIT_READ, PERMIT_WRITE, PERMIT_EXECUTE = 1, 2, 4
+_JUST_NOW = 4096  # bytes of code begun: more than the block that retries
 
 
 @njit(nogil=True, cache=True)
@@ -124,9 +125,17 @@ def fill(vm: Any, gva: int, kind: int) -> int:
         if executable:
             permissions |= PERMIT_EXECUTE
         elif kind == WRITE:
-            store8(flags_at, flags & ~FLAG_EXECUTED)
-            vm.exit_frame = mpn
-            return DROP_CODE_AND_RETRY
+            if mpn != vm.dropped_frame or vm.code_bytes - vm.dropped_code_bytes > _JUST_NOW:
+                store8(flags_at, flags & ~FLAG_EXECUTED)
+                vm.exit_frame = mpn
+                return DROP_CODE_AND_RETRY
+            # The code that writes lies in this very frame, so dropping it helps only until it is
+            # fetched again. Written as if executable, it is checked store by store; the
+            # translation is gone before the next block could be fetched through it.
+            vm.flush_owed = 1
+            vm.deadline_code_bytes = 0
+            vm.precise_writes += 1
+            permissions |= PERMIT_EXECUTE
         else:
             writable = False
     if writable:

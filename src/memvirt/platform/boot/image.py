@@ -118,6 +118,7 @@ class BootImage:
     """A guest ready to start: what to copy where, and the registers to start with.
 
     Memory outside ``segments`` must be zero (an image's uninitialised data is not a segment).
+    ``added_parameters`` are those that memvirt itself put on the kernel command line.
     """
 
     protocol: str
@@ -125,6 +126,7 @@ class BootImage:
     registers: InitialState
     e820: tuple[E820Entry, ...]
     description: str
+    added_parameters: tuple[str, ...] = ()
 
 
 def low_memory_top(memory_bytes: int) -> int:

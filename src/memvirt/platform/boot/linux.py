@@ -7,6 +7,7 @@ memtest86+ from version 6 is started the same way.
 import struct
 from dataclasses import dataclass
 
+from memvirt.platform.boot.acpi import acpi_segment
 from memvirt.platform.boot.boot_params import SETUP_HEADER, boot_params_segments
 from memvirt.platform.boot.image import (
     BOOT_PARAMS,
@@ -29,6 +30,13 @@ _MINIMUM_SIZE = 0x264  # through init_size
 _HEADER_END_LIMIT = 0x290  # the zero page keeps the EDD area from here on
 _KERNEL_64 = 0x01
 ENTRY_64_OFFSET = 0x200
+
+# What a Linux kernel must be told about this PC, unless the user says otherwise (docs/linux.md).
+PLATFORM_PARAMETERS = (
+    "noapic",  # there is no I/O APIC: leave the 8259A connected to the local APIC's LINT0
+    "panic=-1",  # a panic ends the VM (by a reset) instead of spinning for ever
+)
+_SAME_SETTING = {"noapic": ("noapic", "apic")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +107,26 @@ def parse_setup_header(image: bytes, name: str) -> SetupHeader:
     )
 
 
+def kernel_version(image: bytes) -> str:
+    """The version text of a bzImage ("6.1.0 ..."), empty if it has none. memtest86+ has none."""
+    (offset,) = struct.unpack_from("<H", image, 0x20E)
+    if offset == 0:
+        return ""
+    return image[offset + 0x200 : offset + 0x300].split(b"\0")[0].decode("ascii", "replace")
+
+
+def missing_parameters(image: bytes, command_line: str) -> tuple[str, ...]:
+    """Those of PLATFORM_PARAMETERS to add to ``command_line``: none for other than Linux."""
+    if not kernel_version(image)[:1].isdigit():
+        return ()
+    given = {word.split("=")[0] for word in command_line.split()}
+    return tuple(
+        parameter
+        for parameter in PLATFORM_PARAMETERS
+        if given.isdisjoint(_SAME_SETTING.get(parameter, (parameter.split("=")[0],)))
+    )
+
+
 def load_linux(
     image: bytes, *, memory_bytes: int, command_line: str, initrd: bytes, name: str
 ) -> BootImage:
@@ -115,6 +143,8 @@ def load_linux(
     load_gpa = header.preferred_gpa
     kernel_end = load_gpa + max(header.init_size, len(payload))
     check_fits(name, "the kernel (init_size)", load_gpa, kernel_end, memory_bytes)
+    added = missing_parameters(image, command_line)
+    command_line = " ".join((*added, command_line) if command_line else added)
     text = encode_command_line(name, command_line, header.command_line_maximum)
     initrd_gpa = 0
     if initrd:
@@ -133,9 +163,10 @@ def load_linux(
     )
     return BootImage(
         protocol="linux",
-        segments=(*extra, *parameters, Segment(load_gpa, payload)),
+        segments=(*extra, acpi_segment(), *parameters, Segment(load_gpa, payload)),
         registers=registers,
         e820=memory_map(memory_bytes),
         description=f"Linux boot protocol {header.version >> 8}.{header.version & 0xFF:02d}, "
         f"64-bit entry, kernel at {load_gpa:#x}",
+        added_parameters=added,
     )
