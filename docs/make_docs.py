@@ -39,7 +39,7 @@ start = 0.5               # powered on after half a second of virtual time
 ```
 
 Sizes are bytes, or text such as "64M" or "1.5G" (powers of 1024). Times are virtual seconds unless
-they say otherwise. A mistake is reported with file, line, key and what would be right.
+they say otherwise. Paths start at the scenario's file. A mistake is reported with file, line, key and what would be right.
 
 """
 

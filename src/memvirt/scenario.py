@@ -46,6 +46,7 @@ _SIZE_SCHEMA = WithJsonSchema(
 Size = Annotated[int, BeforeValidator(_size), _SIZE_SCHEMA]
 SizeOrNothing = Annotated[int, BeforeValidator(_size_or_nothing), _SIZE_SCHEMA]
 
+BUNDLED_IMAGE = "bundled"
 SHARES_PER_MIB = {"low": 5, "normal": 10, "high": 20}
 
 
@@ -95,7 +96,7 @@ class VmOptions(_Model):
     """One VM, or ``count`` alike."""
 
     name: str = Field(min_length=1, description="its name; with count, NAME-1, NAME-2, ...")
-    image: str = Field(default="bundled", description='kernel image: a path, or "bundled"')
+    image: str = Field(default=BUNDLED_IMAGE, description='kernel image: a path, or "bundled"')
     memory: Size = Field(description='guest-physical memory, such as "64M"')
     paging: Literal["shadow", "nested"] = Field(
         default="nested", description="shadow or nested page tables"
@@ -269,13 +270,26 @@ def parse_scenario(text: str, name: str) -> Scenario:
 
 
 def load_scenario(path: str | Path) -> Scenario:
-    """The scenario in a file. Raises ScenarioError."""
+    """The scenario in a file, whose relative paths start at that file. Raises ScenarioError."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ScenarioError(f"{path}: cannot be read: {reason}") from error
-    return parse_scenario(text, str(path))
+    return _with_paths_from(parse_scenario(text, str(path)), Path(path).absolute().parent)
+
+
+def _with_paths_from(scenario: Scenario, folder: Path) -> Scenario:
+    def absolute(name: str | None) -> str | None:
+        return name if name in (None, BUNDLED_IMAGE) else str(folder / str(name))
+
+    vms = tuple(
+        vm.model_copy(update={"image": absolute(vm.image), "initrd": absolute(vm.initrd)})
+        for vm in scenario.vm
+    )
+    directory = absolute(scenario.machine.state_directory)
+    machine = scenario.machine.model_copy(update={"state_directory": directory})
+    return scenario.model_copy(update={"vm": vms, "machine": machine})
 
 
 # Documentation ---------------------------------------------------------------------------------
