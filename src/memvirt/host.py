@@ -152,6 +152,17 @@ class Host:
                     raise
                 entry.refusal = str(error)
 
+    def _resize_due(self) -> None:
+        """Change machine memory as the scenario says. What cannot be had yet is asked for again."""
+        due = [r for r in self.scenario.machine.resize if r.at * 1e9 <= self.kernel.time_ns]
+        if not due:
+            return
+        wanted = max(self.machine.frames - due[-1].memory // PAGE_BYTES, 0)
+        if wanted < self.kernel.withdrawn:
+            self.kernel.give_memory_back()
+        if wanted > self.kernel.withdrawn:
+            self.kernel.withdraw(wanted - self.kernel.withdrawn)
+
     def _power_on(self, entry: _Entry) -> None:
         options, kernel = entry.options, self.kernel
         paging = PagingMode[options.paging.upper()]
@@ -216,6 +227,7 @@ class Host:
         """Stop all VMs and give their frames back; swap files and the state directory go."""
         for entry in self._entries:
             self._power_off(entry)
+        self.kernel.give_memory_back()
         self._buffers.close()
         self.state_directory.close()
 
@@ -258,6 +270,7 @@ class Host:
 
     def _round(self, pool: ThreadPoolExecutor) -> None:
         self.rounds += 1
+        self._resize_due()
         self._start_due()
         ran = self._run_all(pool, self._runnable(), lambda vm: vm.run_quantum(self._quantum_ns))
         for _ in range(_PARTS):

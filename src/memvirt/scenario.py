@@ -58,6 +58,13 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class ResizeOptions(_Model):
+    """A change of machine memory while the host runs."""
+
+    at: float = Field(ge=0, description="virtual seconds")
+    memory: Size = Field(description="machine memory from then on, at most the machine's")
+
+
 class MachineOptions(_Model):
     """The host: its memory, its swap, and how it manages them."""
 
@@ -77,6 +84,9 @@ class MachineOptions(_Model):
         default=10, gt=0, le=1000,
         description="virtual milliseconds that VMs run between two quiescent points",
     )  # fmt: skip
+    resize: tuple[ResizeOptions, ...] = Field(
+        default=(), description="changes of machine memory, a table each, in order of time"
+    )
     Mem: MemoryOptions = Field(
         default=MemoryOptions(), description="memory management, under ESXi's names"
     )
@@ -211,7 +221,8 @@ def _line_of(text: str, location: Location) -> int:
 def _model_at(location: Location) -> Any:
     """The model whose keys stand at ``location``."""
     field = {
-        "machine": MachineOptions, "remap": RemapOptions, "vm": VmOptions, "Mem": MemoryOptions,
+        "machine": MachineOptions, "resize": ResizeOptions, "Mem": MemoryOptions,
+        "remap": RemapOptions, "vm": VmOptions,
     }  # fmt: skip
     model: Any = Scenario
     for part in location:
@@ -307,6 +318,7 @@ def key_tables() -> str:
     for title, model in (
         ("top level", Scenario),
         ("[machine]", MachineOptions),
+        ("[[machine.resize]]", ResizeOptions),
         ("[machine.Mem]", MemoryOptions),
         ("[[vm]]", VmOptions),
         ("[remap]", RemapOptions),
@@ -322,6 +334,6 @@ def _default(field: Any) -> str:
     value = field.default
     if field.is_required():
         return "required"
-    if value is None or isinstance(value, BaseModel) or value == "":
+    if value is None or isinstance(value, BaseModel) or value in ("", ()):
         return "-"
     return f"`{str(value).lower() if isinstance(value, bool) else getattr(value, 'value', value)}`"

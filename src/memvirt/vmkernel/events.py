@@ -22,6 +22,7 @@ class Mechanism(StrEnum):
     SWAP = "swap"
     DISCARD = "discard"  # a page of zeroes needs no place
     LARGE_PAGE = "large page"
+    RESIZE = "resize"  # machine memory
     BLOCK = "block"
     PAUSE = "pause"
     RESUME = "resume"

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from memvirt.machine.content import Hashes
+from memvirt.machine.memory import FrameKind
 from memvirt.vmm.eviction import Eviction
 
 Ppns = np.ndarray[Any, np.dtype[np.int64]]
@@ -78,6 +79,12 @@ class MachineFrames(Protocol):
 
     @property
     def free_frames(self) -> int: ...
+
+    def allocate(self, count: int, *, kind: FrameKind) -> Any:
+        """Take free frames; what is returned is given to ``release``."""
+        ...
+
+    def release(self, mpns: Any) -> int: ...
 
 
 class GuestMemory(Protocol):

@@ -9,8 +9,11 @@ it depends on virtual time and the seed only.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from memvirt.machine.memory import FrameKind
 from memvirt.vmm.pmap import LARGE_PAGES
 
 from .activity import Activity
@@ -65,6 +68,7 @@ class VmKernel:
         self.sharing = PageSharing(np.random.default_rng((seed, 1)))
         self._seed = seed
         self._salts: dict[str, int] = {}
+        self._withdrawn: list[Any] = []
         self._balance_due_ns = 0
         self._sample_due_ns = 0
         self.reclaimer = Reclaimer(self.vms, options, self.state, self.events)
@@ -97,6 +101,41 @@ class VmKernel:
         if need > 0:
             self._settle()
             self.reclaimer.take_pages(self.time_ns, need, f"{frames} pages for {what}")
+
+    def withdraw(self, frames: int) -> int:
+        """Take frames of machine memory out of use: memory that is removed, or given to others.
+
+        Reclaims what it takes, but keeps reservations and the VMs' last frames; returns how many
+        frames were withdrawn. ``give_memory_back`` ends it.
+        """
+        self.make_room(frames, "memory withdrawn from use")
+        most = min(
+            self.machine.free_frames - MINIMUM_GRANT * len(self.vms), self.admission.unreserved
+        )
+        count = max(min(frames, most), 0)
+        if count:
+            self._withdrawn.append(self.machine.allocate(count, kind=FrameKind.VMKERNEL))
+            self.own_frames += count
+            self.admission.memory -= count
+            self.events.record(self.time_ns, "", Mechanism.RESIZE, -count, "withdrawn from use")
+        return count
+
+    @property
+    def withdrawn(self) -> int:
+        """Frames out of use."""
+        return sum(len(mpns) for mpns in self._withdrawn)
+
+    def give_memory_back(self) -> int:
+        """Put all withdrawn frames to use again; returns how many."""
+        frames = self.withdrawn
+        for mpns in self._withdrawn:
+            self.machine.release(mpns)
+        self._withdrawn = []
+        self.own_frames -= frames
+        self.admission.memory += frames
+        if frames:
+            self.events.record(self.time_ns, "", Mechanism.RESIZE, frames, "in use again")
+        return frames
 
     def power_on(self, guest: GuestMemory, settings: VmSettings, overhead: int) -> ManagedVm:
         """Manage a VM that ``admission`` has let in. Its frames are granted at once."""

@@ -108,7 +108,7 @@ class VmmMemory:
             return 0
         pmap = self.vmm.pmap
         runs = pmap.pages // LARGE_PAGES
-        private = (pmap.state[: runs * LARGE_PAGES] == PageState.PRIVATE).reshape(runs, -1)
+        private = (pmap.state[: runs * LARGE_PAGES] == PageState.PRIVATE).reshape(-1, LARGE_PAGES)
         whole = np.flatnonzero(private.all(axis=1) & (pmap.large[:runs] == 0))
         return sum(self.vmm.make_large(int(run) * LARGE_PAGES) for run in whole[:most])
 
