@@ -100,7 +100,7 @@ def test_an_interrupted_run_leaves_nothing_behind(folder: Path, sent: signal.Sig
 def test_the_live_screen_on_a_terminal(folder: Path) -> None:
     parent, child = pty.openpty()
     process = subprocess.Popen(
-        [*COMMAND, "s.toml", "--columns", "NAME,SWCUR,SHRD"],
+        [*COMMAND, "s.toml", "--columns", "name,SWCUR,SWR/s,SHRD"],
         cwd=folder,
         stdin=child,
         stdout=child,
@@ -118,7 +118,7 @@ def test_the_live_screen_on_a_terminal(folder: Path) -> None:
             break
         screen += data
     assert process.wait(timeout=60) == 0
-    for text in (b"PMEM   /MB:", b"VMKMEM /MB:", b"MEMCTL /MB:", b"SWCUR", b"3 of 3 guests"):
+    for text in (b"SWR/s", b"PMEM  /MB:", b"VMKMEM/MB:", b"MEMCTL/MB:", b"SWCUR", b"3 of 3 guests"):
         assert text in screen
     assert b"MCTLTGT" not in screen
 
@@ -130,6 +130,8 @@ def test_the_live_screen_on_a_terminal(folder: Path) -> None:
         (["s.toml", "--columns", "NAME,FOO"], "--columns: no column FOO; there are NAME,STATE"),
         (["s.toml", "--record", "no/r.parquet"], "no does not exist"),
         (["s.toml", "--events", "no/e.csv"], "no does not exist"),
+        (["s.toml", "--record", "."], ".: is a directory; name a file"),
+        (["s.toml", "--record", "x", "--events", "x"], "x: --record and --events need a file"),
         (["big.toml"], "VM a cannot be powered on: it needs"),
         (["taken.toml"], "another memvirt uses this state directory"),
     ],
