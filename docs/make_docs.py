@@ -39,7 +39,7 @@ start = 0.5               # powered on after half a second of virtual time
 ```
 
 Sizes are bytes, or text such as "64M" or "1.5G" (powers of 1024). Times are virtual seconds unless
-they say otherwise. A mistake is reported with file, line, key and what would be right.
+they say otherwise. Paths start at the scenario's file. A mistake is reported with file, line, key and what would be right.
 
 """
 
@@ -77,8 +77,9 @@ names we have seen these in public, in tools that read esxtop's output: for the 
 MBytes Read/sec* and *Write/sec*; for VMs *Memory Size*, *Granted*, *Consumed*, *Target Size*, *Touched*,
 *% Active*, *Swapped*, *Swap Read* and *Written*, *Compressed Memory*, *Compression* and *Decompression*,
 *Shared Saved*, *Overhead*. The others follow their pattern and may differ from ESXi's.
-One row every `--interval` seconds of virtual time; its time is the start of the run and
-virtual time. Everything that is not CSV goes to standard error.
+
+One row every `--interval` seconds of virtual time; its time is the start of the run and virtual time.
+Everything that is not CSV goes to standard error.
 
 ## Records
 

@@ -29,7 +29,7 @@ from memvirt.vmkernel.options import MemoryOptions
 
 def _size(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise ValueError("should be a number of bytes, or text such as \"64M\"")
+        raise ValueError('should be a number of bytes, or text such as "64M"')
     return parse_size(value, what="size")
 
 
@@ -48,6 +48,7 @@ _SIZE_SCHEMA = WithJsonSchema(
 Size = Annotated[int, BeforeValidator(_size), _SIZE_SCHEMA]
 SizeOrNothing = Annotated[int, BeforeValidator(_size_or_nothing), _SIZE_SCHEMA]
 
+BUNDLED_IMAGE = "bundled"
 SHARES_PER_MIB = {"low": 5, "normal": 10, "high": 20}
 
 
@@ -104,7 +105,7 @@ class VmOptions(_Model):
         min_length=1, max_length=100, pattern=_NAME,
         description="its name; with count, NAME-1, NAME-2, ...",
     )  # fmt: skip
-    image: str = Field(default="bundled", description='kernel image: a path, or "bundled"')
+    image: str = Field(default=BUNDLED_IMAGE, description='kernel image: a path, or "bundled"')
     memory: Size = Field(description='guest-physical memory, such as "64M"')
     paging: Literal["shadow", "nested"] = Field(
         default="nested", description="shadow or nested page tables"
@@ -201,6 +202,7 @@ def find_scenario(name: str) -> Path:
 
 # Reading and explaining ------------------------------------------------------------------------
 
+
 def _model_at(location: Location) -> Any:
     """The model whose keys stand at ``location``."""
     field = {
@@ -231,7 +233,9 @@ def _explain(error: Any, location: Location) -> str:
         return f'"{key}": should have no control characters'
     if key == "vm.shares":
         return '"vm.shares": should be "low", "normal", "high" or a number of at least 1'
-    message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    message = error["msg"]
+    for prefix in ("Value error, ", "Input ", "String "):
+        message = message.removeprefix(prefix)
     return f'"{key}": {message}'
 
 
@@ -268,13 +272,26 @@ def parse_scenario(text: str, name: str) -> Scenario:
 
 
 def load_scenario(path: str | Path) -> Scenario:
-    """The scenario in a file. Raises ScenarioError."""
+    """The scenario in a file, whose relative paths start at that file. Raises ScenarioError."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ScenarioError(f"{path}: cannot be read: {reason}") from error
-    return parse_scenario(text, str(path))
+    return _with_paths_from(parse_scenario(text, str(path)), Path(path).absolute().parent)
+
+
+def _with_paths_from(scenario: Scenario, folder: Path) -> Scenario:
+    def absolute(name: str | None) -> str | None:
+        return name if name in (None, BUNDLED_IMAGE) else str(folder / str(name))
+
+    vms = tuple(
+        vm.model_copy(update={"image": absolute(vm.image), "initrd": absolute(vm.initrd)})
+        for vm in scenario.vm
+    )
+    directory = absolute(scenario.machine.state_directory)
+    machine = scenario.machine.model_copy(update={"state_directory": directory})
+    return scenario.model_copy(update={"vm": vms, "machine": machine})
 
 
 # Documentation ---------------------------------------------------------------------------------

@@ -159,3 +159,28 @@ def test_lists_and_schema(folder: Path) -> None:
         [sys.executable, "-m", "memvirt", "schema"], capture_output=True, text=True, check=True
     )
     assert json.loads(schema.stdout)["properties"]["machine"]
+
+
+def test_output_that_cannot_be_written_is_one_line(folder: Path) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*COMMAND, "s.toml", "--batch"], cwd=folder, stdout=full, stderr=subprocess.PIPE,
+            text=True, timeout=300, check=False,
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == "memvirt: standard output: No space left on device\n"
+
+
+def test_a_reader_that_leaves_ends_the_run(folder: Path) -> None:
+    process = subprocess.Popen(
+        [*COMMAND, "long.toml", "--batch"], cwd=folder, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline().startswith('"(PDH-CSV 4.0)')
+    process.stdout.close()
+    errors = process.stderr.read()
+    assert process.wait(timeout=60) != 0
+    assert errors == ""
+    assert not (folder / "state").exists()

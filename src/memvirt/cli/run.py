@@ -131,7 +131,7 @@ def run(options: RunOptions) -> int:
         out = Console(stderr=options.batch, width=_PLAIN_WIDTH)
     started = time.monotonic()
     summary = Summary()
-    watchers = [summary.see]
+    watchers: list[Callable[[Sample], None]] = [summary.see]
     with contextlib.ExitStack() as stack:
         stack.enter_context(_terminate_as_interrupt())
         host = stack.enter_context(Host(scenario))

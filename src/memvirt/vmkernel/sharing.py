@@ -122,11 +122,20 @@ class PageSharing:
 
     def scan_pages(self, guest: GuestMemory, ppns: Ppns) -> int:
         """Share what can be shared of the private pages among ``ppns``; returns how many were."""
+        shared, left = self._scan_once(guest, ppns)
+        if left.size:  # entries that were out of date are gone now
+            again, left = self._scan_once(guest, left)
+            shared += again
+        return shared
+
+    def _scan_once(self, guest: GuestMemory, ppns: Ppns) -> tuple[int, Ppns]:
+        """Pages shared, and those whose entry in the table turned out to be of other content."""
         private = guest.private(ppns)
         if not self.break_large:
             private = private[~guest.in_large_page(private)]
+        left: list[Ppns] = []
         if private.size == 0:
-            return 0
+            return 0, private
         table = self._tables[guest.share_salt]
         self.scanned += int(private.size)
         matches: dict[int, list[int]] = {}
@@ -145,10 +154,10 @@ class PageSharing:
             done = guest.share(np.array(wanted, np.int64), mpn)
             shared += int(done.size)
             if done.size < len(wanted):
-                self._collided(table, guest, mpn, wanted, done)
+                left.append(self._collided(table, guest, mpn, wanted, done))
         if len(table.frames) > table.purge_at:
             table.purge(guest)
-        return shared
+        return shared, np.concatenate(left) if left else private[:0]
 
     def _from_hint(self, table: _Table, guest: GuestMemory, ppn: int, key: int) -> int | None:
         """The shared frame made from a hint with this hash; else ``ppn`` becomes the hint."""
@@ -168,14 +177,14 @@ class PageSharing:
 
     def _collided(
         self, table: _Table, guest: GuestMemory, mpn: int, wanted: list[int], done: Ppns
-    ) -> None:
+    ) -> Ppns:
         """Some pages differ from the frame of the same hash: its entry is stale, or a collision.
 
-        Either way the pages are hints again, as they would be had the entry not been there.
+        The entry goes; returns the pages, which are looked at once more.
         """
         rest = guest.private(np.setdiff1d(np.array(wanted, np.int64), done))
-        for ppn, key in zip(rest.tolist(), guest.hash_pages(rest).tolist(), strict=True):
+        for key in guest.hash_pages(rest).tolist():
             if table.frames.get(key) == mpn:
                 self.collisions += 1
                 del table.frames[key]
-            self._set_hint(table, guest, ppn, key)
+        return rest
