@@ -172,15 +172,15 @@ def test_output_that_cannot_be_written_is_one_line(folder: Path) -> None:
 
 
 def test_a_reader_that_leaves_ends_the_run(folder: Path) -> None:
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [*COMMAND, "long.toml", "--batch"], cwd=folder, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stdout is not None
-    assert process.stderr is not None
-    assert process.stdout.readline().startswith('"(PDH-CSV 4.0)')
-    process.stdout.close()
-    errors = process.stderr.read()
-    assert process.wait(timeout=60) != 0
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline().startswith('"(PDH-CSV 4.0)')
+        process.stdout.close()
+        errors = process.stderr.read()
+        assert process.wait(timeout=60) != 0
     assert errors == ""
     assert not (folder / "state").exists()
