@@ -60,6 +60,14 @@ class _Model(BaseModel):
     # Strict: `count = true` and `count = "2"` are mistakes. No period is infinite.
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _lists_are_tuples(cls, data: Any) -> Any:
+        """TOML has lists; frozen models have tuples."""
+        if not isinstance(data, dict):
+            return data
+        return {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+
 
 class MachineOptions(_Model):
     """The host: its memory, its swap, and how it manages them."""
@@ -136,9 +144,7 @@ class Scenario(_Model):
     """A scenario file of ``memvirt run``."""
 
     machine: MachineOptions = Field(description="the host")
-    vm: tuple[VmOptions, ...] = Field(
-        strict=False, min_length=1, description="the VMs, a table each"
-    )
+    vm: tuple[VmOptions, ...] = Field(min_length=1, description="the VMs, a table each")
     remap: RemapOptions = Field(default=RemapOptions(), description="remapping for its own sake")
     seed: int = Field(default=1, ge=0, description="seed of all that policies decide by chance")
     timeout: float = Field(default=600, gt=0, description="seconds of host time for the whole run")
@@ -227,8 +233,8 @@ def _explain(error: Any, location: Location) -> str:
         return f'unknown key "{key}"{hint}; known here: {", ".join(known)}'
     if error["type"] == "missing":
         return f'"{key}" is missing'
-    if error["type"] == "tuple_type" and key == "vm":
-        return '"vm": should be a list of tables, each headed [[vm]]'
+    if error["type"] == "tuple_type":
+        return f'"{key}": should be a list of tables, each headed [[{key}]]'
     if error["type"] == "string_pattern_mismatch":
         return f'"{key}": should have no control characters'
     if key == "vm.shares":
