@@ -71,10 +71,15 @@ _ESXTOP_END = """
 ## Batch layout
 
 The first row names the columns: the time, then counter paths `\\\\host\\Memory\\...` for the host and
-`\\\\host\\Group Memory(N:NAME)\\...` for each VM of the scenario, empty until it is powered on. Names
-follow esxtop's where they are known to us; *Consumed*, *Compression Cache*, *Compressed*, *Large Page*
-are our own. One row every `--interval` seconds of virtual time; its time is the start of the run and
-virtual time. Everything that is not CSV goes to standard error.
+`\\\\host\\Group Memory(N:NAME)\\...` for each VM of the scenario, empty until it is powered on. Of the
+names we have seen these in public, in tools that read esxtop's output: for the host *Machine*, *Kernel*,
+*NonKernel* and *Free MBytes*, *Kernel State*, *PShare Shared*, *Swap Target*, *Memctl Target*, *Swap
+MBytes Read/sec* and *Write/sec*; for VMs *Memory Size*, *Granted*, *Consumed*, *Target Size*, *Touched*,
+*% Active*, *Swapped*, *Swap Read* and *Written*, *Compressed Memory*, *Compression* and *Decompression*,
+*Shared Saved*, *Overhead*. The others follow their pattern and may differ from ESXi's.
+
+One row every `--interval` seconds of virtual time; its time is the start of the run and virtual time.
+Everything that is not CSV goes to standard error.
 
 ## Records
 

@@ -62,6 +62,22 @@ def test_knobs_in_either_style(style: str) -> None:
         (GOOD.replace('"32M"', '"32Q"'), '5: "vm.memory": size: "32Q" is no size'),
         (GOOD.replace('memory = "32M"\n', ""), '3: "vm.memory" is missing'),
         (GOOD.replace("[machine]", "[machine"), "line 1"),
+        (
+            GOOD + 'count = 2\n[[vm]]\nname = "a-2"\nmemory = "8M"\n',
+            "8: .*there is a VM a-2 already",
+        ),
+        (GOOD + "count = true\n", '6: "vm.count": should be a valid integer'),
+        (GOOD + "shares = true\n", '6: "vm.shares": should be "low"'),
+        (GOOD + "start = inf\n", '6: "vm.start": should be a finite number'),
+        (GOOD.replace('"32M"', '["32M"]'), '5: "vm.memory": should be a number of bytes'),
+        (GOOD.replace('"a"', r'"a\n"'), '4: "vm.name": should have no control characters'),
+        (GOOD.replace('"a"', f'"{"a" * 101}"'), '4: "vm.name": .*at most 100 characters'),
+        (GOOD.replace("[[vm]]", "[vm]"), r'3: "vm": .*each headed \[\[vm\]\]'),
+        (
+            'machine.memory = "1M"\nvm = [\n{name = "a", memory = "1M"},\n{name = "b"},\n]\n',
+            '4: "vm.memory" is missing',
+        ),
+        (GOOD + '[ machine . "Mem" ]\nIdleTax = 100\n', '7: "machine.Mem.IdleTax"'),
         ('[machine]\nmemory = "64M"\nvm = []\n', '3: .*"machine.vm"|"vm" is missing'),
     ],
 )

@@ -8,7 +8,6 @@ the one source of the JSON Schema and of the tables in docs/scenario.md (``memvi
 from __future__ import annotations
 
 import difflib
-import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -24,10 +23,13 @@ from pydantic import (
 )
 
 from memvirt.size import format_size, parse_size
+from memvirt.toml_lines import Location, line_of
 from memvirt.vmkernel.options import MemoryOptions
 
 
 def _size(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise ValueError('should be a number of bytes, or text such as "64M"')
     return parse_size(value, what="size")
 
 
@@ -55,7 +57,16 @@ class ScenarioError(Exception):
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Strict: `count = true` and `count = "2"` are mistakes. No period is infinite.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lists_are_tuples(cls, data: Any) -> Any:
+        """TOML has lists; frozen models have tuples."""
+        if not isinstance(data, dict):
+            return data
+        return {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
 
 
 class ResizeOptions(_Model):
@@ -102,10 +113,16 @@ class RemapOptions(_Model):
     seed: int = Field(default=1, description="seed of the choice of pages")
 
 
+_NAME = r"^[^\x00-\x1f\x7f]*$"  # it is printed in tables and heads columns of CSV
+
+
 class VmOptions(_Model):
     """One VM, or ``count`` alike."""
 
-    name: str = Field(min_length=1, description="its name; with count, NAME-1, NAME-2, ...")
+    name: str = Field(
+        min_length=1, max_length=100, pattern=_NAME,
+        description="its name; with count, NAME-1, NAME-2, ...",
+    )  # fmt: skip
     image: str = Field(default=BUNDLED_IMAGE, description='kernel image: a path, or "bundled"')
     memory: Size = Field(description='guest-physical memory, such as "64M"')
     paging: Literal["shadow", "nested"] = Field(
@@ -152,6 +169,13 @@ class _Misfit(ValueError):
         self.key = key
 
 
+def names_of(options: VmOptions) -> list[str]:
+    """The name of the VM, or those of ``count`` VMs."""
+    if options.count == 1:
+        return [options.name]
+    return [f"{options.name}-{number}" for number in range(1, options.count + 1)]
+
+
 def shares_of(options: VmOptions) -> int:
     """All shares of the VM (vSphere: so many a MiB of configured memory, or a custom number)."""
     if isinstance(options.shares, int):
@@ -194,29 +218,6 @@ def find_scenario(name: str) -> Path:
 
 # Reading and explaining ------------------------------------------------------------------------
 
-Location = tuple[str | int, ...]
-
-
-def _line_of(text: str, location: Location) -> int:
-    """The line where the key at ``location`` stands, or its table, or 1."""
-    tables: dict[str, int] = {}
-    inside: Location = ()
-    best, best_depth = 1, 0
-    for number, line in enumerate(text.splitlines(), 1):
-        here: Location
-        if header := re.match(r"\s*\[\[\s*([\w.-]+)\s*\]\]", line):
-            index = tables[header[1]] = tables.get(header[1], -1) + 1
-            here = inside = (header[1], index)
-        elif header := re.match(r"\s*\[\s*([\w.-]+)\s*\]", line):
-            here = inside = tuple(header[1].split("."))
-        elif key := re.match(r"\s*([\w.\"'-]+)\s*=", line):
-            here = (*inside, *(part.strip("\"'") for part in key[1].split(".")))
-        else:
-            continue
-        if here == location[: len(here)] and len(here) > best_depth:
-            best, best_depth = number, len(here)
-    return best
-
 
 def _model_at(location: Location) -> Any:
     """The model whose keys stand at ``location``."""
@@ -243,9 +244,15 @@ def _explain(error: Any, location: Location) -> str:
         return f'unknown key "{key}"{hint}; known here: {", ".join(known)}'
     if error["type"] == "missing":
         return f'"{key}" is missing'
+    if error["type"] == "tuple_type":
+        return f'"{key}": should be a list of tables, each headed [[{key}]]'
+    if error["type"] == "string_pattern_mismatch":
+        return f'"{key}": should have no control characters'
     if key == "vm.shares":
         return '"vm.shares": should be "low", "normal", "high" or a number of at least 1'
-    message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    message = error["msg"]
+    for prefix in ("Value error, ", "Input ", "String "):
+        message = message.removeprefix(prefix)
     return f'"{key}": {message}'
 
 
@@ -269,14 +276,15 @@ def parse_scenario(text: str, name: str) -> Scenario:
     except ValidationError as error:
         first = error.errors()[0]
         location = _location(first)
-        line = _line_of(text, location)
+        line = line_of(text, location)
         raise ScenarioError(f"{name}:{line}: {_explain(first, location)}") from error
     names: set[str] = set()
     for index, vm in enumerate(scenario.vm):
-        if vm.name in names:
-            line = _line_of(text, ("vm", index, "name"))
-            raise ScenarioError(f'{name}:{line}: "vm.name": there is a VM {vm.name} already')
-        names.add(vm.name)
+        for vm_name in names_of(vm):
+            if vm_name in names:
+                line = line_of(text, ("vm", index, "name"))
+                raise ScenarioError(f'{name}:{line}: "vm.name": there is a VM {vm_name} already')
+            names.add(vm_name)
     return scenario
 
 

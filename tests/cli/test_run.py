@@ -100,7 +100,7 @@ def test_an_interrupted_run_leaves_nothing_behind(folder: Path, sent: signal.Sig
 def test_the_live_screen_on_a_terminal(folder: Path) -> None:
     parent, child = pty.openpty()
     process = subprocess.Popen(
-        [*COMMAND, "s.toml", "--columns", "NAME,SWCUR,SHRD"],
+        [*COMMAND, "s.toml", "--columns", "name,SWCUR,SWR/s,SHRD"],
         cwd=folder,
         stdin=child,
         stdout=child,
@@ -118,7 +118,7 @@ def test_the_live_screen_on_a_terminal(folder: Path) -> None:
             break
         screen += data
     assert process.wait(timeout=60) == 0
-    for text in (b"PMEM   /MB:", b"VMKMEM /MB:", b"MEMCTL /MB:", b"SWCUR", b"3 of 3 guests"):
+    for text in (b"SWR/s", b"PMEM  /MB:", b"VMKMEM/MB:", b"MEMCTL/MB:", b"SWCUR", b"3 of 3 guests"):
         assert text in screen
     assert b"MCTLTGT" not in screen
 
@@ -130,6 +130,8 @@ def test_the_live_screen_on_a_terminal(folder: Path) -> None:
         (["s.toml", "--columns", "NAME,FOO"], "--columns: no column FOO; there are NAME,STATE"),
         (["s.toml", "--record", "no/r.parquet"], "no does not exist"),
         (["s.toml", "--events", "no/e.csv"], "no does not exist"),
+        (["s.toml", "--record", "."], ".: is a directory; name a file"),
+        (["s.toml", "--record", "x", "--events", "x"], "x: --record and --events need a file"),
         (["big.toml"], "VM a cannot be powered on: it needs"),
         (["taken.toml"], "another memvirt uses this state directory"),
     ],
@@ -157,3 +159,28 @@ def test_lists_and_schema(folder: Path) -> None:
         [sys.executable, "-m", "memvirt", "schema"], capture_output=True, text=True, check=True
     )
     assert json.loads(schema.stdout)["properties"]["machine"]
+
+
+def test_output_that_cannot_be_written_is_one_line(folder: Path) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*COMMAND, "s.toml", "--batch"], cwd=folder, stdout=full, stderr=subprocess.PIPE,
+            text=True, timeout=300, check=False,
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr == "memvirt: standard output: No space left on device\n"
+
+
+def test_a_reader_that_leaves_ends_the_run(folder: Path) -> None:
+    with subprocess.Popen(
+        [*COMMAND, "long.toml", "--batch"], cwd=folder, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline().startswith('"(PDH-CSV 4.0)')
+        process.stdout.close()
+        errors = process.stderr.read()
+        assert process.wait(timeout=60) != 0
+    assert errors == ""
+    assert not (folder / "state").exists()

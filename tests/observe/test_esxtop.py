@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 
 import pytest
@@ -20,6 +21,7 @@ from memvirt.observe.esxtop import (
     header_lines,
     time_line,
 )
+from memvirt.vmkernel.statistics import HostState
 
 from .samples import sample
 
@@ -79,3 +81,13 @@ def test_batch_rows_can_be_read_and_late_vms_are_empty_first() -> None:
     assert second[0] == "11/24/2026 10:00:01.500"
     reads = heading.index("\\\\host1\\Group Memory(1:one)\\Swap Read MBytes/sec")
     assert (first[reads], second[reads]) == ("0.00", "1.00")
+
+
+def test_header_lines_fit_80_columns() -> None:
+    """On a host of 64 GiB, with all numbers as long as they get."""
+    small = sample(2_000_000_000)
+    numbers = {field.name: 16 << 20 for field in fields(small.host) if field.name != "state"}
+    big = replace(small.host, **numbers, state=HostState.CLEAR)  # type: ignore[arg-type]
+    interval = Interval(replace(small, host=big))
+    for line in (*header_lines(interval), time_line(interval, 3600.0)):
+        assert len(line) <= 80, line

@@ -68,7 +68,11 @@ class Screen:
             self._before = interval.now
         columns = self._columns or choose_columns(width, self._name_width)
         lines = [time_line(interval, time.monotonic() - self._started), *header_lines(interval)]
-        parts: list[Text | Table] = [Text("\n".join(lines)), Text(), vm_table(interval, columns)]
+        parts: list[Text | Table] = [
+            Text("\n".join(lines), no_wrap=True, overflow="ellipsis"),
+            Text(),
+            vm_table(interval, columns),
+        ]
         room = height - len(lines) - len(interval.now.vms) - 4
         decisions = list(self._host.events)[-max(min(room, 6), 0) :] if room > 0 else []
         if decisions:

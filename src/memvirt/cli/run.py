@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +24,7 @@ from memvirt.observe.batch import BatchWriter
 from memvirt.observe.esxtop import BY_NAME, Column
 from memvirt.observe.record import Recorder, export_events
 from memvirt.observe.summary import Summary
-from memvirt.scenario import Scenario, load_scenario
+from memvirt.scenario import Scenario, load_scenario, names_of
 from memvirt.vmkernel.statistics import Sample
 
 from .errors import UsageError
@@ -49,9 +50,10 @@ def parse_columns(text: str) -> list[Column] | None:
     """Columns by their names, separated by commas. Raises UsageError for an unknown one."""
     if not text:
         return None
+    by_name = {name.upper(): column for name, column in BY_NAME.items()}
     chosen = []
     for name in text.split(","):
-        column = BY_NAME.get(name.strip().upper())
+        column = by_name.get(name.strip().upper())
         if column is None:
             raise UsageError(f"--columns: no column {name.strip()}; there are {','.join(BY_NAME)}")
         chosen.append(column)
@@ -59,17 +61,32 @@ def parse_columns(text: str) -> list[Column] | None:
 
 
 def _check_target(path: Path | None) -> None:
-    if path is not None and not path.absolute().parent.is_dir():
+    """What cannot be written is said before hours of running, not after."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise UsageError(f"{path}: is a directory; name a file")
+    if not path.absolute().parent.is_dir():
         raise UsageError(f"{path}: the directory {path.absolute().parent} does not exist")
 
 
 def vm_names(scenario: Scenario) -> list[str]:
     """Names of all VMs of the scenario, started or not."""
-    return [
-        vm.name if vm.count == 1 else f"{vm.name}-{number}"
-        for vm in scenario.vm
-        for number in range(1, vm.count + 1)
-    ]
+    return [name for vm in scenario.vm for name in names_of(vm)]
+
+
+@contextlib.contextmanager
+def _output_errors() -> Iterator[None]:
+    """Standard output that cannot be written ends the run, with one line unless the reader left."""
+    try:
+        yield
+    except OSError as error:
+        # What is still buffered would fail again when Python flushes it at exit.
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise UsageError(f"standard output: {error.strerror}") from error
 
 
 @contextlib.contextmanager
@@ -86,18 +103,35 @@ def _terminate_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def _batch_output(scenario: Scenario) -> Callable[[Sample], None]:
+    """Writes samples to standard output; the header is written now."""
+    with _output_errors():
+        writer = BatchWriter(
+            sys.stdout, platform.node() or "memvirt", vm_names(scenario), datetime.now(UTC)
+        )
+        sys.stdout.flush()
+
+    def write(sample: Sample) -> None:
+        with _output_errors():
+            writer.write(sample)
+
+    return write
+
+
 def run(options: RunOptions) -> int:
     """Run a scenario; the exit status is 0 only if every guest verified its memory."""
     scenario = load_scenario(options.scenario)
     columns = parse_columns(options.columns)
     _check_target(options.record)
     _check_target(options.events)
+    if options.record is not None and options.record == options.events:
+        raise UsageError(f"{options.record}: --record and --events need a file each")
     out = Console(stderr=options.batch)
     if not out.is_terminal:
         out = Console(stderr=options.batch, width=_PLAIN_WIDTH)
     started = time.monotonic()
     summary = Summary()
-    watchers = [summary.see]
+    watchers: list[Callable[[Sample], None]] = [summary.see]
     with contextlib.ExitStack() as stack:
         stack.enter_context(_terminate_as_interrupt())
         host = stack.enter_context(Host(scenario))
@@ -110,10 +144,7 @@ def run(options: RunOptions) -> int:
             )
             watchers.append(stack.enter_context(recorder).add)
         if options.batch:
-            writer = BatchWriter(
-                sys.stdout, platform.node() or "memvirt", vm_names(scenario), datetime.now(UTC)
-            )
-            watchers.append(writer.write)
+            watchers.append(_batch_output(scenario))
 
         def on_sample(sample: Sample) -> None:
             for watch in watchers:

@@ -112,10 +112,10 @@ COLUMNS = (
     Column("CACHEUSD", "what the compression cache takes", _pages("cache_used"),
            "Compression Cache Used MBytes"),
     Column("ZIPPED", "guest memory in the compression cache", _pages("zipped"),
-           "Compressed MBytes"),
-    Column("ZIP/s", "compressed, MB a second", _rate("zips_total"), "Compressed MBytes/sec"),
+           "Compressed Memory MBytes"),
+    Column("ZIP/s", "compressed, MB a second", _rate("zips_total"), "Compression MBytes/sec"),
     Column("UNZIP/s", "decompressed, MB a second", _rate("unzips_total"),
-           "Decompressed MBytes/sec"),
+           "Decompression MBytes/sec"),
     Column("SHRD", "guest memory mapped to shared frames", _pages("shared"), "Shared MBytes"),
     Column("ZERO", "of it, pages of zeroes", _pages("zero"), "Zero MBytes"),
     Column("SHRDSVD", "machine memory sharing saves", _pages("shared_saved"),
@@ -158,6 +158,12 @@ def cell(column: Column, interval: Interval, vm: VmMemory) -> str:
     return value if isinstance(value, str) else f"{value:.{column.decimals}f}"
 
 
+def _short(pages: float) -> str:
+    """MiB in six characters, so that every header line of a host below 100 GB fits 80 columns."""
+    amount = mebibytes(pages)
+    return f"{amount:6.1f}" if amount < 999.95 else f"{amount:6.0f}"
+
+
 def header_lines(interval: Interval) -> list[str]:
     """The lines above the table: host memory, sharing, swap, compression, balloons."""
     host = interval.now.host
@@ -167,19 +173,17 @@ def header_lines(interval: Interval) -> list[str]:
     managed = host.total - host.vmkernel
 
     def line(name: str, *parts: tuple[float, str]) -> str:
-        return f"{name:<6} /MB: " + ", ".join(
-            f"{mebibytes(pages):8.1f} {what}" for pages, what in parts
-        )
+        return f"{name:<6}/MB:" + ", ".join(f"{_short(pages)} {what}" for pages, what in parts)
 
     return [
         line("PMEM", (host.total, "total"), (host.vmkernel, "vmk"),
              (host.guest + host.overhead, "other"), (host.free, "free")),
         line("VMKMEM", (managed, "managed"), (host.min_free, "minfree"), (host.reserved, "rsvd"),
-             (host.unreserved, "ursvd")) + f",  {host.state.name.lower()} state",
+             (host.unreserved, "ursvd")) + f", {host.state.name.lower()} state",
         line("PSHARE", (host.shared, "shared"), (host.common, "common"),
              (host.sharing_saved, "saving")),
         line("SWAP", (host.swapped, "curr"), (host.swap_target, "rclmtgt"))
-        + f", {reads:8.2f} r/s, {writes:8.2f} w/s",
+        + f", {reads:6.2f} r/s, {writes:6.2f} w/s",
         line("ZIP", (host.zipped, "zipped"), (host.zip_saved, "saved")),
         line("MEMCTL", (host.balloon, "curr"), (host.balloon_target, "target"),
              (host.balloon_max, "max")),
@@ -193,7 +197,7 @@ def time_line(interval: Interval, wall_seconds: float) -> str:
     configured = sum(vm.memory for vm in running)
     ratio = configured / host.total
     return (
-        f"{host.time_ns / 1e9:.2f} s virtual, {wall_seconds:.1f} s wall, {len(running)} VMs on, "
-        f"{mebibytes(configured):.0f} MB configured on {mebibytes(host.total):.0f} MB of machine "
-        f"memory: overcommitted {ratio:.2f} x"
+        f"{host.time_ns / 1e9:.2f} s virtual, {wall_seconds:.1f} s wall; {len(running)} VMs, "
+        f"{mebibytes(configured):.0f} MB on {mebibytes(host.total):.0f} MB: "
+        f"overcommitted {ratio:.2f} x"
     )
