@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 
-.PHONY: run test lint types unit bench packages guests linux-guest acceptance clean
+.PHONY: run test lint types unit bench packages guests linux-guest docs acceptance clean
 
 run: $(STAMP)
 	$(BIN)/memvirt run
@@ -45,6 +45,11 @@ bench: linux-guest $(DEV_STAMP)
 guests:
 	$(MAKE) -C guests/bundled install
 	$(MAKE) -C guests/multiboot32 install
+
+# The generated documents, and the plots of the bundled scenarios.
+docs: $(DEV_STAMP)
+	$(BIN)/python docs/make_docs.py
+	$(BIN)/python docs/make_plots.py
 
 # The Linux test guest, from Debian's kernel and busybox packages, in build/linux-guest.
 linux-guest: packages

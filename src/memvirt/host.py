@@ -1,97 +1,137 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A whole host: one machine memory, several VMs running in parallel, remapped while they run."""
+"""A whole host: one machine memory, the VMkernel, and several VMs that run in rounds.
+
+In a round each VM runs a quantum of virtual time, in parallel; then all processors stand still and
+the VMkernel does its work. A VM that runs out of frames in the middle of its quantum waits for the
+others, gets frames, and goes on with the same quantum. Between two quiescent points a VM touches
+only what is its own, so the outcome of a scenario depends on the scenario alone.
+"""
 
 from __future__ import annotations
 
-import threading
+import os
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
-import numpy as np
-
+from memvirt.address import PAGE_BYTES
 from memvirt.images import image_path
-from memvirt.scenario import RemapOptions, Scenario, VmOptions
-from memvirt.virtual_machine import EndReason, Machine, VirtualMachine
-from memvirt.vmm.check import Violation, check_machine, check_vm
-from memvirt.vmm.monitor import VirtualMachineMonitor
-from memvirt.vmm.pmap import PageState
+from memvirt.remap import Remapper
+from memvirt.scenario import Scenario, VmOptions, shares_of
+from memvirt.state_directory import StateDirectory
+from memvirt.virtual_machine import EndReason, Machine, Outcome, VirtualMachine
+from memvirt.vmkernel.admission import AdmissionError, VmSettings
+from memvirt.vmkernel.compression import CompressionCache
+from memvirt.vmkernel.events import EventLog
+from memvirt.vmkernel.managed import Condition, ManagedVm
+from memvirt.vmkernel.statistics import Sample
+from memvirt.vmkernel.swap import SwapFile, WriteBuffers
+from memvirt.vmkernel.vmkernel import VmKernel
+from memvirt.vmkernel.vmm_memory import VmmMemory
+from memvirt.vmm.check import Violation, check_machine
+from memvirt.vmm.monitor import PagingMode
+from memvirt.vmm.setup import shadow_capacity
+from memvirt.vmm.statistics import MemoryStatistics
 
-_CHECK_EVERY = 16  # remappings between two runs of the consistency checker
-
-
-class Remapper:
-    """Moves, unmaps and shares pages of one VM at intervals of virtual time.
-
-    The choice depends on the options and the VM's number only, so a scenario can be repeated.
-    """
-
-    def __init__(self, vm: VirtualMachine, options: RemapOptions, number: int) -> None:
-        self._vm = vm
-        self._options = options
-        self._random = np.random.default_rng((options.seed, number))
-        self._next_ns = int(options.every_ms * 1e6)
-        self.rounds = 0
-
-    def __call__(self) -> bool:
-        """Called between quanta; True if pages were remapped."""
-        options = self._options
-        if self._vm.virtual_ns < self._next_ns or not (
-            options.move or options.unmap or options.share
-        ):
-            return False
-        self._next_ns = self._vm.virtual_ns + int(options.every_ms * 1e6)
-        vmm = self._vm.vmm
-        pages = self._random.permutation(vmm.pmap.pages)
-        moved = int(pages.size * options.move)
-        # Moving takes new frames before it gives up the old: never more than are free.
-        vmm.move(pages[: min(moved, vmm.machine.free_frames // 4)])
-        vmm.unmap(pages[moved : moved + int(pages.size * options.unmap)])
-        if options.share:
-            share_equal_pages(vmm, self._random.permutation(vmm.pmap.pages)[:512])
-        self.rounds += 1
-        return True
+_CHECK_EVERY = 32  # rounds between two runs of the consistency checker
+_PARTS = 16  # times a VM may wait for frames in one quantum
+_STUCK_ROUNDS = 200  # rounds in which no VM could run, and nothing is wrong with swap
+_LOADER_FRAMES = 256  # tables and structures beside the image itself
+_WRITE_BUFFERS = (32, 1024)  # frames: 1/128 of machine memory, within these bounds
 
 
-def share_equal_pages(vmm: VirtualMachineMonitor, ppns: Any) -> int:
-    """Share pages of equal content among ``ppns`` of one VM; returns how many frames it saved."""
-    first: dict[bytes, int] = {}
-    saved = 0
-    for ppn in ppns[vmm.pmap.state[ppns] == PageState.PRIVATE].tolist():
-        content = vmm.read_page(ppn)
-        other = first.setdefault(content, ppn)
-        if other == ppn or vmm.pmap.state[ppn] != PageState.PRIVATE:
-            continue
-        if vmm.pmap.state[other] == PageState.PRIVATE:
-            vmm.make_shared(other)
-        saved += vmm.share(ppn, int(vmm.pmap.frame[other]))
-    return saved
+def overhead_frames(pages: int, paging: PagingMode) -> int:
+    """Most frames that the page tables of a VM of ``pages`` pages take, and a small reserve."""
+    if paging is PagingMode.SHADOW:
+        tables = shadow_capacity(pages)
+    else:
+        tables = sum(-(-pages // 512**level) for level in (1, 2, 3)) + 1
+    return tables + 64
+
+
+class _Entry:
+    """One VM of the scenario: waiting to be started, running, or ended."""
+
+    def __init__(self, options: VmOptions, number: int, position: int) -> None:
+        self.options = options
+        self.position = position
+        self.name = options.name if options.count == 1 else f"{options.name}-{number + 1}"
+        self.start_ns = int(options.start * 1e9)
+        self.vm: VirtualMachine | None = None
+        self.managed: ManagedVm | None = None
+        self.swap: SwapFile | None = None
+        self.remapper: Remapper | None = None
+        self.refusal = ""
+
+    @property
+    def live(self) -> bool:
+        return self.managed is not None
+
+    @property
+    def to_come(self) -> bool:
+        return self.vm is None and not self.refusal
 
 
 class Host:
-    """The host of a scenario. Use as a context manager; leaving it powers everything off."""
+    """The host of a scenario. Use as a context manager; leaving it powers everything off.
+
+    Raises AdmissionError if a VM that is to start at once cannot be admitted, and the errors of
+    images, swap files and the state directory.
+    """
 
     def __init__(self, scenario: Scenario) -> None:
         self.scenario = scenario
-        self.machine = Machine(scenario.machine.memory, scatter_seed=scenario.machine.scatter_seed)
-        self.vms: list[VirtualMachine] = []
         self.violations: list[Violation] = []
-        self._lock = threading.Lock()
+        self.rounds = 0
+        self._stuck = 0
+        self._final: dict[int, MemoryStatistics] = {}
+        self._entries: list[_Entry] = []
+        for options in scenario.vm:
+            for number in range(options.count):
+                self._entries.append(_Entry(options, number, len(self._entries)))
+        machine = scenario.machine
+        self.machine = Machine(machine.memory, scatter_seed=machine.scatter_seed)
+        low, high = _WRITE_BUFFERS
+        buffers = min(max(self.machine.frames // 128, low), high, self.machine.frames // 8)
+        directory = None if machine.state_directory is None else Path(machine.state_directory)
+        self.state_directory = StateDirectory(directory)
+        self._buffers = WriteBuffers(self.machine, max(buffers, 1))
+        self.kernel = VmKernel(
+            self.machine,
+            machine.Mem,
+            seed=scenario.seed,
+            swap_pages=None if machine.swap is None else machine.swap // PAGE_BYTES,
+            own_frames=self._buffers.count,
+        )
+        self._quantum_ns = int(machine.quantum_ms * 1e6)
         try:
-            for options in scenario.vm:
-                for number in range(options.count):
-                    self._add(options, number)
+            self._start_due(refusals_end_it=True)
         except BaseException:
             self.power_off()
             raise
 
-    def _add(self, options: VmOptions, number: int) -> None:
-        name = options.name if options.count == 1 else f"{options.name}-{number + 1}"
-        vm = VirtualMachine(self.machine, memory=options.memory, paging=options.paging, name=name)
-        self.vms.append(vm)
-        initrd = b"" if options.initrd is None else options.initrd
-        vm.load(image_path(options.image), append=options.append, initrd=initrd)
+    @property
+    def vms(self) -> list[VirtualMachine]:
+        """The VMs that have been started, in the scenario's order."""
+        return [entry.vm for entry in self._entries if entry.vm is not None]
+
+    def final_statistics(self, vm: VirtualMachine) -> MemoryStatistics:
+        """Statistics of a VM: those of its last moment, if it is off."""
+        return self._final.get(vm.vm_id) or vm.vmm.statistics()
+
+    @property
+    def refusals(self) -> list[str]:
+        """Why VMs could not be started."""
+        return [entry.refusal for entry in self._entries if entry.refusal]
+
+    @property
+    def events(self) -> EventLog:
+        return self.kernel.events
+
+    def sample(self) -> Sample:
+        """What the VMkernel knows now. Call it from ``on_tick`` or while nothing runs."""
+        return self.kernel.sample()
 
     def __enter__(self) -> Host:
         return self
@@ -99,50 +139,217 @@ class Host:
     def __exit__(self, *exception: object) -> None:
         self.power_off()
 
-    def run(self, on_tick: Callable[[], object] | None = None, tick: float = 0.25) -> bool:
-        """Run every VM to its end, in parallel; True if all verified their memory.
+    # Power -------------------------------------------------------------------------------------
 
-        ``on_tick`` is called about every ``tick`` seconds of host time in the calling thread.
+    def _start_due(self, *, refusals_end_it: bool = False) -> None:
+        for entry in self._entries:
+            if not entry.to_come or entry.start_ns > self.kernel.time_ns:
+                continue
+            try:
+                self._power_on(entry)
+            except AdmissionError as error:
+                if refusals_end_it:
+                    raise
+                entry.refusal = str(error)
+
+    def _power_on(self, entry: _Entry) -> None:
+        options, kernel = entry.options, self.kernel
+        paging = PagingMode[options.paging.upper()]
+        pages = options.memory // PAGE_BYTES
+        settings = VmSettings(
+            name=entry.name,
+            memory=pages,
+            shares=shares_of(options),
+            reservation=options.reservation // PAGE_BYTES,
+            limit=None if options.limit is None else options.limit // PAGE_BYTES,
+            group=options.group,
+        )
+        overhead = overhead_frames(pages, paging)
+        kernel.admission.admit(settings, overhead)
+        image = image_path(options.image)
+        files = [image] if options.initrd is None else [image, Path(options.initrd)]
+        loaded = sum(file.stat().st_size for file in files if file.exists())
+        kernel.make_room(loaded // PAGE_BYTES + _LOADER_FRAMES, f"loading {entry.name}")
+        try:
+            vm = VirtualMachine(self.machine, memory=options.memory, paging=paging, name=entry.name)
+            entry.vm = vm
+            vm.vmm.share_salt = kernel.salt(vm.vm_id, options.group)
+            mem = kernel.options
+            entry.swap = SwapFile(
+                self.state_directory.swap_file(entry.name, vm.vm_id),
+                settings.swap,
+                self._buffers,
+                wait_ns=int(mem.swap_read_us * 1000),
+            )
+            vm.vmm.backing = entry.swap
+            if cache := kernel.cache_max(settings):
+                vm.vmm.compressed = CompressionCache(
+                    self.machine,
+                    vm.vm_id,
+                    cache,
+                    codec=mem.mem_zip_codec,
+                    wait_ns=int(mem.unzip_us * 1000),
+                )
+            initrd: bytes | Path = b"" if options.initrd is None else Path(options.initrd)
+            vm.load(image, append=options.append, initrd=initrd)
+        except BaseException:
+            kernel.admission.leave(settings, overhead)
+            raise
+        vm.vmm.reserve.give_back(0)
+        vm.vmm.reserve.managed = True
+        guest = VmmMemory(vm.vmm, swap=entry.swap, balloon=vm.balloon)
+        entry.managed = kernel.power_on(guest, settings, overhead)
+        entry.remapper = Remapper(vm, self.scenario.remap, entry.position)
+
+    def _power_off(self, entry: _Entry) -> None:
+        if entry.managed is not None:
+            self.kernel.power_off(entry.managed)
+            entry.managed = None
+        if entry.vm is not None:
+            self._final.setdefault(entry.vm.vm_id, entry.vm.vmm.statistics())
+            entry.vm.power_off()
+        if entry.swap is not None:
+            entry.swap.close()
+            entry.swap = None
+
+    def power_off(self) -> None:
+        """Stop all VMs and give their frames back; swap files and the state directory go."""
+        for entry in self._entries:
+            self._power_off(entry)
+        self._buffers.close()
+        self.state_directory.close()
+
+    # Running -----------------------------------------------------------------------------------
+
+    def run(
+        self,
+        on_tick: Callable[[], object] | None = None,
+        tick: float = 0.25,
+        *,
+        on_sample: Callable[[Sample], object] | None = None,
+        sample_interval: float = 0.1,
+    ) -> bool:
+        """Run every VM to its end; True if all verified their memory.
+
+        ``on_tick`` is called about every ``tick`` seconds of host time, ``on_sample`` every
+        ``sample_interval`` seconds of virtual time and once at the end, both while every
+        processor is stopped.
         """
         deadline = time.monotonic() + self.scenario.timeout
-        with ThreadPoolExecutor(max_workers=len(self.vms), thread_name_prefix="vm") as pool:
-            futures = [
-                pool.submit(self._run_vm, vm, number, deadline)
-                for number, vm in enumerate(self.vms)
-            ]
-            try:
-                while not all(future.done() for future in futures):
-                    time.sleep(tick)
-                    if on_tick is not None:
-                        on_tick()
-            except BaseException:
-                for vm in self.vms:
-                    vm.processor.request_stop()
-                raise
-            for future in futures:
-                future.result()
+        next_tick = time.monotonic()
+        next_sample = 0
+        workers = min(len(self._entries), os.cpu_count() or 1)
+        with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="vm") as pool:
+            while any(entry.live or entry.to_come for entry in self._entries):
+                if on_sample is not None and self.kernel.time_ns >= next_sample:
+                    next_sample = self.kernel.time_ns + int(sample_interval * 1e9)
+                    on_sample(self.sample())
+                if on_tick is not None and time.monotonic() >= next_tick:
+                    next_tick = time.monotonic() + tick
+                    on_tick()
+                self._round(pool)
+                if time.monotonic() >= deadline:
+                    self._end_all(EndReason.TIMEOUT, f"no verdict in {self.scenario.timeout:g} s")
+        if on_sample is not None:
+            on_sample(self.sample())
         if self.scenario.check:
-            self.violations += check_machine(self.machine, [vm.vmm for vm in self.vms])
+            self._check()
         return self.succeeded
 
-    def _run_vm(self, vm: VirtualMachine, number: int, deadline: float) -> None:
-        remapper = Remapper(vm, self.scenario.remap, number)
+    def _round(self, pool: ThreadPoolExecutor) -> None:
+        self.rounds += 1
+        self._start_due()
+        ran = self._run_all(pool, self._runnable(), lambda vm: vm.run_quantum(self._quantum_ns))
+        for _ in range(_PARTS):
+            waiting = [entry for entry in self._live() if entry.vm and entry.vm.waiting]
+            if not waiting:
+                break
+            self._balance(0)
+            able = [entry for entry in waiting if self._may_run(entry)]
+            if not self._run_all(pool, able, lambda vm: vm.resume_quantum()):
+                break
+        self._balance(self._quantum_ns)
+        for entry in self._live():
+            if entry.remapper is not None:
+                entry.remapper()
+            if entry.vm is not None and entry.vm.outcome is not None:
+                self._power_off(entry)
+        if self.scenario.check and self.rounds % _CHECK_EVERY == 0:
+            self._check()
+        self._watch_progress(ran)
 
-        def between_quanta(vm: VirtualMachine) -> None:
-            if remapper() and self.scenario.check and remapper.rounds % _CHECK_EVERY == 0:
-                found = check_vm(vm.vmm)
-                with self._lock:
-                    self.violations += found
+    def _live(self) -> list[_Entry]:
+        return [entry for entry in self._entries if entry.live]
 
-        vm.run(timeout=max(deadline - time.monotonic(), 0.001), on_quantum=between_quanta)
+    def _may_run(self, entry: _Entry) -> bool:
+        assert entry.managed is not None
+        assert entry.vm is not None
+        return entry.managed.condition is Condition.RUNNING or bool(entry.vm.paused)
+
+    def _runnable(self) -> list[_Entry]:
+        return [entry for entry in self._live() if self._may_run(entry)]
+
+    def _run_all(
+        self,
+        pool: ThreadPoolExecutor,
+        entries: Iterable[_Entry],
+        step: Callable[[VirtualMachine], Outcome | None],
+    ) -> int:
+        """Run VMs in parallel until all have stopped; returns how many there were."""
+        running: list[Future[Outcome | None]] = [
+            pool.submit(step, entry.vm) for entry in entries if entry.vm is not None
+        ]
+        try:
+            for future in running:
+                future.result()
+        except BaseException:
+            for vm in self.vms:
+                if vm.outcome is None:
+                    vm.processor.request_stop()
+            raise
+        return len(running)
+
+    def _balance(self, elapsed_ns: int) -> None:
+        for entry in self._live():
+            assert entry.vm is not None
+            assert entry.managed is not None
+            entry.managed.waiting = entry.vm.waiting
+            if entry.vm.paused:
+                self.kernel.pause(entry.managed, entry.vm.paused)
+            elif entry.managed.condition is Condition.PAUSED and not entry.vm.waiting:
+                self.kernel.resume(entry.managed)
+        self.kernel.balance(elapsed_ns)
+
+    def _watch_progress(self, ran: int) -> None:
+        """A host on which nothing can run waits for help if swap fails, else gives up."""
+        if ran or not self._live():
+            self._stuck = 0
+            return
+        self._stuck += 1
+        troubled = any(entry.swap and entry.swap.error for entry in self._live())
+        if troubled:
+            time.sleep(0.02)
+            for entry in self._live():
+                if entry.swap is not None and entry.swap.error is not None:
+                    entry.swap.retry()
+        elif self._stuck >= _STUCK_ROUNDS:
+            self._end_all(EndReason.OUT_OF_MEMORY, "no VM can get the frames it needs to go on")
+
+    def _end_all(self, reason: EndReason, detail: str) -> None:
+        for entry in self._entries:
+            if entry.live and entry.vm is not None:
+                entry.vm.stop(reason, detail)
+                self._power_off(entry)
+            elif entry.to_come:
+                entry.refusal = f"VM {entry.name} was not started: {reason.value}"
+
+    def _check(self) -> None:
+        vmms = [entry.vm.vmm for entry in self._live() if entry.vm is not None]
+        self.violations += check_machine(self.machine, vmms)
 
     @property
     def succeeded(self) -> bool:
         """True if every guest has reported success and no invariant was broken."""
         ends = [vm.outcome.reason if vm.outcome else None for vm in self.vms]
-        return all(end is EndReason.SUCCESS for end in ends) and not self.violations
-
-    def power_off(self) -> None:
-        """Stop all VMs and give their frames back."""
-        for vm in self.vms:
-            vm.power_off()
+        good = all(end in (EndReason.SUCCESS, EndReason.POWER_OFF) for end in ends)
+        return good and not self.refusals and not self.violations

@@ -1,21 +1,53 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scenarios: which VMs run on which machine, as a TOML file.
 
-A mistake is reported with the file, the line, the key, and what would be right.
+A mistake is reported with the file, the line, the key, and what would be right. The models here are
+the one source of the JSON Schema and of the tables in docs/scenario.md (``memvirt schema``).
 """
 
 from __future__ import annotations
 
+import difflib
 import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
 
-from memvirt.size import parse_size
+from memvirt.size import format_size, parse_size
+from memvirt.vmkernel.options import MemoryOptions
 
-Size = Annotated[int, BeforeValidator(lambda value: parse_size(value, what="size"))]
+
+def _size(value: Any) -> int:
+    return parse_size(value, what="size")
+
+
+def _size_or_nothing(value: Any) -> int:
+    return 0 if value == 0 and not isinstance(value, bool) else _size(value)
+
+
+_SIZE_SCHEMA = WithJsonSchema(
+    {
+        "anyOf": [
+            {"type": "integer", "minimum": 0, "multipleOf": 4096},
+            {"type": "string", "pattern": r"^\s*\d+(\.\d+)?\s*[KMGTkmgt]?(i?[Bb])?\s*$"},
+        ]
+    }
+)
+Size = Annotated[int, BeforeValidator(_size), _SIZE_SCHEMA]
+SizeOrNothing = Annotated[int, BeforeValidator(_size_or_nothing), _SIZE_SCHEMA]
+
+BUNDLED_IMAGE = "bundled"
+SHARES_PER_MIB = {"low": 5, "normal": 10, "high": 20}
 
 
 class ScenarioError(Exception):
@@ -27,16 +59,31 @@ class _Model(BaseModel):
 
 
 class MachineOptions(_Model):
-    """``[machine]``: the host's memory."""
+    """The host: its memory, its swap, and how it manages them."""
 
     memory: Size = Field(description='machine memory, such as "256M"')
     scatter_seed: int | None = Field(
         default=None, description="hand out frames in a pseudo-random order with this seed"
     )
+    swap: Size | None = Field(
+        default=None, description="swap space for all VMs; without it, as much as they need"
+    )
+    state_directory: str | None = Field(
+        default=None,
+        description="where swap files are kept while the host runs; without it, a directory of "
+        "its own for temporary files",
+    )
+    quantum_ms: float = Field(
+        default=10, gt=0, le=1000,
+        description="virtual milliseconds that VMs run between two quiescent points",
+    )  # fmt: skip
+    Mem: MemoryOptions = Field(
+        default=MemoryOptions(), description="memory management, under ESXi's names"
+    )
 
 
 class RemapOptions(_Model):
-    """``[remap]``: what is done to the guests' pages while they run, without their knowledge."""
+    """What is done to the guests' pages while they run, beyond what management needs."""
 
     every_ms: float = Field(default=20, gt=0, description="interval, in virtual milliseconds")
     move: float = Field(default=0, ge=0, le=1, description="part of the pages to move each time")
@@ -46,81 +93,235 @@ class RemapOptions(_Model):
 
 
 class VmOptions(_Model):
-    """``[[vm]]``: one VM, or ``count`` alike."""
+    """One VM, or ``count`` alike."""
 
-    name: str = Field(min_length=1)
-    image: str = Field(default="bundled", description='a path, or "bundled"')
+    name: str = Field(min_length=1, description="its name; with count, NAME-1, NAME-2, ...")
+    image: str = Field(default=BUNDLED_IMAGE, description='kernel image: a path, or "bundled"')
     memory: Size = Field(description='guest-physical memory, such as "64M"')
-    paging: Literal["shadow", "nested"] = "nested"
+    paging: Literal["shadow", "nested"] = Field(
+        default="nested", description="shadow or nested page tables"
+    )
     append: str = Field(default="", description="kernel command line")
-    initrd: str | None = None
-    count: int = Field(default=1, ge=1, le=1000)
+    initrd: str | None = Field(default=None, description="initial RAM disk: a path")
+    count: int = Field(default=1, ge=1, le=1000, description="number of such VMs")
+    shares: Literal["low", "normal", "high"] | Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        default="normal",
+        description="weight of its claim on memory: low, normal or high (5, 10 or 20 a MiB of "
+        "memory), or the number of all its shares",
+    )
+    reservation: SizeOrNothing = Field(default=0, description="machine memory it always has")
+    limit: Size | None = Field(default=None, description="most machine memory it may have")
+    group: str = Field(default="", description="VMs of one group may share pages")
+    start: float = Field(default=0, ge=0, description="virtual seconds until it is powered on")
+
+    @model_validator(mode="after")
+    def _amounts_fit(self) -> VmOptions:
+        if self.reservation > self.memory:
+            raise _Misfit("reservation", self.reservation, "memory", self.memory)
+        if self.limit is not None and self.reservation > self.limit:
+            raise _Misfit("reservation", self.reservation, "limit", self.limit)
+        return self
 
 
 class Scenario(_Model):
-    """A whole scenario file."""
+    """A scenario file of ``memvirt run``."""
 
-    machine: MachineOptions
-    remap: RemapOptions = RemapOptions()
-    timeout: float = Field(default=600, gt=0, description="seconds of host time")
+    machine: MachineOptions = Field(description="the host")
+    vm: tuple[VmOptions, ...] = Field(min_length=1, description="the VMs, a table each")
+    remap: RemapOptions = Field(default=RemapOptions(), description="remapping for its own sake")
+    seed: int = Field(default=1, ge=0, description="seed of all that policies decide by chance")
+    timeout: float = Field(default=600, gt=0, description="seconds of host time for the whole run")
     check: bool = Field(default=True, description="run the consistency checker as it goes")
-    vm: tuple[VmOptions, ...] = Field(min_length=1)
 
 
-BUNDLED_SCENARIO = Path(__file__).parent / "scenarios" / "default.toml"
+class _Misfit(ValueError):
+    """Two amounts of one VM that cannot both be."""
+
+    def __init__(self, key: str, value: int, other: str, bound: int) -> None:
+        super().__init__(f"{format_size(value)} is more than {other}, {format_size(bound)}")
+        self.key = key
 
 
-def _line_of(text: str, location: tuple[str | int, ...]) -> int:
+def shares_of(options: VmOptions) -> int:
+    """All shares of the VM (vSphere: so many a MiB of configured memory, or a custom number)."""
+    if isinstance(options.shares, int):
+        return options.shares
+    return SHARES_PER_MIB[options.shares] * max(options.memory >> 20, 1)
+
+
+# Bundled scenarios ----------------------------------------------------------------------------
+
+_FOLDER = Path(__file__).parent / "scenarios"
+BUNDLED_SCENARIO = _FOLDER / "default.toml"
+
+
+def bundled_scenarios() -> dict[str, str]:
+    """Names of the bundled scenarios, each with the first sentence of its comment."""
+    found = {}
+    for path in sorted(_FOLDER.glob("*.toml")):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        comment = " ".join(line.removeprefix("#").strip() for line in _leading_comment(lines))
+        found[path.stem] = comment.split(". ")[0].removesuffix(".")
+    return found
+
+
+def _leading_comment(lines: list[str]) -> list[str]:
+    end = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    return lines[:end]
+
+
+def find_scenario(name: str) -> Path:
+    """The file of a scenario: a path, or the name of a bundled one. Raises ScenarioError."""
+    path = Path(name)
+    if path.exists() or path.suffix == ".toml":
+        return path
+    bundled = _FOLDER / f"{name}.toml"
+    if bundled.exists():
+        return bundled
+    known = ", ".join(bundled_scenarios())
+    raise ScenarioError(f"{name}: no such file, and no bundled scenario; bundled are {known}")
+
+
+# Reading and explaining ------------------------------------------------------------------------
+
+Location = tuple[str | int, ...]
+
+
+def _line_of(text: str, location: Location) -> int:
     """The line where the key at ``location`` stands, or its table, or 1."""
     tables: dict[str, int] = {}
-    inside: tuple[str | int, ...] = ()
-    best = 1
+    inside: Location = ()
+    best, best_depth = 1, 0
     for number, line in enumerate(text.splitlines(), 1):
+        here: Location
         if header := re.match(r"\s*\[\[\s*([\w.-]+)\s*\]\]", line):
             index = tables[header[1]] = tables.get(header[1], -1) + 1
-            inside = (header[1], index)
+            here = inside = (header[1], index)
         elif header := re.match(r"\s*\[\s*([\w.-]+)\s*\]", line):
-            inside = tuple(header[1].split("."))
-        key = re.match(r"\s*[\"']?([\w-]+)[\"']?\s*=", line)
-        here = (*inside, key[1]) if key else inside
-        if here and here == location[: len(here)]:
-            best = number
-            if len(here) == len(location):
-                return number
+            here = inside = tuple(header[1].split("."))
+        elif key := re.match(r"\s*([\w.\"'-]+)\s*=", line):
+            here = (*inside, *(part.strip("\"'") for part in key[1].split(".")))
+        else:
+            continue
+        if here == location[: len(here)] and len(here) > best_depth:
+            best, best_depth = number, len(here)
     return best
 
 
-def _explain(error: Any) -> str:
-    location = ".".join(str(part) for part in error["loc"])
+def _model_at(location: Location) -> Any:
+    """The model whose keys stand at ``location``."""
+    field = {
+        "machine": MachineOptions, "remap": RemapOptions, "vm": VmOptions, "Mem": MemoryOptions,
+    }  # fmt: skip
+    model: Any = Scenario
+    for part in location:
+        model = field.get(str(part), model)
+    return model
+
+
+def _keys(model: Any) -> list[str]:
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _explain(error: Any, location: Location) -> str:
+    key = ".".join(str(part) for part in location if not isinstance(part, int))
     if error["type"] == "extra_forbidden":
-        model: Any = Scenario
-        for part in error["loc"][:-1]:
-            field = {"machine": MachineOptions, "remap": RemapOptions, "vm": VmOptions}
-            model = field.get(part, model)
-        return f'unknown key "{location}"; known here: {", ".join(model.model_fields)}'
+        known = _keys(_model_at(location[:-1]))
+        near = difflib.get_close_matches(str(location[-1]), known, 1)
+        hint = f' (did you mean "{near[0]}"?)' if near else ""
+        return f'unknown key "{key}"{hint}; known here: {", ".join(known)}'
     if error["type"] == "missing":
-        return f'"{location}" is missing'
-    message = error["msg"].removeprefix("Value error, ")
-    return f'"{location}": {message}'
+        return f'"{key}" is missing'
+    if key == "vm.shares":
+        return '"vm.shares": should be "low", "normal", "high" or a number of at least 1'
+    message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return f'"{key}": {message}'
+
+
+def _location(error: Any) -> Location:
+    """Where an error is, in terms of the file."""
+    location: Location = error["loc"]
+    cause = error.get("ctx", {}).get("error")
+    if isinstance(cause, _Misfit):
+        return (*location, cause.key)
+    if len(location) > 3 and location[0] == "vm" and location[2] == "shares":
+        return location[:3]  # which of the alternatives of a union failed says nothing
+    return location
 
 
 def parse_scenario(text: str, name: str) -> Scenario:
     """A scenario from TOML text; ``name`` is used in messages. Raises ScenarioError."""
     try:
-        return Scenario.model_validate(tomllib.loads(text))
+        scenario = Scenario.model_validate(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
         raise ScenarioError(f"{name}: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]
-        line = _line_of(text, first["loc"])
-        raise ScenarioError(f"{name}:{line}: {_explain(first)}") from error
+        location = _location(first)
+        line = _line_of(text, location)
+        raise ScenarioError(f"{name}:{line}: {_explain(first, location)}") from error
+    names: set[str] = set()
+    for index, vm in enumerate(scenario.vm):
+        if vm.name in names:
+            line = _line_of(text, ("vm", index, "name"))
+            raise ScenarioError(f'{name}:{line}: "vm.name": there is a VM {vm.name} already')
+        names.add(vm.name)
+    return scenario
 
 
 def load_scenario(path: str | Path) -> Scenario:
-    """The scenario in a file. Raises ScenarioError."""
+    """The scenario in a file, whose relative paths start at that file. Raises ScenarioError."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ScenarioError(f"{path}: cannot be read: {reason}") from error
-    return parse_scenario(text, str(path))
+    return _with_paths_from(parse_scenario(text, str(path)), Path(path).absolute().parent)
+
+
+def _with_paths_from(scenario: Scenario, folder: Path) -> Scenario:
+    def absolute(name: str | None) -> str | None:
+        return name if name in (None, BUNDLED_IMAGE) else str(folder / str(name))
+
+    vms = tuple(
+        vm.model_copy(update={"image": absolute(vm.image), "initrd": absolute(vm.initrd)})
+        for vm in scenario.vm
+    )
+    directory = absolute(scenario.machine.state_directory)
+    machine = scenario.machine.model_copy(update={"state_directory": directory})
+    return scenario.model_copy(update={"vm": vms, "machine": machine})
+
+
+# Documentation ---------------------------------------------------------------------------------
+
+
+def scenario_schema() -> dict[str, Any]:
+    """The JSON Schema of scenario files."""
+    schema = Scenario.model_json_schema(by_alias=True)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def key_tables() -> str:
+    """Markdown tables of all keys: docs/scenario.md."""
+    parts = []
+    for title, model in (
+        ("top level", Scenario),
+        ("[machine]", MachineOptions),
+        ("[machine.Mem]", MemoryOptions),
+        ("[[vm]]", VmOptions),
+        ("[remap]", RemapOptions),
+    ):
+        parts.append(f"## `{title}`\n\n| key | default | meaning |\n|---|---|---|")
+        for name, field in model.model_fields.items():
+            parts.append(f"| `{field.alias or name}` | {_default(field)} | {field.description} |")
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _default(field: Any) -> str:
+    value = field.default
+    if field.is_required():
+        return "required"
+    if value is None or isinstance(value, BaseModel) or value == "":
+        return "-"
+    return f"`{str(value).lower() if isinstance(value, bool) else getattr(value, 'value', value)}`"

@@ -26,13 +26,18 @@ from memvirt.cpu.processor import Processor, SegmentState
 from memvirt.cpu.virtual_time import PORT_ACCESS_NS, TIME_STAMP_NS, virtual_now
 from memvirt.machine.memory import MachineMemory, MachineMemoryExhausted
 from memvirt.mmu.control import NEED_FRAMES, NEED_PAGE
+from memvirt.platform.backdoor import complete_backdoor
+from memvirt.platform.balloon import BalloonDevice, complete_balloon
 from memvirt.platform.boot.detect import Protocol, load_boot_image
 from memvirt.platform.boot.image import BootImage, InitialState, StartMode
 from memvirt.platform.pc import new_pc, pc_serial_input
+from memvirt.platform.ports import IO_BACKDOOR, IO_BALLOON
 from memvirt.platform.uart import uart_drain
 from memvirt.size import parse_size
-from memvirt.vmm.backing import BackingStore
+from memvirt.vmm.backing import BackingStore, BackingStoreError, PageCorrupted
+from memvirt.vmm.balloon import BalloonedPages
 from memvirt.vmm.monitor import PagingMode, VirtualMachineMonitor
+from memvirt.vmm.reserve import FramesWanted
 
 EXIT_SUCCESS = 0x10  # what a guest writes to the debug-exit port when all is well
 MAXIMUM_MEMORY = 3 << 30  # above lies the hole for devices
@@ -57,6 +62,7 @@ class EndReason(Enum):
     TRIPLE_FAULT = "triple fault"
     HALTED = "the guest halted with nothing left to wake it"
     OUT_OF_MEMORY = "machine memory is exhausted"
+    PAGE_LOST = "a page could not be brought back"
     ENGINE_ERROR = "the processor engine failed"
     TIMEOUT = "timeout"
     STOPPED = "stopped by the user"
@@ -136,13 +142,15 @@ class VirtualMachine:
         self.vmm = VirtualMachineMonitor(
             machine, self.memory // PAGE_BYTES, mode, vm_id=self.vm_id, backing=backing
         )
+        self.balloon = BalloonDevice(BalloonedPages(self.vmm))
         self.serial_log = bytearray()
         self._serial = serial
         self.pc: Any = new_pc(self.memory)
         self.processor = Processor(self.vmm, self.pc.ctypes.data)
         self.boot_image: BootImage | None = None
         self.outcome: Outcome | None = None
-        self._detail = ""
+        self.waiting = False
+        self.paused = ""
         self._host_seconds = 0.0
         self._started = time.perf_counter()
 
@@ -245,18 +253,32 @@ class VirtualMachine:
         return self.outcome
 
     def run_quantum(self, nanoseconds: int = QUANTUM_NS) -> Outcome | None:
-        """Run for ``nanoseconds`` of virtual time; the outcome if the VM ended, else None."""
+        """Run for ``nanoseconds`` of virtual time; the outcome if the VM ended, else None.
+
+        A managed VM may stop early: ``waiting`` for frames, or ``paused`` with the reason why a
+        page cannot be had now. ``resume_quantum`` goes on with what is left of the quantum.
+        """
+        self.vmm.control.quantum_end_ns = self.virtual_ns + nanoseconds
+        return self.resume_quantum()
+
+    def resume_quantum(self) -> Outcome | None:
+        """Go on to the end of the quantum begun last."""
+        self.waiting, self.paused = False, ""
         if self.outcome is not None:
             return self.outcome
         self._started = time.perf_counter()
-        control = self.vmm.control
-        control.quantum_end_ns = self.virtual_ns + nanoseconds
         try:
             while self.outcome is None:
                 reason = self.processor.run(self.pc[0])
                 self._drain_serial()
                 if not self._handle(reason):
                     break
+        except FramesWanted:
+            self.waiting = True
+        except BackingStoreError as error:
+            self.paused = str(error)
+        except PageCorrupted as error:
+            self._end(EndReason.PAGE_LOST, str(error))
         except MachineMemoryExhausted as error:
             self._end(EndReason.OUT_OF_MEMORY, str(error))
         finally:
@@ -267,7 +289,7 @@ class VirtualMachine:
         """Do what the run loop left for Python; False at the end of the quantum."""
         control = self.vmm.control
         if reason == NEED_FRAMES:
-            self.vmm.refill_reserve()
+            self.vmm.reserve.refill()
         elif reason == NEED_PAGE:
             self.vmm.bring_back(int(control.exit_ppn), write=bool(control.exit_write))
         elif reason == run_loop.LEFT_IO:
@@ -286,6 +308,16 @@ class VirtualMachine:
         return True
 
     def _handle_io(self) -> None:
+        status = int(self.vmm.control.io_status)
+        if status in (IO_BACKDOOR, IO_BALLOON):
+            processor = self.processor
+            if status == IO_BACKDOOR:
+                complete_backdoor(processor)
+            else:
+                complete_balloon(self.balloon, processor, wide=processor.in_64_bit_code)
+            rip = processor.get("rip") + int(self.vmm.control.io_instruction_bytes)
+            processor.set("rip", rip)
+            return
         requests = self.pc[0].control
         if requests.exit_requested:
             value = int(requests.exit_value)
@@ -335,10 +367,10 @@ class VirtualMachine:
             host_seconds=self._host_seconds + time.perf_counter() - self._started,
         )
 
-    def stop(self) -> None:
-        """End the VM at the user's wish, its processor stopped already."""
+    def stop(self, reason: EndReason = EndReason.STOPPED, detail: str = "") -> None:
+        """End the VM from outside, its processor stopped already."""
         if self.outcome is None:
-            self._end(EndReason.STOPPED, "")
+            self._end(reason, detail)
 
     def power_off(self) -> None:
         """Stop the VM and give all its frames back. Calling again does nothing."""

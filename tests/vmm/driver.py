@@ -32,8 +32,15 @@ class PageFault(Exception):
 class Driver:
     """A VM of ``pages`` pages whose tables identity-map nothing but themselves, at the window."""
 
-    def __init__(self, paging: PagingMode, *, pages: int = 64, frames: int = 1024) -> None:
-        self.machine = MachineMemory(frames, scatter_seed=3)
+    def __init__(
+        self,
+        paging: PagingMode,
+        *,
+        pages: int = 64,
+        frames: int = 1024,
+        scatter_seed: int | None = 3,
+    ) -> None:
+        self.machine = MachineMemory(frames, scatter_seed=scatter_seed)
         self.vmm = VirtualMachineMonitor(self.machine, pages, paging)
         self.block = self.vmm.control_block[0]
         block = self.vmm.control
@@ -67,7 +74,7 @@ class Driver:
             if status == control.FLUSH_AND_RETRY:
                 self.vmm.control.shadow_stale = 0
             elif status == control.NEED_FRAMES:
-                self.vmm.refill_reserve()
+                self.vmm.reserve.refill()
             elif status == control.NEED_PAGE:
                 block = self.vmm.control
                 self.vmm.bring_back(int(block.exit_ppn), write=bool(block.exit_write))

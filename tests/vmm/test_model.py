@@ -6,10 +6,13 @@ After each step every invariant holds (the checker) and every page reads as it w
 
 from __future__ import annotations
 
+import numpy as np
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from memvirt.mmu.control import FLAG_BALLOONED
+from memvirt.vmm.balloon import BalloonedPages
 from memvirt.vmm.check import check_machine
 from memvirt.vmm.monitor import PagingMode
 from memvirt.vmm.pmap import PageState
@@ -31,6 +34,7 @@ class VmmModel(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.driver = Driver(self.paging, pages=PAGES, frames=400)
+        self.balloon = BalloonedPages(self.driver.vmm)
         self.mapping: dict[int, tuple[int, bool]] = {}
         self.content: dict[tuple[int, int], int] = {}
 
@@ -107,11 +111,34 @@ class VmmModel(RuleBasedStateMachine):
             return
         equal = vmm.read_page(first) == vmm.read_page(second)
         private = vmm.pmap.state_of(second) is PageState.PRIVATE
-        assert vmm.share(second, mpn) == (equal and private)
+        assert vmm.share([second], mpn).tolist() == ([second] if equal and private else [])
 
     @rule(ppn=any_ppns, write=st.booleans())
     def bring_back(self, ppn: int, write: bool) -> None:
         self.driver.vmm.bring_back(ppn, write=write)
+
+    @rule(pages=st.sets(ppns, max_size=8))
+    def give_up(self, pages: set[int]) -> None:
+        """The guest's balloon driver gives pages up, whatever state they are in."""
+        vmm = self.driver.vmm
+        before = vmm.machine.free_frames
+        private = sum(vmm.pmap.state_of(ppn) is PageState.PRIVATE for ppn in pages)
+        fresh = [not vmm.pmap.flags[ppn] & FLAG_BALLOONED for ppn in sorted(pages)]
+        verdicts = self.balloon.give_up(np.array(sorted(pages), np.int64))
+        assert verdicts.tolist() == fresh
+        assert vmm.machine.free_frames >= before + private
+        for ppn in pages:
+            assert vmm.pmap.state_of(ppn) is PageState.UNMAPPED
+        self.content = {at: word for at, word in self.content.items() if at[0] not in pages}
+
+    @rule(pages=st.sets(any_ppns, max_size=8))
+    def take_back(self, pages: set[int]) -> None:
+        flags = self.driver.vmm.pmap.flags
+        expected = [bool(flags[ppn] & FLAG_BALLOONED) for ppn in sorted(pages)]
+        size = self.balloon.ballooned
+        verdicts = self.balloon.take_back(np.array(sorted(pages), np.int64))
+        assert verdicts.tolist() == expected
+        assert self.balloon.ballooned == size - sum(expected)
 
     # What always holds -------------------------------------------------------------------------
 

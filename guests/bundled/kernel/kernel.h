@@ -44,6 +44,7 @@ void option_text(const char *key, const char *otherwise, char *to, size_t size);
 void physical_initialize(u64 metadata_start);
 u64 physical_metadata_bytes(void);
 void physical_adopt(u64 start, u64 end);
+void physical_soil(void);
 u64 page_allocate(void);        /* 0 if there is none; content undefined; one reference */
 u64 page_allocate_zeroed(void);
 u64 large_allocate(void);       /* 2 MiB, aligned; references counted at its first page */
@@ -52,9 +53,14 @@ void page_release(u64 physical); /* one fewer; the last one frees it */
 void large_release(u64 physical);
 void large_break(u64 physical); /* now 512 pages with one reference each */
 u32 page_references(u64 physical);
-u64 pages_free(void);
+u64 pages_free(void); /* lent ones included: they can be had back */
 u64 pages_total(void);
 u64 blocks_assured(void); /* 2 MiB blocks to be had whenever nothing runs */
+u64 page_borrow(u64 kept);    /* a page to be lent, or 0 if only `kept` are left beside the zone */
+void page_lend(u64 physical); /* a page with one reference is the host's */
+u64 page_recall(void);        /* the page lent last, with one reference; 0 if none is */
+void pages_recall_all(void);
+u64 pages_lent(void);
 
 /* paging.c: tables and entries */
 #define ENTRY_PRESENT 0x1u
@@ -127,6 +133,11 @@ extern void return_to_user(void);
 extern volatile u64 ticks;
 void timer_initialize(void);
 void timer_interrupt(void);
+
+/* balloon.c */
+void balloon_initialize(void);
+void balloon_tick(void);
+bool balloon_relieve(void); /* some lent pages are free again; false if there were none */
 
 /* process.c */
 enum process_state { PROCESS_FREE, PROCESS_READY, PROCESS_BLOCKED, PROCESS_ENDED };

@@ -14,7 +14,10 @@ _Noreturn void kernel_main(u64 protocol, u64 information)
     syscall_initialize();
     memory_initialize();
     processes_initialize();
+    balloon_initialize();
     timer_initialize();
+    if (option_number("used", 0))
+        physical_soil();
     print("%u pages of memory", pages_total());
     run_workload();
     report_success();

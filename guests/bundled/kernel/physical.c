@@ -12,19 +12,25 @@
  * had from otherwise idle memory does not depend on what ran before.
  *
  * The free lists are last in, first out: what was a page table a moment ago is the next data page.
+ *
+ * Pages lent to the host (balloon.c) count as free. They are never from the zone, and are called
+ * back before a page of the zone is given out: the zone does not notice the balloon.
  */
 #include "kernel.h"
 
 #define LARGE_PAGES 512
 #define NO_PAGE 0
 #define FREE_PAGE 0x80000000u
+#define LENT_PAGE 0x40000000u /* with the number of the next page that is lent */
 
 static u32 *references; /* by page number */
 static struct memory_range whole[16], ranges[16]; /* at the start; what was never given out */
 static u32 range_count, cursor_range;
 static u64 highest_page, free_count, total_count, zone_count;
+static u64 zone_free_count, lent_count;
 static u64 zone_start = ~0ull;
 static u32 free_pages = NO_PAGE, free_zone_pages = NO_PAGE, free_blocks = NO_PAGE;
+static u32 lent_pages = NO_PAGE;
 
 u64 physical_metadata_bytes(void)
 {
@@ -35,6 +41,7 @@ u64 physical_metadata_bytes(void)
 static void push_page(u64 physical)
 {
     u32 *list = physical >= zone_start ? &free_zone_pages : &free_pages;
+    zone_free_count += physical >= zone_start;
     references[physical / PAGE_SIZE] = FREE_PAGE | *list;
     *list = (u32)(physical / PAGE_SIZE);
 }
@@ -43,6 +50,7 @@ static u64 pop_page(u32 *list)
 {
     u64 page = *list;
     *list = references[page] & ~FREE_PAGE;
+    zone_free_count -= list == &free_zone_pages;
     return page * PAGE_SIZE;
 }
 
@@ -51,12 +59,14 @@ static void push_block(u64 block)
 {
     references[block / PAGE_SIZE] = free_blocks;
     free_blocks = (u32)(block / PAGE_SIZE);
+    zone_free_count += LARGE_PAGES;
 }
 
 static u64 pop_block(void)
 {
     u64 block = free_blocks;
     free_blocks = references[block];
+    zone_free_count -= LARGE_PAGES;
     return block * PAGE_SIZE;
 }
 
@@ -100,6 +110,14 @@ void physical_initialize(u64 metadata_start)
     }
 }
 
+/* Write to every page never given out: to the host, memory that has been in use. */
+void physical_soil(void)
+{
+    for (u32 i = cursor_range; i < range_count; i++)
+        for (u64 page = ranges[i].start; page < ranges[i].end; page += PAGE_SIZE)
+            *(volatile u64 *)direct(page) = page + 1;
+}
+
 /* Give pages that were never allocated to the free list. */
 void physical_adopt(u64 start, u64 end)
 {
@@ -134,6 +152,7 @@ static void unlink_block(u64 block)
     if (kept != NO_PAGE)
         references[kept] = FREE_PAGE | NO_PAGE;
     free_zone_pages = head;
+    zone_free_count -= LARGE_PAGES;
 }
 
 /* A block of the zone whose pages have all come back, or 0. */
@@ -173,17 +192,26 @@ static void break_free_block(void)
         push_page(block + i * PAGE_SIZE);
 }
 
-u64 page_allocate(void)
+/* A page that is not of the zone, or 0. */
+static u64 take_page(void)
 {
-    u64 page = 0;
     while (cursor_range < range_count && ranges[cursor_range].start >= ranges[cursor_range].end)
         cursor_range++;
-    if (free_pages != NO_PAGE) {
-        page = pop_page(&free_pages);
-    } else if (cursor_range < range_count) {
-        page = ranges[cursor_range].start;
-        ranges[cursor_range].start += PAGE_SIZE;
-    } else {
+    if (free_pages != NO_PAGE)
+        return pop_page(&free_pages);
+    if (cursor_range == range_count)
+        return 0;
+    u64 page = ranges[cursor_range].start;
+    ranges[cursor_range].start += PAGE_SIZE;
+    return page;
+}
+
+u64 page_allocate(void)
+{
+    u64 page = take_page();
+    if (!page && balloon_relieve())
+        page = take_page();
+    if (!page) {
         if (free_zone_pages == NO_PAGE && free_blocks != NO_PAGE)
             break_free_block();
         if (free_zone_pages == NO_PAGE)
@@ -240,9 +268,50 @@ void large_break(u64 physical)
         references[physical / PAGE_SIZE + i] = 1;
 }
 
+u64 page_borrow(u64 kept)
+{
+    if (free_count - zone_free_count <= kept)
+        return 0;
+    u64 page = take_page();
+    if (page) {
+        references[page / PAGE_SIZE] = 1;
+        free_count--;
+    }
+    return page;
+}
+
+void page_lend(u64 physical)
+{
+    references[physical / PAGE_SIZE] = LENT_PAGE | lent_pages;
+    lent_pages = (u32)(physical / PAGE_SIZE);
+    lent_count++;
+}
+
+u64 page_recall(void)
+{
+    u64 page = lent_pages;
+    if (page == NO_PAGE)
+        return 0;
+    lent_pages = references[page] & ~LENT_PAGE;
+    lent_count--;
+    references[page] = 1;
+    return page * PAGE_SIZE;
+}
+
+void pages_recall_all(void)
+{
+    for (u64 page; (page = page_recall());)
+        page_release(page);
+}
+
+u64 pages_lent(void)
+{
+    return lent_count;
+}
+
 u64 pages_free(void)
 {
-    return free_count;
+    return free_count + lent_count;
 }
 
 /* Blocks to be had whenever nothing runs. */

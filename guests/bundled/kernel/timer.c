@@ -37,4 +37,5 @@ void timer_interrupt(void)
 {
     ticks++;
     out8(MASTER_COMMAND, END_OF_INTERRUPT);
+    balloon_tick();
 }

@@ -2,8 +2,34 @@
 /* fill, random and idle: one process, much memory. */
 #include "user.h"
 
+/*
+ * The content of a word. Of each 128 words only `varied` differ from the others of their page: what
+ * is left is content that compresses, as most memory does.
+ */
+static u64 pattern(u64 seed, u64 word, u64 varied)
+{
+    return mix(seed, word % 128 < varied ? word : word / WORDS_PER_PAGE);
+}
+
+static void fill_pages(u64 address, u64 pages, u64 seed, u64 varied)
+{
+    u64 *words = (u64 *)address;
+    for (u64 i = 0; i < pages * WORDS_PER_PAGE; i++)
+        words[i] = pattern(seed, i, varied);
+}
+
+static void verify_pages(u64 address, u64 pages, u64 seed, u64 varied, const char *what)
+{
+    const volatile u64 *words = (const volatile u64 *)address;
+    for (u64 i = 0; i < pages * WORDS_PER_PAGE; i++) {
+        u64 expected = pattern(seed, i, varied), found = words[i];
+        if (found != expected)
+            fail(what, (u64)&words[i], expected, found);
+    }
+}
+
 /* Odd passes are verified upwards, even ones downwards in strides of a prime number of pages. */
-static void verify_scattered(u64 address, u64 pages, u64 seed)
+static void verify_scattered(u64 address, u64 pages, u64 seed, u64 varied)
 {
     u64 stride = 1021;
     while (pages % stride == 0)
@@ -12,7 +38,7 @@ static void verify_scattered(u64 address, u64 pages, u64 seed)
     for (u64 i = 0; i < pages; i++) {
         const volatile u64 *words = (const volatile u64 *)(address + page * PAGE_SIZE);
         for (u64 word = WORDS_PER_PAGE; word-- > 0;) {
-            u64 expected = mix(seed, page * WORDS_PER_PAGE + word), found = words[word];
+            u64 expected = pattern(seed, page * WORDS_PER_PAGE + word, varied), found = words[word];
             if (found != expected)
                 fail("fill: verify in scattered order", (u64)&words[word], expected, found);
         }
@@ -20,16 +46,14 @@ static void verify_scattered(u64 address, u64 pages, u64 seed)
     }
 }
 
-u64 program_fill(u64 seed, u64 pages, u64 passes, u64 flags, u64 unused)
+u64 program_fill(u64 seed, u64 pages, u64 passes, u64 flags, u64 varied)
 {
-    (void)unused;
     map(USER_HEAP, pages * PAGE_SIZE, PROT_READ | PROT_WRITE, flags);
     for (u64 pass = 1; pass <= passes; pass++) {
-        u64 pattern = seed + pass;
-        fill_range(USER_HEAP, pages, pattern);
+        fill_pages(USER_HEAP, pages, seed + pass, varied);
         print("fill: pass %u/%u: %u pages written", pass, passes, pages);
-        verify_range(USER_HEAP, pages, pattern, "fill: verify");
-        verify_scattered(USER_HEAP, pages, pattern);
+        verify_pages(USER_HEAP, pages, seed + pass, varied, "fill: verify");
+        verify_scattered(USER_HEAP, pages, seed + pass, varied);
         print("fill: pass %u/%u: %u pages verified", pass, passes, pages);
     }
     unmap(USER_HEAP, pages * PAGE_SIZE, FLUSH_INVLPG);
@@ -75,15 +99,14 @@ u64 program_random(u64 seed, u64 pages, u64 operations, u64 flags, u64 unused)
     return 0;
 }
 
-u64 program_idle(u64 seed, u64 pages, u64 ticks, u64 unused1, u64 unused2)
+u64 program_idle(u64 seed, u64 pages, u64 ticks, u64 varied, u64 unused)
 {
-    (void)unused1;
-    (void)unused2;
+    (void)unused;
     map(USER_HEAP, pages * PAGE_SIZE, PROT_READ | PROT_WRITE, 0);
-    fill_range(USER_HEAP, pages, seed);
+    fill_pages(USER_HEAP, pages, seed, varied);
     print("idle: %u pages written, waiting for %u ticks", pages, ticks);
     call4(CALL_SLEEP, ticks, 0, 0, 0);
-    verify_range(USER_HEAP, pages, seed, "idle: verify");
+    verify_pages(USER_HEAP, pages, seed, varied, "idle: verify");
     print("idle: %u pages verified", pages);
     return 0;
 }

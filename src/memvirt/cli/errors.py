@@ -12,7 +12,10 @@ from memvirt.observe.view import SnapshotError
 from memvirt.platform.boot.image import BootError
 from memvirt.scenario import ScenarioError
 from memvirt.size import SizeError
+from memvirt.state_directory import StateDirectoryError
 from memvirt.virtual_machine import VirtualMachineError
+from memvirt.vmkernel.admission import AdmissionError
+from memvirt.vmkernel.swap import SwapSpaceError
 
 USAGE = 2
 _MISTAKES = (
@@ -22,6 +25,9 @@ _MISTAKES = (
     ScenarioError,
     SnapshotError,
     MachineMemoryExhausted,
+    AdmissionError,
+    SwapSpaceError,
+    StateDirectoryError,
 )
 
 

@@ -15,11 +15,16 @@ from memvirt import __version__
 from memvirt.observe.address_map import map_address, render
 from memvirt.observe.view import live_view, load_snapshot
 from memvirt.platform.boot.detect import Protocol
-from memvirt.scenario import BUNDLED_SCENARIO, load_scenario
+from memvirt.scenario import (
+    bundled_scenarios,
+    find_scenario,
+    key_tables,
+    scenario_schema,
+)
 
 from .boot import BootOptions, boot, make_vm
 from .errors import UsageError, user_errors
-from .live import run_scenario
+from .run import RunOptions, run
 
 app = typer.Typer(
     add_completion=False,
@@ -89,19 +94,52 @@ def boot_command(
     sys.exit(status)
 
 
+def _list_scenarios(wanted: bool) -> None:
+    if wanted:
+        for name, meaning in bundled_scenarios().items():
+            print(f"{name:<18} {meaning}")
+        raise typer.Exit
+
+
 @app.command("run")
 def run_command(
     scenario: Annotated[
-        Path | None, typer.Argument(help="scenario file (TOML); without one, the bundled scenario")
+        str, typer.Argument(help="scenario file (TOML), or the name of a bundled one")
+    ] = "default",
+    batch: Annotated[
+        bool, typer.Option("--batch", help="CSV in esxtop's batch layout on standard output")
+    ] = False,
+    interval: Annotated[
+        float, typer.Option(min=0.001, help="virtual seconds between two samples")
+    ] = 0.05,
+    record: Annotated[Path | None, typer.Option(help="keep all samples in a Parquet file")] = None,
+    events: Annotated[
+        Path | None, typer.Option(help="write the decisions: JSON lines, or FILE.csv")
     ] = None,
+    columns: Annotated[str, typer.Option(help="columns to show, separated by commas")] = "",
+    list_scenarios: Annotated[
+        bool,
+        typer.Option("--list", callback=_list_scenarios, is_eager=True, help="bundled scenarios"),
+    ] = False,
 ) -> None:
-    """Run several VMs at once on one machine, their pages remapped under them.
+    """Run the VMs of a scenario on one machine, their memory managed by the VMkernel.
 
-    Exit status: 0 only if every guest verified its memory.
+    Exit status: 0 only if every guest verified its memory; 130 after Ctrl-C.
     """
     with user_errors():
-        status = run_scenario(load_scenario(scenario or BUNDLED_SCENARIO))
+        path = find_scenario(scenario)
+        status = run(RunOptions(path, batch, interval, record, events, columns))
     sys.exit(status)
+
+
+@app.command("schema")
+def schema_command(
+    tables: Annotated[
+        bool, typer.Option("--tables", help="the keys as Markdown tables instead")
+    ] = False,
+) -> None:
+    """Print the JSON Schema of scenario files."""
+    print(key_tables() if tables else json.dumps(scenario_schema(), indent=2))
 
 
 @app.command("map")

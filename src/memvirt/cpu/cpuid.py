@@ -2,8 +2,10 @@
 """What the guest's ``cpuid`` answers: the engine's processor, less what memvirt does not model.
 
 The engine is asked once for its own answers; features that would need state the MMU or the
-platform does not have are masked out, and the hypervisor is announced (leaf 0x40000000, and
-bit 31 of leaf 1 ECX), as the convention between hypervisors and Linux has it.
+platform does not have are masked out, and the hypervisor is announced (bit 31 of leaf 1 ECX, and
+the leaves from 0x40000000). The first of these name VMware, whose backdoor and balloon the platform
+has: Linux looks for them behind this signature only. memvirt's own name follows at 0x40000100,
+where hypervisors that offer another's interface put theirs (docs/balloon.md).
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ import numpy as np
 import unicorn
 from unicorn import x86_const
 
+from memvirt.platform.backdoor import BUS_HZ, TIME_STAMP_HZ
+
 from .registers import GENERAL_REGISTERS
 
 # Leaf 1 EAX names family 6 model 0x1C, an in-order processor that does not speculate: which is what
@@ -22,7 +26,12 @@ from .registers import GENERAL_REGISTERS
 # isolation, return trampolines) unless told to.
 _IN_ORDER_PROCESSOR = 0x0001_06CA
 BRAND = b"memvirt software processor"  # leaves 0x80000002 to 0x80000004, 48 bytes
-HYPERVISOR_SIGNATURE = b"memvirt VMM "  # twelve bytes in EBX, ECX, EDX
+# Signatures: twelve bytes in EBX, ECX, EDX.
+VMWARE_SIGNATURE = b"VMwareVMware"
+HYPERVISOR_SIGNATURE = b"memvirt VMM "
+LEAF_VMWARE = 0x4000_0000
+LEAF_VMWARE_TIMING = 0x4000_0010  # the last leaf of VMware's
+LEAF_HYPERVISOR = 0x4000_0100
 ROW_DTYPE = np.dtype([(name, "i8") for name in ("leaf", "subleaf", "a", "b", "c", "d")])
 ANY_SUBLEAF = -1
 
@@ -104,8 +113,14 @@ def cpuid_table(engine: unicorn.Uc) -> np.ndarray[Any, np.dtype[np.void]]:
             answer["a"] = 40 | 48 << 8  # physical and virtual address bits
             answer["c"] = 0
         rows.append((leaf, subleaf if leaf in (4, 7) else ANY_SUBLEAF, *answer.values()))
-    b, c, d = struct.unpack("<3I", HYPERVISOR_SIGNATURE)
-    rows.append((0x4000_0000, ANY_SUBLEAF, 0x4000_0000, b, c, d))
+    for leaf, last, signature in (
+        (LEAF_VMWARE, LEAF_VMWARE_TIMING, VMWARE_SIGNATURE),
+        (LEAF_HYPERVISOR, LEAF_HYPERVISOR, HYPERVISOR_SIGNATURE),
+    ):
+        rows.append((leaf, ANY_SUBLEAF, last, *struct.unpack("<3I", signature)))
+    # EAX, EBX: frequencies in kHz. ECX: hypercalls by vmcall or vmmcall, neither of which exists.
+    timing = (TIME_STAMP_HZ // 1000, BUS_HZ // 1000, 0, 0)
+    rows.append((LEAF_VMWARE_TIMING, ANY_SUBLEAF, *timing))
     for name in GENERAL_REGISTERS:
         engine.reg_write(getattr(x86_const, f"UC_X86_REG_{name.upper()}"), 0)
     engine.mem_unmap(0x10_0000, 4096)

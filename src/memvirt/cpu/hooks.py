@@ -15,10 +15,25 @@ from unicorn import unicorn_const
 
 from memvirt.mmu.control import CONTROL_RECORD, FETCH, OK, READ, WRITE
 from memvirt.mmu.entry import CR0_PE
-from memvirt.mmu.native import call_c1, load32, load64, record_reference, store32, store64
+from memvirt.mmu.native import (
+    call_c1,
+    load8,
+    load32,
+    load64,
+    record_reference,
+    store32,
+    store64,
+)
 from memvirt.platform.pc import PC_DTYPE, mmio_read, mmio_write
 from memvirt.platform.pc import pc_interrupt_pending as interrupt_pending
-from memvirt.platform.ports import IO_DRAIN_SERIAL_AND_RETRY, IO_OK, io_read, io_write
+from memvirt.platform.ports import (
+    IO_BACKDOOR,
+    IO_DRAIN_SERIAL_AND_RETRY,
+    IO_OK,
+    io_call,
+    io_read,
+    io_write,
+)
 from memvirt.vmm.translate import PERMIT_EXECUTE, PERMIT_READ, fill
 
 from . import registers as reg
@@ -29,6 +44,7 @@ from .virtual_time import PORT_ACCESS_NS, TIME_STAMP_NS, virtual_now
 
 _UC_WRITE, _UC_FETCH = unicorn_const.UC_MEM_WRITE, unicorn_const.UC_MEM_FETCH
 _HFLAGS, _RAW_FLAGS = reg.HFLAGS, reg.RAW_FLAGS
+_RIP = reg.RIP
 _RAX, _RBX, _RCX, _RDX = reg.RAX, reg.RBX, reg.RCX, reg.RDX
 _U32 = 0xFFFF_FFFF
 control_at = record_reference(CONTROL_RECORD)
@@ -110,9 +126,10 @@ def on_deadline(engine: int, pc: int, size: int, user: int) -> None:
 def on_exception(engine: int, vector: int, user: int) -> None:
     """``UC_HOOK_INTR``: an exception or ``int n``; its error code lies in the register file."""
     vm = control_at(user)
-    vm.stop_vector = vector
-    vm.event_error = load32(vm.error_code_at)
-    vm.event_is_software = load32(vm.error_code_at + 4) != 0
+    if vm.aborted == 0:  # else it never happened: the rest of the block will be done again
+        vm.stop_vector = vector
+        vm.event_error = load32(vm.error_code_at)
+        vm.event_is_software = load32(vm.error_code_at + 4) != 0
     store32(vm.error_code_at + reg.EXCEPTION_IN_FLIGHT, reg.NO_EXCEPTION)
     call_c1(vm.emu_stop_at, (engine,))
 
@@ -121,7 +138,8 @@ def on_exception(engine: int, vector: int, user: int) -> None:
 def on_syscall(engine: int, user: int) -> None:
     """``UC_HOOK_INSN`` for ``syscall``."""
     vm = control_at(user)
-    vm.stop_syscall = 1
+    if vm.aborted == 0:
+        vm.stop_syscall = 1
     call_c1(vm.emu_stop_at, (engine,))
 
 
@@ -203,12 +221,54 @@ def _port_permitted(vm: Any, port: int, size: int) -> bool:
     return False
 
 
+@njit(nogil=True, cache=True)
+def _instruction_bytes(vm: Any) -> int:
+    """Length of the IN at RIP: it ends with its opcode (0xED). 0 with ``translation_status`` set.
+
+    The prefixes of such an IN (operand size in 16-bit code, REX) never have the opcode's value.
+    """
+    state = vm.registers_at
+    start = load64(state + _RIP)
+    if load32(state + _HFLAGS) & reg.HF_CS64 == 0:
+        start = (start + load64(state + reg.CS + reg.SEGMENT_BASE)) & _U32
+    for length in range(1, 16):
+        status = read_guest(vm, start + length - 1, vm.scratch_at, 1)
+        if status != OK:
+            return 0
+        if load8(vm.scratch_at) == 0xED:
+            return length
+    return 1  # unreachable: the processor has just decoded it
+
+
+@njit(nogil=True, cache=True)
+def _call_hypervisor(vm: Any, kind: int, port: int) -> None:
+    """Abort an IN that Python completes, with its registers and length known.
+
+    As on VMware, the backdoor answers in ring 3 whatever IOPL says; the balloon does not.
+    """
+    if vm.aborted:
+        return
+    load_control(vm)
+    if kind != IO_BACKDOOR and not _port_permitted(vm, port, 4):
+        return
+    vm.io_instruction_bytes = _instruction_bytes(vm)
+    if vm.io_instruction_bytes:
+        vm.port_accesses += 1
+        vm.idle_ns += PORT_ACCESS_NS
+        vm.io_status = kind
+    abort_instruction(vm)
+
+
 @cfunc("uint32(int64, uint32, int32, int64)", cache=True)
 def on_in(engine: int, port: int, size: int, user: int) -> int:
     """``UC_HOOK_INSN`` for ``in``."""
     vm = control_at(user)
     pc = pc_at(vm.pc_at)
     port64, size64 = types.int64(port), types.int64(size)
+    kind = io_call(port64, size64, load64(vm.registers_at + _RAX) & _U32)
+    if kind != IO_OK:
+        _call_hypervisor(vm, kind, port64)
+        return types.uint32(0)
     if not _port_permitted(vm, port64, size64):
         return types.uint32(0)
     vm.port_accesses += 1

@@ -246,6 +246,10 @@ class Processor:
     def privilege_level(self) -> int:
         return int(self._word(reg.HFLAGS).value) & reg.HF_CPL_MASK
 
+    @property
+    def in_64_bit_code(self) -> bool:
+        return bool(self._word(reg.HFLAGS).value & reg.HF_CS64)
+
     # Running -----------------------------------------------------------------------------------
 
     def drop_stale(self) -> None:

@@ -28,11 +28,12 @@ class FrameKind(IntEnum):
 
     FREE = 0
     GUEST = 1  # backs one PPN of its owner; the tag is that PPN
-    SHARED = 2  # backs several PPNs, copy-on-write; the tag is unused
+    SHARED = 2  # backs several PPNs, copy-on-write; the tag is -1 - (their VMs' salt)
     SHADOW = 3  # a shadow page table; the tag is its index in the VMM
     NESTED = 4  # a nested page table; the tag is its level
     RESERVE = 5  # zeroed, owned by a VM, not used yet
     VMKERNEL = 6  # the host's own
+    COMPRESSED = 7  # holds compressed pages of its owner
 
 
 class MachineMemoryExhausted(Exception):
@@ -59,6 +60,7 @@ class MachineMemoryStatistics:
     nested: int
     reserve: int
     vmkernel: int
+    compressed: int
     allocations: int
     frees: int
 
@@ -165,26 +167,27 @@ class MachineMemory:
         if not self._metadata_only:
             self.content.reshape(-1, PAGE_BYTES)[mpns] = 0
 
-    def add_reference(self, mpn: int) -> int:
-        """One more mapping of an allocated frame; returns the new count."""
+    def add_reference(self, mpn: int, count: int = 1) -> int:
+        """``count`` more mappings of an allocated frame; returns the new count."""
         with self._lock:
             if self.kind[mpn] == FrameKind.FREE:
                 raise ValueError(f"MPN {mpn:#x} is free: it cannot gain a reference")
-            self.references[mpn] += 1
+            self.references[mpn] += count
             return int(self.references[mpn])
 
     def release(self, mpns: Sequence[int] | Frames | int) -> int:
-        """Drop one reference of each frame; those without any become free. Returns how many did.
+        """Drop one reference of a frame each time it is listed; those without any become free.
 
-        Obligation: the caller has dropped every translation of these frames, and translated
-        code made from them, before this call.
+        Returns how many did. Raises ValueError, with nothing changed, for more references than
+        there are. Obligation: the caller has dropped every translation of these frames, and
+        translated code made from them, before this call.
         """
-        frames = np.unique(np.atleast_1d(np.asarray(mpns, np.uint32)))
+        frames, times = np.unique(np.atleast_1d(np.asarray(mpns, np.uint32)), return_counts=True)
         with self._lock:
-            if (self.kind[frames] == FrameKind.FREE).any():
-                bad = int(frames[self.kind[frames] == FrameKind.FREE][0])
-                raise ValueError(f"MPN {bad:#x} is free already")
-            self.references[frames] -= 1
+            short = frames[self.references[frames] < times]
+            if short.size:
+                raise ValueError(f"MPN {int(short[0]):#x} is free already")
+            self.references[frames] -= times.astype(np.uint32)
             freed = frames[self.references[frames] == 0]
             self.kind[freed] = FrameKind.FREE
             self.owner[freed] = NOBODY

@@ -32,6 +32,8 @@ FLAG_TRACED = 1  # holds a guest page table with a synchronized shadow: writes a
 FLAG_EXECUTED = 2  # the processor may hold translated code of this page
 FLAG_WRITE_CACHED = 4  # the processor may hold a write translation that would miss stale code
 FLAG_SHADOWED = 8  # at least one shadow page table derives from this page
+FLAG_SAMPLED = 16  # the host took its translations back to see whether it is touched; not yet
+FLAG_BALLOONED = 32  # the guest's balloon driver gave the page up; it is unmapped
 
 _WORDS = [
     # Control registers, as the processor last held them.
@@ -42,9 +44,14 @@ _WORDS = [
     "memory_at", "machine_bytes", "frame_kind_at", "frame_owner_at", "frame_tag_at",
     "frame_references_at", "vm_id",
     # The pmap.
-    "guest_pages", "pmap_state_at", "pmap_frame_at", "pmap_flags_at", "rmap_head_at",
+    "guest_pages", "pmap_state_at", "pmap_frame_at", "pmap_flags_at", "pmap_large_at",
+    "rmap_head_at",
     # Reserve of zeroed frames already owned by this VM (MPNs, a stack).
-    "reserve_at", "reserve_count", "frames_demand_allocated",
+    "reserve_at", "reserve_count", "frames_demand_allocated", "sampled_touches",
+    # Pages with FLAG_BALLOONED now; those the guest touched without unlocking them, ever.
+    "ballooned_pages", "balloon_touched",
+    # Length of the IN that Python completes (io_status IO_BACKDOOR, IO_BALLOON).
+    "io_instruction_bytes",
     # Paging mode; root MPN of the nested table, if nested.
     "paging", "nested_root", "nested_tables",
     # Cache of last-level nested entries, as a processor's nested TLB (NESTED_TLB_DTYPE).
@@ -85,8 +92,9 @@ _WORDS = [
     # Pending event to deliver, and progress of its delivery.
     "event_vector", "event_has_error", "event_error", "event_is_software",
     "event_is_interrupt", "fault_gva", "fault_access",
-    # Virtual time. code_bytes counts bytes of guest code begun; idle_ns what hlt skipped.
-    "code_bytes", "idle_ns", "deadline_code_bytes", "time_deadline",
+    # Virtual time. code_bytes counts bytes of guest code begun; idle_ns what hlt skipped, and
+    # what the guest waited for its own pages (also in stall_ns).
+    "code_bytes", "idle_ns", "stall_ns", "deadline_code_bytes", "time_deadline",
     "interrupt_waiting",
     "quantum_end_ns", "stop_asked",
     # Exits by reason and events delivered.

@@ -12,6 +12,7 @@ from typing import Any
 
 from memvirt.address import PAGE_SHIFT, is_canonical
 from memvirt.mmu.control import (
+    FLAG_BALLOONED,
     FLAG_EXECUTED,
     FLAG_SHADOWED,
     FLAG_TRACED,
@@ -48,6 +49,7 @@ _FLAG_NAMES = {
     FLAG_SHADOWED: "shadowed page table",
     FLAG_EXECUTED: "executed",
     FLAG_WRITE_CACHED: "written",
+    FLAG_BALLOONED: "ballooned",
 }
 
 

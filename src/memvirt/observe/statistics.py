@@ -8,7 +8,7 @@ from typing import Any
 
 from memvirt.size import format_size
 from memvirt.virtual_machine import VirtualMachine
-from memvirt.vmm.monitor import MemoryStatistics
+from memvirt.vmm.statistics import MemoryStatistics
 
 _EXITS = (
     "page_fault", "exception", "syscall", "halt", "time", "io", "flush", "code", "need_frames",

@@ -54,6 +54,11 @@ IO_DRAIN_SERIAL_AND_RETRY = 1
 IO_STOP = 2
 """The guest asked to exit, reset or power off: see ``pc.control``."""
 
+IO_BACKDOOR = 3
+"""An IN with the backdoor's magic number in EAX; Python completes it (``platform.backdoor``)."""
+IO_BALLOON = 4
+"""An IN with the balloon's magic number in EAX; Python completes it (``platform.balloon``)."""
+
 PORT_PIC_MASTER = 0x20
 PORT_PIC_SLAVE = 0xA0
 PORT_PIT = 0x40
@@ -66,6 +71,23 @@ PORT_COM1 = 0x3F8
 PORT_EDGE_LEVEL = 0x4D0
 PORT_PCI_ADDRESS = 0xCF8
 PORT_PCI_DATA = 0xCFC
+PORT_BACKDOOR = 0x5658
+BACKDOOR_MAGIC = 0x564D5868  # "VMXh"
+PORT_BALLOON = 0x5670
+BALLOON_MAGIC = 0x456C6D6F
+
+
+@njit(nogil=True, cache=True)
+def io_call(port: int, size: int, eax: int) -> int:
+    """IO_BACKDOOR or IO_BALLOON if this IN is a call to the hypervisor, else IO_OK.
+
+    It is one only as a 32-bit IN with the port's magic number in EAX; without it nothing is there.
+    """
+    if size == 4 and port == PORT_BACKDOOR and eax == BACKDOOR_MAGIC:
+        return IO_BACKDOOR
+    if size == 4 and port == PORT_BALLOON and eax == BALLOON_MAGIC:
+        return IO_BALLOON
+    return IO_OK
 
 
 @njit(nogil=True, cache=True)

@@ -20,6 +20,7 @@ class Mechanism(StrEnum):
     BALLOON = "balloon"
     COMPRESS = "compress"
     SWAP = "swap"
+    DISCARD = "discard"  # a page of zeroes needs no place
     LARGE_PAGE = "large page"
     BLOCK = "block"
     PAUSE = "pause"

@@ -102,6 +102,10 @@ class MemoryOptions(BaseModel):
         description="virtual microseconds a guest waits for a compressed page "
         "(not an ESXi setting)",
     )  # fmt: skip
+    large_pages: bool = Field(
+        default=True, alias="AllocGuestLargePage",
+        description="back memory by large pages (nested paging) while there is plenty of it",
+    )  # fmt: skip
     event_log: int = Field(
         default=10_000, ge=1, alias="EventLog",
         description="decisions kept in the event log (not an ESXi setting)",

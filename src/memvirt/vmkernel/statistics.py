@@ -104,6 +104,7 @@ class VmMemory:
     hints: int  # COWH
     overhead: int  # OVHD
     overhead_max: int  # OVHDMAX
+    large: int  # guest pages in large pages
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ I3  The reference count of a frame is the number of pages mapped to it, plus VMM
 I4  Every frame is free or owned, never both, and a private frame is owned by the VM and names its
     PPN.
 I5  (Content) is proved by guests that verify their memory, not here.
+I6  A shared frame is mapped by VMs of its own salt only.
 
 Call it at a quiescent point: all processors stopped.
 """
@@ -26,6 +27,7 @@ from memvirt.mmu import control
 from memvirt.mmu.entry import (
     DIRTY,
     ENTRY_ADDRESS_MASK,
+    EPT_LARGE,
     EPT_RIGHTS,
     EPT_WRITE,
     NO_EXECUTE,
@@ -35,7 +37,7 @@ from memvirt.mmu.entry import (
 )
 
 from .monitor import PagingMode, VirtualMachineMonitor
-from .pmap import PageState
+from .pmap import LARGE_PAGES, PageState
 from .shadow_table import guest_entry_gpa
 
 
@@ -85,11 +87,20 @@ def _check_pmap(vmm: VirtualMachineMonitor) -> Iterator[Violation]:
     )
     for ppn, mpn in zip(private[wrong].tolist(), mpns[wrong].tolist(), strict=True):
         yield Violation("I4", f"PPN {ppn:#x}", _frame(machine, mpn), f"GUEST frame of PPN {ppn:#x}")
+    ballooned = np.flatnonzero(pmap.flags & control.FLAG_BALLOONED)
+    for ppn in ballooned[pmap.state[ballooned] != PageState.UNMAPPED].tolist():
+        state = PageState(int(pmap.state[ppn])).name
+        yield Violation("I4", f"PPN {ppn:#x}", f"ballooned and {state}", "ballooned and UNMAPPED")
+    if ballooned.size != vmm.control.ballooned_pages:
+        yield Violation(
+            "I4", "balloon", f"{ballooned.size} pages", f"{vmm.control.ballooned_pages} counted"
+        )
     shared = np.flatnonzero(pmap.state == PageState.SHARED)
-    wrong = machine.kind[pmap.frame[shared]] != FrameKind.SHARED
-    for ppn in shared[wrong].tolist():
-        mpn = int(pmap.frame[ppn])
-        yield Violation("I4", f"PPN {ppn:#x}", _frame(machine, mpn), "a SHARED frame")
+    mpns = pmap.frame[shared]
+    wrong = (machine.kind[mpns] != FrameKind.SHARED) | (machine.tag[mpns] != -1 - vmm.share_salt)
+    for ppn, mpn in zip(shared[wrong].tolist(), mpns[wrong].tolist(), strict=True):
+        expected = f"a SHARED frame of salt {vmm.share_salt}"
+        yield Violation("I6", f"PPN {ppn:#x}", _frame(machine, mpn), expected)
 
 
 def _frame(machine: MachineMemory, mpn: int) -> str:
@@ -125,17 +136,19 @@ def _check_shadow(vmm: VirtualMachineMonitor) -> Iterator[Violation]:
             listed += 1
             index, slot = link >> 9, link & 511
             where = f"shadow page {index} slot {slot}"
-            entry = int(content[vmm.shadow_pages["mpn"][index], slot])
-            if not entry & PRESENT or not vmm.shadow_pages["used"][index]:
+            entry = int(content[vmm.shadow.pages["mpn"][index], slot])
+            if not entry & PRESENT or not vmm.shadow.pages["used"][index]:
                 yield Violation("I1", where, "no entry", f"the one listed for PPN {ppn:#x}")
             mpn = (entry & ENTRY_ADDRESS_MASK) >> 12
             yield from _check_mapping(vmm, where, ppn, mpn, bool(entry & WRITABLE))
-            if vmm._rmap_previous[link] != previous:
-                yield Violation("I1", where, f"previous {vmm._rmap_previous[link]}", f"{previous}")
-            previous, link = link, int(vmm._rmap_next[link])
+            if vmm.shadow.rmap_previous[link] != previous:
+                yield Violation(
+                    "I1", where, f"previous {vmm.shadow.rmap_previous[link]}", f"{previous}"
+                )
+            previous, link = link, int(vmm.shadow.rmap_next[link])
     present = 0
-    for index in np.flatnonzero(vmm.shadow_pages["used"]).tolist():
-        page = vmm.shadow_pages[index]
+    for index in np.flatnonzero(vmm.shadow.pages["used"]).tolist():
+        page = vmm.shadow.pages[index]
         table = content[page["mpn"]]
         slots = np.flatnonzero(table & PRESENT)
         if page["level"] == 1:
@@ -154,7 +167,7 @@ def _check_derivation(
     vmm: VirtualMachineMonitor, index: int, table: Any, slots: Any
 ) -> Iterator[Violation]:
     """Entries of a traced table agree with the guest entries they were made from."""
-    page = vmm.shadow_pages[index]
+    page = vmm.shadow.pages[index]
     traced = vmm.pmap.flags[page["ppn"]] & control.FLAG_TRACED
     if not traced:
         yield Violation("I1", f"shadow page {index}", f"PPN {page['ppn']:#x} not traced", "traced")
@@ -189,13 +202,33 @@ def _check_nested(vmm: VirtualMachineMonitor) -> Iterator[Violation]:
             entry = int(content[mpn, slot])
             page = base + (slot << (9 * (level - 1)))
             target = (entry & ENTRY_ADDRESS_MASK) >> 12
-            if level > 1:
+            if entry & EPT_LARGE and level == 2:
+                yield from _check_large_page(vmm, page, target)
+            elif level > 1:
                 tables.append((target, level - 1, page))
             else:
                 where = f"nested entry of PPN {page:#x}"
                 yield from _check_mapping(vmm, where, page, target, bool(entry & EPT_WRITE))
     if seen != vmm.control.nested_tables:
         yield Violation("I4", "nested tables", str(seen), str(int(vmm.control.nested_tables)))
+
+
+def _check_large_page(
+    vmm: VirtualMachineMonitor, first_ppn: int, first_mpn: int
+) -> Iterator[Violation]:
+    """A large entry maps 512 private pages that lie in order in one run of frames."""
+    pages = np.arange(first_ppn, first_ppn + LARGE_PAGES)
+    frames = vmm.pmap.frame[pages].astype(np.int64)
+    wrong = (vmm.pmap.state[pages] != PageState.PRIVATE) | (
+        frames != np.arange(first_mpn, first_mpn + LARGE_PAGES)
+    )
+    for ppn in pages[wrong].tolist():
+        state = vmm.pmap.state_of(ppn).name
+        found = f"PPN {ppn:#x} {state} at {vmm.pmap.frame[ppn]:#x}"
+        expected = f"private at MPN {first_mpn + ppn - first_ppn:#x}"
+        yield Violation("I1", f"large nested entry of PPN {first_ppn:#x}", found, expected)
+    if not vmm.pmap.large[first_ppn // LARGE_PAGES]:
+        yield Violation("I1", f"large nested entry of PPN {first_ppn:#x}", "no large page", "one")
 
 
 def _check_references(
@@ -229,8 +262,13 @@ def _check_frames(machine: MachineMemory, vmms: list[VirtualMachineMonitor]) -> 
             yield Violation(
                 "I4", f"VM {vmm.vm_id}", f"{guest} GUEST frames", f"{private} private pages"
             )
-        reserve = int(np.count_nonzero(kinds == FrameKind.RESERVE))
-        if reserve != vmm.control.reserve_count:
-            yield Violation(
-                "I4", f"VM {vmm.vm_id}", f"{reserve} RESERVE frames", f"{vmm.control.reserve_count}"
-            )
+        held = 0 if vmm.compressed is None else vmm.compressed.frames
+        for kind, expected in (
+            (FrameKind.RESERVE, vmm.reserve.count),
+            (FrameKind.COMPRESSED, held),
+        ):
+            found = int(np.count_nonzero(kinds == kind))
+            if found != expected:
+                yield Violation(
+                    "I4", f"VM {vmm.vm_id}", f"{found} {kind.name} frames", f"{expected}"
+                )

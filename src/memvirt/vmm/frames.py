@@ -13,6 +13,8 @@ from numba import njit
 
 from memvirt.machine.memory import FrameKind
 from memvirt.mmu.control import (
+    FLAG_BALLOONED,
+    FLAG_SAMPLED,
     NEED_FRAMES,
     NEED_PAGE,
     OK,
@@ -46,8 +48,15 @@ def take_frame(vm: Any, kind: int, tag: int) -> int:
 def resolve_page(vm: Any, ppn: int, write: bool) -> int:
     """Make ``ppn`` readable (or writable) by the pmap: OK, NEED_FRAMES or NEED_PAGE.
 
-    A page never touched gets a zeroed frame here; all else is the VMM's business in Python.
+    A page never touched gets a zeroed frame here; all else is the VMM's business in Python. Every
+    first access after the host has taken a page's translations back comes here: a sampled page is
+    known to be touched.
     """
+    flags_at = vm.pmap_flags_at + ppn
+    flags = load8(flags_at)
+    if flags & FLAG_SAMPLED:
+        store8(flags_at, flags & ~FLAG_SAMPLED)
+        vm.sampled_touches += 1
     state = load8(vm.pmap_state_at + ppn)
     if state == STATE_PRIVATE or (state == STATE_SHARED and not write):
         return OK
@@ -57,6 +66,11 @@ def resolve_page(vm: Any, ppn: int, write: bool) -> int:
             return NEED_FRAMES
         store32(vm.pmap_frame_at + ppn * 4, mpn)
         store8(vm.pmap_state_at + ppn, STATE_PRIVATE)
+        flags = load8(vm.pmap_flags_at + ppn)
+        if flags & FLAG_BALLOONED:
+            store8(vm.pmap_flags_at + ppn, flags & ~FLAG_BALLOONED)
+            vm.ballooned_pages -= 1
+            vm.balloon_touched += 1
         vm.frames_demand_allocated += 1
         return OK
     vm.exit_ppn = ppn

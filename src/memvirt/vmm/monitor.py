@@ -16,18 +16,28 @@ from typing import Any
 import numpy as np
 
 from memvirt.address import PAGE_BYTES, PAGE_SHIFT
-from memvirt.machine.memory import NOBODY, FrameKind, Frames, MachineMemory
+from memvirt.machine.content import Hashes, equal_pages, hash_pages
+from memvirt.machine.memory import (
+    NOBODY,
+    FrameKind,
+    MachineMemory,
+    MachineMemoryExhausted,
+)
 from memvirt.mmu import control
 from memvirt.mmu.control import new_control_block
 
-from .backing import BackingStore, HeldPages
+from .backing import BackingStore, CompressedPages, HeldPages
+from .eviction import Eviction, evict
 from .invalidate import invalidate_pages
-from .pmap import PageState, Pmap
-from .shadow_table import SHADOW_PAGE_DTYPE, zap_all
+from .nested import drop_empty_table
+from .pmap import LARGE_PAGES, PageState, Pmap
+from .reserve import FrameReserve
+from .setup import ShadowPool, map_flat, set_up_control, shadow_capacity
+from .shadow_table import zap_all
+from .statistics import COUNTED, MemoryStatistics, memory_statistics
 
-# Frames moved from the host to a VM's reserve at a time: one refill per so many page faults.
-RESERVE_FRAMES = 256
-PHYSICAL_ADDRESS_BITS = 40
+PpnsLike = Sequence[int] | np.ndarray[Any, Any]
+_PRIVATE, _SHARED = (PageState.PRIVATE,), (PageState.SHARED,)
 
 
 class PagingMode(IntEnum):
@@ -46,43 +56,10 @@ class Stale:
     code: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryStatistics:
-    """Guest pages by state, frames by use, and what the VMM did. Counts since power-on."""
-
-    pages: int
-    unmapped: int
-    private: int
-    shared: int
-    compressed: int
-    swapped: int
-    frames_guest: int
-    frames_shadow: int
-    frames_nested: int
-    frames_reserve: int
-    demand_allocated: int
-    moved: int
-    unmapped_by_host: int
-    brought_back: int
-    shares: int
-    share_breaks: int
-    hidden_faults: int
-    true_faults: int
-    trace_faults: int
-    resynchronizations: int
-    shadow_zaps: int
-    root_switches: int
-    entries_dropped: int
-    walks: int
-    walk_references: int
-    guest_walks: int
-    guest_walk_references: int
-    tlb_fills: int
-
-
 class VirtualMachineMonitor:
     """The VMM of VM ``vm_id`` with ``pages`` guest-physical pages on ``machine``.
 
+    ``share_salt`` (0 or more) bounds page sharing: a shared frame is used by VMs of one salt only.
     Raises MachineMemoryExhausted if not even its tables' first frames can be had.
     """
 
@@ -100,107 +77,28 @@ class VirtualMachineMonitor:
         self.paging = paging
         self.pmap = Pmap(pages)
         self.backing: BackingStore = backing if backing is not None else HeldPages()
+        self.compressed: CompressedPages | None = None
+        self.share_salt = 0
         self.control_block = new_control_block()
         self.control: Any = self.control_block.view(np.recarray)[0]
-        self._reserve = np.zeros(2 * RESERVE_FRAMES, np.uint32)
+        self.reserve = FrameReserve(machine, vm_id, self.control)
+        self.counts = dict.fromkeys(COUNTED, 0)
         self._stale_flush = False
         self._stale_code: list[int] = []
-        self._counts = dict.fromkeys(
-            ("moved", "unmapped_by_host", "brought_back", "shares", "share_breaks"), 0
-        )
         self._off = False
-        self._set_up_control()
+        set_up_control(self.control, machine, self.pmap, int(paging), vm_id)
         if paging is PagingMode.FLAT:
-            self._map_flat()
+            map_flat(machine, self.pmap, vm_id)
         else:
-            self._set_up_shadow()
-            self.refill_reserve()
+            capacity = shadow_capacity(pages) if paging is PagingMode.SHADOW else 1
+            self.shadow = ShadowPool(self.control_block, self.control, capacity)
+            self.reserve.refill()
         if paging is PagingMode.NESTED:
             self._nested_tlb = np.zeros(control.NESTED_TLB_ENTRIES, control.NESTED_TLB_DTYPE)
             self.control.nested_tlb_at = self._nested_tlb.ctypes.data
             root = self.machine.allocate(kind=FrameKind.NESTED, owner=vm_id, tag=4)
             self.control.nested_root = int(root[0])
             self.control.nested_tables = 1
-
-    def _set_up_control(self) -> None:
-        block, machine, pmap = self.control, self.machine, self.pmap
-        block.paging = int(self.paging)
-        block.vm_id = self.vm_id
-        block.physical_address_bits = PHYSICAL_ADDRESS_BITS
-        block.has_1gib_pages = 1
-        block.memory_at = machine.host_address
-        block.machine_bytes = machine.bytes
-        block.frame_kind_at = machine.kind.ctypes.data
-        block.frame_owner_at = machine.owner.ctypes.data
-        block.frame_tag_at = machine.tag.ctypes.data
-        block.frame_references_at = machine.references.ctypes.data
-        block.guest_pages = pmap.pages
-        block.pmap_state_at = pmap.state.ctypes.data
-        block.pmap_frame_at = pmap.frame.ctypes.data
-        block.pmap_flags_at = pmap.flags.ctypes.data
-        block.rmap_head_at = pmap.rmap_head.ctypes.data
-        block.reserve_at = self._reserve.ctypes.data
-        block.lapic_gpa = 0xFEE0_0000
-        block.lapic_window = -(-machine.bytes // (1 << 21)) * (1 << 21)
-        block.hole_window = block.lapic_window + PAGE_BYTES
-        block.event_vector = -1
-
-    def _set_up_shadow(self) -> None:
-        """The pool of shadow pages: enough for the guest's own tables with room to spare."""
-        capacity = 256 + self.pmap.pages // 64 if self.paging is PagingMode.SHADOW else 1
-        buckets = 1 << max(capacity - 1, 1).bit_length()
-        self.shadow_pages = np.zeros(capacity, SHADOW_PAGE_DTYPE)
-        self.shadow_pages["mpn"] = -1
-        self._shadow_copy = np.zeros(capacity * 512, np.int64)
-        self._rmap_next = np.zeros(capacity * 512, np.int32)
-        self._rmap_previous = np.zeros(capacity * 512, np.int32)
-        self._shadow_parent = np.full(capacity, -1, np.int32)
-        self._shadow_hash = np.full(buckets, -1, np.int32)
-        self._unsynchronized = np.zeros(capacity, np.int32)
-        block = self.control
-        block.shadow_capacity = capacity
-        block.shadow_pages_at = self.shadow_pages.ctypes.data
-        block.shadow_copy_at = self._shadow_copy.ctypes.data
-        block.rmap_next_at = self._rmap_next.ctypes.data
-        block.rmap_previous_at = self._rmap_previous.ctypes.data
-        block.shadow_parent_at = self._shadow_parent.ctypes.data
-        block.shadow_hash_at = self._shadow_hash.ctypes.data
-        block.shadow_hash_mask = buckets - 1
-        block.unsynchronized_at = self._unsynchronized.ctypes.data
-        zap_all(self.control_block[0])
-        block.shadow_zaps = 0
-        block.shadow_stale = 0
-
-    def _map_flat(self) -> None:
-        """Flat memory: one contiguous run of frames, all of it at once."""
-        first = self.machine.allocate_contiguous(
-            self.pmap.pages, kind=FrameKind.GUEST, owner=self.vm_id
-        )
-        mpns = np.arange(first, first + self.pmap.pages, dtype=np.uint32)
-        self.machine.tag[mpns] = np.arange(self.pmap.pages)
-        self.pmap.frame[:] = mpns
-        self.pmap.state[:] = PageState.PRIVATE
-
-    # Frames ------------------------------------------------------------------------------------
-
-    def refill_reserve(self, minimum: int = 16) -> None:
-        """Bring the reserve to RESERVE_FRAMES; to less, but ``minimum``, when memory is short.
-
-        No VM takes more than an eighth of what is free, so that reserves do not starve others.
-        Raises MachineMemoryExhausted, with the reserve unchanged, if ``minimum`` cannot be had.
-        """
-        have = int(self.control.reserve_count)
-        fair = max(minimum - have, self.machine.free_frames // 8)
-        wanted = min(RESERVE_FRAMES - have, fair)
-        if wanted <= 0:
-            return
-        taken = self.machine.allocate(wanted, kind=FrameKind.RESERVE, owner=self.vm_id)
-        self._reserve[have : have + wanted] = taken[::-1]
-        self.control.reserve_count = have + wanted
-
-    def take_frame(self, ppn: int) -> int:
-        """A zeroed frame for ``ppn``, straight from the host."""
-        return int(self.machine.allocate(kind=FrameKind.GUEST, owner=self.vm_id, tag=ppn)[0])
 
     # What the processor must drop --------------------------------------------------------------
 
@@ -211,10 +109,19 @@ class VirtualMachineMonitor:
         self._stale_flush, self._stale_code = False, []
         return stale
 
-    def _invalidate(self, ppns: np.ndarray[Any, np.dtype[np.int64]]) -> None:
-        """Take back all translations of resident pages whose frames are about to change."""
+    def _invalidate(
+        self, ppns: np.ndarray[Any, np.dtype[np.int64]], *, breaking: bool = True
+    ) -> None:
+        """Take back all translations of resident pages whose frames are about to change.
+
+        Large pages that hold them are broken, unless the frames stay (not ``breaking``).
+        """
         if ppns.size == 0:
             return
+        if breaking and self.pmap.large.any():
+            runs = np.unique(ppns // LARGE_PAGES)
+            self.counts["large_breaks"] += int(np.count_nonzero(self.pmap.large[runs]))
+            self.pmap.large[runs] = 0
         if self.paging is PagingMode.FLAT:
             raise ValueError("flat memory has no pages to manage: use shadow or nested paging")
         executed = np.zeros(ppns.size, np.uint8)
@@ -223,7 +130,7 @@ class VirtualMachineMonitor:
         self._stale_code.extend(int(mpn) for mpn in self.pmap.frame[ppns[executed != 0]])
 
     def _select(
-        self, ppns: Sequence[int] | np.ndarray[Any, Any], states: Sequence[PageState]
+        self, ppns: PpnsLike, states: Sequence[PageState]
     ) -> np.ndarray[Any, np.dtype[np.int64]]:
         wanted = np.unique(np.asarray(ppns, np.int64))
         if wanted.size:
@@ -233,12 +140,12 @@ class VirtualMachineMonitor:
 
     # Remapping without the guest's knowledge ---------------------------------------------------
 
-    def move(self, ppns: Sequence[int] | np.ndarray[Any, Any]) -> int:
+    def move(self, ppns: PpnsLike) -> int:
         """Give each private page among ``ppns`` another frame with the same content.
 
         Returns how many were moved. Raises MachineMemoryExhausted before anything has changed.
         """
-        pages = self._select(ppns, (PageState.PRIVATE,))
+        pages = self._select(ppns, _PRIVATE)
         if pages.size == 0:
             return 0
         old = self.pmap.frame[pages].copy()
@@ -249,29 +156,68 @@ class VirtualMachineMonitor:
         self.machine.tag[new] = pages
         self.pmap.frame[pages] = new
         self.machine.release(old)
-        self._counts["moved"] += int(pages.size)
+        self.counts["moved"] += int(pages.size)
         return int(pages.size)
 
-    def unmap(self, ppns: Sequence[int] | np.ndarray[Any, Any]) -> int:
-        """Take the frames of the resident pages among ``ppns``; their content is kept aside.
+    def make_large(self, first_ppn: int) -> bool:
+        """Back 512 private pages from ``first_ppn`` on by one large page of 2 MiB.
 
-        The next access of the guest brings a page back. Pages of zeroes need no keeping.
-        Returns how many were unmapped.
+        They move to an aligned run of frames, mapped by one nested entry until one of them is
+        shared, unmapped or moved. Returns False, with nothing changed, if not all are private, or
+        already large, or if no run of frames is free. Only a nested table has large entries.
         """
-        pages = self._select(ppns, (PageState.PRIVATE, PageState.SHARED))
+        pages = np.arange(first_ppn, first_ppn + LARGE_PAGES)
+        run = first_ppn // LARGE_PAGES
+        if self.paging is not PagingMode.NESTED or first_ppn % LARGE_PAGES:
+            raise ValueError(f"PPN {first_ppn:#x} cannot begin a large page in this VM")
+        if self.pmap.pages < first_ppn + LARGE_PAGES or self.pmap.large[run]:
+            return False
+        if (self.pmap.state[pages] != PageState.PRIVATE).any():
+            return False
+        try:
+            first = self.machine.allocate_run(9, kind=FrameKind.GUEST, owner=self.vm_id)
+        except MachineMemoryExhausted:
+            return False
         self._invalidate(pages)
-        for ppn in pages.tolist():
-            mpn = int(self.pmap.frame[ppn])
-            content = self.machine.page(mpn)
-            if content.any():
-                self.pmap.frame[ppn] = self.backing.put(content.tobytes())
-                self.pmap.state[ppn] = PageState.SWAPPED
-            else:
-                self.pmap.frame[ppn] = 0
-                self.pmap.state[ppn] = PageState.UNMAPPED
-            self.machine.release(mpn)
-        self._counts["unmapped_by_host"] += int(pages.size)
-        return int(pages.size)
+        old = self.pmap.frame[pages]
+        new = np.arange(first, first + LARGE_PAGES, dtype=np.uint32)
+        content = self.machine.content.reshape(-1, PAGE_BYTES)
+        content[new] = content[old]
+        self.machine.tag[new] = pages
+        self.pmap.frame[pages] = new
+        self.machine.release(old)
+        table = int(drop_empty_table(self.control_block[0], first_ppn))
+        if table >= 0:
+            self.machine.release(table)
+        self.pmap.large[run] = 1
+        self.counts["moved"] += LARGE_PAGES
+        self.counts["large_made"] += 1
+        return True
+
+    def break_large(self, first_ppn: int) -> None:
+        """Map the pages of a large page one by one again, as they are touched."""
+        self._invalidate(np.arange(first_ppn, first_ppn + LARGE_PAGES))
+
+    def unmap(self, ppns: PpnsLike) -> Eviction:
+        """Take the frames of the resident pages among ``ppns``; their content is kept elsewhere.
+
+        The next access of the guest brings a page back. Where the pages went is the result; a
+        page that no store takes stays as it was.
+        """
+        pages = self._select(ppns, _PRIVATE + _SHARED)
+        self._invalidate(pages)
+        eviction = evict(self, pages)
+        self.counts["unmapped_by_host"] += eviction.unmapped
+        self.counts["discarded"] += eviction.discarded
+        self.counts["zips"] += eviction.compressed
+        self.counts["swap_writes"] += eviction.swapped + eviction.spilled
+        return eviction
+
+    # Sharing -----------------------------------------------------------------------------------
+
+    def hash_pages(self, ppns: PpnsLike) -> Hashes:
+        """XXH64 of the content of resident pages, in the order of ``ppns``."""
+        return hash_pages(self.machine.content, self.pmap.frame[np.asarray(ppns, np.int64)])
 
     def make_shared(self, ppn: int) -> int:
         """Make the frame of private page ``ppn`` one that others may share; returns its MPN.
@@ -284,68 +230,113 @@ class VirtualMachineMonitor:
         mpn = int(self.pmap.frame[ppn])
         self.machine.kind[mpn] = FrameKind.SHARED
         self.machine.owner[mpn] = NOBODY
-        self.machine.tag[mpn] = -1
+        self.machine.tag[mpn] = -1 - self.share_salt
         self.pmap.state[ppn] = PageState.SHARED
-        self._counts["shares"] += 1
+        self.counts["shares"] += 1
         return mpn
 
-    def share(self, ppn: int, mpn: int) -> bool:
-        """Let ``ppn`` use shared frame ``mpn``, copy-on-write, if the contents are equal.
+    def may_share(self, mpn: int) -> bool:
+        """True if ``mpn`` is a shared frame of this VM's salt."""
+        return bool(
+            self.machine.kind[mpn] == FrameKind.SHARED
+            and self.machine.tag[mpn] == -1 - self.share_salt
+        )
 
-        Returns False, and changes nothing, if they differ or the page is not private.
-        Raises ValueError if ``mpn`` is not a shared frame.
+    def share(self, ppns: PpnsLike, mpn: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Let the private pages among ``ppns`` that equal shared frame ``mpn`` use it.
+
+        Copy-on-write from then on. Returns the PPNs that now do; the others are as they were.
+        Raises ValueError if ``mpn`` is not a shared frame of this VM's salt.
         """
-        self.pmap.check(ppn)
-        if self.machine.kind[mpn] != FrameKind.SHARED:
+        if not self.may_share(mpn):
             kind = FrameKind(int(self.machine.kind[mpn])).name
-            raise ValueError(f"MPN {mpn:#x} is {kind}, not SHARED: see make_shared")
-        if self.pmap.state[ppn] != PageState.PRIVATE:
-            return False
-        old = int(self.pmap.frame[ppn])
-        if not np.array_equal(self.machine.page(old), self.machine.page(mpn)):
-            return False
-        self._invalidate(np.array([ppn], np.int64))
-        self.machine.add_reference(mpn)
-        self.pmap.frame[ppn] = mpn
-        self.pmap.state[ppn] = PageState.SHARED
-        self.machine.release(old)
-        self._counts["shares"] += 1
-        return True
+            raise ValueError(
+                f"MPN {mpn:#x} is {kind}, not a SHARED frame of salt {self.share_salt}"
+            )
+        pages = self._select(ppns, _PRIVATE)
+        pages = pages[equal_pages(self.machine.content, self.pmap.frame[pages], mpn)]
+        if pages.size:
+            self._invalidate(pages)
+            old = self.pmap.frame[pages]
+            self.machine.add_reference(mpn, int(pages.size))
+            self.pmap.frame[pages] = mpn
+            self.pmap.state[pages] = PageState.SHARED
+            self.machine.release(old)
+            self.counts["shares"] += int(pages.size)
+        return pages
+
+    def _break_share(self, ppn: int) -> None:
+        page = np.array([ppn], np.int64)
+        shared = int(self.pmap.frame[ppn])
+        if self.machine.references[shared] == 1:  # nobody else is left: no copy is needed
+            self._invalidate(page)
+            self.machine.kind[shared] = FrameKind.GUEST
+            self.machine.owner[shared] = self.vm_id
+            self.machine.tag[shared] = ppn
+        else:
+            new = self.reserve.take(ppn)
+            self._invalidate(page)
+            self.machine.page(new)[:] = self.machine.page(shared)
+            self.pmap.frame[ppn] = new
+            self.reserve.give_up(shared)
+        self.pmap.state[ppn] = PageState.PRIVATE
+        self.counts["share_breaks"] += 1
+
+    # Bringing pages back -----------------------------------------------------------------------
 
     def bring_back(self, ppn: int, *, write: bool) -> None:
         """Make ``ppn`` accessible: what the exit NEED_PAGE asks for.
 
-        Raises MachineMemoryExhausted, with nothing changed, if no frame is free.
+        Raises MachineMemoryExhausted or FramesWanted if there is no frame, BackingStoreError if
+        the page cannot be read now, with nothing changed; PageCorrupted if it is lost.
         """
         state = self.pmap.state_of(ppn)
+        self.pmap.flags[ppn] &= ~np.uint8(control.FLAG_SAMPLED)
         if state is PageState.SHARED and write:
             self._break_share(ppn)
         elif state is PageState.SWAPPED:
-            slot = int(self.pmap.frame[ppn])
-            mpn = self.take_frame(ppn)
-            try:
-                content = self.backing.take(slot)
-            except BaseException:
-                self.machine.release(mpn)
-                raise
-            self.machine.page(mpn)[:] = np.frombuffer(content, np.uint8)
-            self.pmap.frame[ppn] = mpn
-            self.pmap.state[ppn] = PageState.PRIVATE
-            self._counts["brought_back"] += 1
+            self._refetch(ppn, self.backing)
+            self.counts["swap_reads"] += 1
+        elif state is PageState.COMPRESSED:
+            assert self.compressed is not None
+            self._refetch(ppn, self.compressed)
+            self.counts["unzips"] += 1
         elif state is PageState.UNMAPPED:
-            self.pmap.frame[ppn] = self.take_frame(ppn)
+            self.pmap.frame[ppn] = self.reserve.take(ppn)
             self.pmap.state[ppn] = PageState.PRIVATE
             self.control.frames_demand_allocated += 1
+            if self.pmap.flags[ppn] & control.FLAG_BALLOONED:
+                self.pmap.flags[ppn] &= 0xFF ^ control.FLAG_BALLOONED
+                self.control.ballooned_pages -= 1
+                self.control.balloon_touched += 1
 
-    def _break_share(self, ppn: int) -> None:
-        shared = int(self.pmap.frame[ppn])
-        new = self.take_frame(ppn)
-        self._invalidate(np.array([ppn], np.int64))
-        self.machine.page(new)[:] = self.machine.page(shared)
-        self.pmap.frame[ppn] = new
+    def _refetch(self, ppn: int, store: BackingStore | CompressedPages) -> None:
+        mpn = self.reserve.take(ppn)
+        try:
+            content = store.take(int(self.pmap.frame[ppn]))
+        except BaseException:
+            self.reserve.put_back(mpn)
+            raise
+        self.machine.page(mpn)[:] = np.frombuffer(content, np.uint8)
+        self.pmap.frame[ppn] = mpn
         self.pmap.state[ppn] = PageState.PRIVATE
-        self.machine.release(shared)
-        self._counts["share_breaks"] += 1
+        self.counts["brought_back"] += 1
+        self.control.idle_ns += store.wait_ns
+        self.control.stall_ns += store.wait_ns
+
+    # Sampling ----------------------------------------------------------------------------------
+
+    def begin_sample(self, ppns: PpnsLike) -> None:
+        """Take the translations of ``ppns`` back, so that the next access to each is noticed."""
+        pages = np.unique(np.asarray(ppns, np.int64))
+        resident = self._select(pages, _PRIVATE + _SHARED)
+        self._invalidate(resident, breaking=False)
+        self.pmap.flags[pages] |= np.uint8(control.FLAG_SAMPLED)
+
+    def untouched(self, ppns: PpnsLike) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which of ``ppns`` have been sampled and not been accessed since."""
+        flags = self.pmap.flags[np.asarray(ppns, np.int64)]
+        return (flags & np.uint8(control.FLAG_SAMPLED)) != 0
 
     # The guest's memory as the host sees it ----------------------------------------------------
 
@@ -356,6 +347,9 @@ class VirtualMachineMonitor:
             return bytes(PAGE_BYTES)
         if state is PageState.SWAPPED:
             return self.backing.read(int(self.pmap.frame[ppn]))
+        if state is PageState.COMPRESSED:
+            assert self.compressed is not None
+            return self.compressed.read(int(self.pmap.frame[ppn]))
         return self.machine.page(int(self.pmap.frame[ppn])).tobytes()
 
     def read_physical(self, gpa: int, count: int) -> bytes:
@@ -389,35 +383,22 @@ class VirtualMachineMonitor:
 
     # ------------------------------------------------------------------------------------------
 
+    def settle(self) -> None:
+        """Release what was given up while the VM ran. Called with every processor stopped."""
+        self.reserve.settle()
+        if self.compressed is not None:
+            self.compressed.settle()
+
     def statistics(self) -> MemoryStatistics:
-        block, pmap = self.control, self.pmap
-        mine = self.machine.kind[self.machine.owned_by(self.vm_id)]
-        counts = np.bincount(mine, minlength=len(FrameKind))
-        names = (
-            "hidden_faults", "true_faults", "trace_faults", "resynchronizations", "shadow_zaps",
-            "root_switches", "entries_dropped", "walks", "walk_references", "guest_walks",
-            "guest_walk_references", "tlb_fills",
-        )  # fmt: skip
-        return MemoryStatistics(
-            pages=pmap.pages,
-            **{state.name.lower(): pmap.count(state) for state in PageState},
-            frames_guest=int(counts[FrameKind.GUEST]),
-            frames_shadow=int(counts[FrameKind.SHADOW]),
-            frames_nested=int(counts[FrameKind.NESTED]),
-            frames_reserve=int(counts[FrameKind.RESERVE]),
-            demand_allocated=int(block.frames_demand_allocated),
-            **self._counts,
-            **{name: int(getattr(block, name)) for name in names},
-        )
+        return memory_statistics(self)
 
     def power_off(self) -> None:
         """Give every frame back. The VM's memory is gone; calling again does nothing."""
         if self._off:
             return
         self._off = True
-        shared: Frames = self.pmap.frame[self.pmap.state == PageState.SHARED]
-        for mpn in shared.tolist():  # one frame may back several pages
-            self.machine.release(mpn)
+        self.settle()
+        self.machine.release(self.pmap.frame[self.pmap.state == PageState.SHARED])
         self.machine.release(self.machine.owned_by(self.vm_id))
         self.pmap.state[:] = PageState.UNMAPPED
         self.control.reserve_count = 0

@@ -12,6 +12,7 @@ from typing import Any
 from numba import njit
 
 from memvirt.mmu.control import (
+    FLAG_SAMPLED,
     NEED_FRAMES,
     NEED_PAGE,
     OK,
@@ -21,6 +22,7 @@ from memvirt.mmu.control import (
 from memvirt.mmu.entry import (
     ENTRY_ADDRESS_MASK,
     EPT_EXECUTE,
+    EPT_LARGE,
     EPT_MISCONFIGURATION,
     EPT_READ,
     EPT_RIGHTS,
@@ -32,20 +34,21 @@ from memvirt.mmu.entry import (
     WRITABLE,
 )
 from memvirt.mmu.guest_walk import guest_walk
-from memvirt.mmu.native import load8, load32, load64, store64
+from memvirt.mmu.native import load8, load32, load64, store8, store64
 from memvirt.mmu.second_level import MISS, ept_walk, forget_nested
 
 from .frames import FRAMES_PER_FAULT, KIND_NESTED, resolve_page, take_frame
 
 
 @njit(nogil=True, cache=True)
-def nested_entry_at(vm: Any, gpa: int, create: bool) -> int:
-    """Host address of the last-level nested entry for ``gpa``; 0 if its table is missing.
+def nested_entry_at(vm: Any, gpa: int, leaf: int, create: bool) -> int:
+    """Host address of the nested entry of level ``leaf`` for ``gpa``; 0 if its table is missing.
 
-    With ``create`` missing tables are taken from the reserve, which the caller has checked.
+    With ``create`` missing tables are taken from the reserve, which the caller has checked. The
+    caller knows that no large page lies above ``leaf``.
     """
     table = vm.nested_root << 12
-    for level in (4, 3, 2):
+    for level in range(4, leaf, -1):
         at = vm.memory_at + table + ((gpa >> (9 * level + 3)) & 511) * 8
         entry = load64(at)
         if entry & EPT_RIGHTS == 0:
@@ -58,19 +61,54 @@ def nested_entry_at(vm: Any, gpa: int, create: bool) -> int:
             entry = (mpn << 12) | EPT_RIGHTS
             store64(at, entry)
         table = entry & ENTRY_ADDRESS_MASK
-    return vm.memory_at + table + ((gpa >> 12) & 511) * 8
+    return vm.memory_at + table + ((gpa >> (9 * leaf + 3)) & 511) * 8
 
 
 @njit(nogil=True, cache=True)
 def drop_nested_entry(vm: Any, ppn: int) -> int:
-    """Clear the nested entry of ``ppn``; 1 if there was one. Obligation: the caller flushes."""
-    at = nested_entry_at(vm, ppn << 12, False)
+    """Clear the nested entry that maps ``ppn``, for all of a large page; 1 if there was one.
+
+    Obligation: the caller flushes.
+    """
+    at = nested_entry_at(vm, ppn << 12, 2, False)
+    if at == 0:
+        return 0
+    if load64(at) & EPT_LARGE == 0:
+        at = nested_entry_at(vm, ppn << 12, 1, False)
     if at == 0 or load64(at) == 0:
         return 0
     store64(at, 0)
     forget_nested(vm, ppn)
     vm.entries_dropped += 1
     return 1
+
+
+@njit(nogil=True, cache=True)
+def _map_large_page(vm: Any, first_ppn: int) -> None:
+    """Map 512 private pages in a run of frames by one entry of level 2.
+
+    It cannot be seen which of them are touched from now on: all count as touched.
+    """
+    at = nested_entry_at(vm, first_ppn << 12, 2, True)
+    frame = load32(vm.pmap_frame_at + first_ppn * 4)
+    store64(at, (frame << 12) | EPT_LARGE | EPT_WRITE_BACK | EPT_RIGHTS)
+    for ppn in range(first_ppn, first_ppn + 512):
+        flags = load8(vm.pmap_flags_at + ppn)
+        store8(vm.pmap_flags_at + ppn, flags & ~FLAG_SAMPLED)
+
+
+@njit(nogil=True, cache=True)
+def drop_empty_table(vm: Any, ppn: int) -> int:
+    """Unlink the last-level table for ``ppn``, whose entries are all clear; its MPN, or -1."""
+    at = nested_entry_at(vm, ppn << 12, 2, False)
+    if at == 0:
+        return -1
+    entry = load64(at)
+    if entry & EPT_RIGHTS == 0 or entry & EPT_LARGE:
+        return -1
+    store64(at, 0)
+    vm.nested_tables -= 1
+    return (entry & ENTRY_ADDRESS_MASK) >> 12
 
 
 @njit(nogil=True, cache=True)
@@ -84,7 +122,11 @@ def nested_fault(vm: Any) -> int:
     status = resolve_page(vm, ppn, vm.violation_qualification & (1 << WRITE) != 0)
     if status != OK:
         return int(status)
-    at = nested_entry_at(vm, vm.violation_gpa, True)
+    if load8(vm.pmap_large_at + (ppn >> 9)):
+        _map_large_page(vm, ppn & ~511)
+        vm.hidden_faults += 1
+        return OK
+    at = nested_entry_at(vm, vm.violation_gpa, 1, True)
     rights = EPT_READ | EPT_EXECUTE
     if load8(vm.pmap_state_at + ppn) == STATE_PRIVATE:
         rights |= EPT_WRITE

@@ -2,12 +2,14 @@
 """The pmap: what lies behind each guest-physical page of one VM.
 
 Structure of arrays over PPN, 10 bytes a page: state (1), MPN or slot of the backing store (4),
-flags (1), head of the reverse map (4). Exactly one state holds for a page at any time.
+flags (1), head of the reverse map (4). Exactly one state holds for a page at any time. One byte for
+each aligned run of 512 pages says whether it is backed as one *large page*.
 """
 
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +28,7 @@ class PageState(IntEnum):
 
 RESIDENT_STATES = (PageState.PRIVATE, PageState.SHARED)
 NO_MAPPING = -1
+LARGE_PAGES = 512  # pages of 4 KiB in a large page of 2 MiB
 
 
 class Pmap:
@@ -38,6 +41,8 @@ class Pmap:
         self.state = np.zeros(pages, np.uint8)
         self.frame = np.zeros(pages, np.uint32)  # MPN, or slot when not resident
         self.flags = np.zeros(pages, np.uint8)
+        # 1: all pages of the run are private, in an aligned run of frames, in order.
+        self.large = np.zeros(-(-pages // LARGE_PAGES), np.uint8)
         self.rmap_head = np.full(pages, NO_MAPPING, np.int32)
 
     def state_of(self, ppn: int) -> PageState:
@@ -53,6 +58,12 @@ class Pmap:
     def count(self, state: PageState) -> int:
         """Number of pages in ``state``."""
         return int(np.count_nonzero(self.state == state))
+
+    def in_large_page(
+        self, ppns: np.ndarray[Any, Any]
+    ) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+        """Which of ``ppns`` are part of a large page."""
+        return np.asarray(self.large[ppns // LARGE_PAGES] != 0)
 
     def resident(self) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
         """PPNs that have a frame."""

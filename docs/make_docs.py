@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write the generated documents: `make docs`. A test compares them with what is committed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from memvirt.observe.esxtop import COLUMNS
+from memvirt.scenario import bundled_scenarios, key_tables, scenario_schema
+
+DOCS = Path(__file__).parent
+
+_SCENARIO = """\
+# Scenarios
+
+A scenario says which VMs run on which machine: `memvirt run FILE.toml`, or the name of a bundled one.
+This page is generated (`make docs`), and so is the JSON Schema, [scenario.schema.json](scenario.schema.json).
+
+```toml
+[machine]
+memory = "96M"
+Mem.IdleTax = 75          # ESXi's names; the whole list is below
+
+[[vm]]
+name = "web"
+count = 3                 # web-1, web-2, web-3
+memory = "64M"
+shares = "high"
+group = "tenant-a"        # these three may share pages, with nobody else
+append = "workload=fill"
+
+[[vm]]
+name = "batch"
+memory = "64M"
+reservation = "16M"
+limit = "32M"
+start = 0.5               # powered on after half a second of virtual time
+```
+
+Sizes are bytes, or text such as "64M" or "1.5G" (powers of 1024). Times are virtual seconds unless
+they say otherwise. Paths start at the scenario's file. A mistake is reported with file, line, key and what would be right.
+
+"""
+
+_ESXTOP = """\
+# The screen, as esxtop has it
+
+`memvirt run` shows esxtop's memory screen, `--batch` prints its batch layout as CSV, `--record` keeps
+the samples. Amounts are MB (MiB), rates MB a second of virtual time. `--columns NAME,SWCUR,...` chooses.
+This page is generated (`make docs`).
+
+## Above the table
+
+| line | what |
+|---|---|
+| PMEM | machine memory: in all, the VMkernel's own (write buffers), what VMs take (guest pages, page tables, compression caches), free (unused reserves of VMs included) |
+| VMKMEM | what the VMkernel manages, minimum free memory, reserved and unreserved memory (admission), the host's state |
+| PSHARE | guest pages mapped to shared frames, those frames, the difference |
+| SWAP | in swap files, last asked for by swap, read and written |
+| ZIP | guest pages in compression caches, frames they save |
+| MEMCTL | in balloons, target, most |
+
+## Columns
+
+| column | meaning | in batch mode: `Group Memory(N:NAME)\\...` |
+|---|---|---|
+"""
+
+_ESXTOP_END = """
+## Batch layout
+
+The first row names the columns: the time, then counter paths `\\\\host\\Memory\\...` for the host and
+`\\\\host\\Group Memory(N:NAME)\\...` for each VM of the scenario, empty until it is powered on. Names
+follow esxtop's where they are known to us; *Consumed*, *Compression Cache*, *Compressed*, *Large Page*
+are our own. One row every `--interval` seconds of virtual time; its time is the start of the run and
+virtual time. Everything that is not CSV goes to standard error.
+
+## Records
+
+`--record FILE.parquet` keeps every sample: one row for each VM, the fields of
+`memvirt.vmkernel.statistics.VmMemory` in 4 KiB pages, those of the host with the prefix `host_`
+(`host_time_ns` is virtual time). The file's metadata has the scenario's text. `memvirt.observe.record`
+has `read_record`; pandas, polars and DuckDB read it as it is.
+
+`--events FILE.jsonl` (or `.csv`) writes the VMkernel's decisions: time in virtual nanoseconds, VM (empty
+for the host), mechanism, pages, reason.
+"""
+
+
+def documents() -> dict[str, str]:
+    """The generated documents, by name."""
+    schema = json.dumps(scenario_schema(), indent=2) + "\n"
+    bundled = "## Bundled scenarios\n\n| name | what |\n|---|---|\n" + "".join(
+        f"| `{name}` | {meaning} |\n" for name, meaning in bundled_scenarios().items()
+    )
+    columns = "".join(
+        f"| {column.name} | {column.meaning} | {column.counter or '-'} |\n" for column in COLUMNS
+    )
+    return {
+        "scenario.schema.json": schema,
+        "scenario.md": f"{_SCENARIO}{key_tables()}\n{bundled}",
+        "esxtop.md": f"{_ESXTOP}{columns}{_ESXTOP_END}",
+    }
+
+
+if __name__ == "__main__":
+    for name, text in documents().items():
+        (DOCS / name).write_text(text, encoding="utf-8")
+        print(DOCS / name)

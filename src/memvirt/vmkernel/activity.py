@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much of its memory a VM uses: statistical sampling of its working set.
+
+OSDI 2002 section 5.3: in each period a few random pages have their mappings taken back; the share
+of them that is touched estimates the active fraction. Of three moving averages, a slow one, a fast
+one, and the fast one with the running period's samples, the largest counts: a VM that becomes
+active gets memory quickly, and one that becomes idle loses it slowly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from .guest_memory import GuestMemory
+
+SLOW_GAIN, FAST_GAIN = 0.125, 0.5
+
+
+@dataclass
+class Activity:
+    """The estimate for one VM. A VM that has not been sampled yet counts as fully active."""
+
+    guest: GuestMemory
+    pages: int  # sampled in a period
+    random: np.random.Generator
+    slow: float = 1.0
+    fast: float = 1.0
+    periods: int = 0
+    _sample: np.ndarray[Any, np.dtype[np.int64]] = field(
+        default_factory=lambda: np.zeros(0, np.int64)
+    )
+
+    def touched_fraction(self) -> float:
+        """Part of the running period's sample that has been touched so far."""
+        if self._sample.size == 0:
+            return self.fast
+        return 1 - float(np.count_nonzero(self.guest.untouched(self._sample))) / self._sample.size
+
+    @property
+    def next(self) -> float:
+        """The fast average with what the running period has seen so far, if that is more."""
+        return max(self.fast, self.fast + FAST_GAIN * (self.touched_fraction() - self.fast))
+
+    @property
+    def estimate(self) -> float:
+        """The active fraction in force."""
+        return max(self.slow, self.fast, self.next)
+
+    def end_period(self) -> None:
+        """Fold the period's sample into the averages, and draw the next one."""
+        if self._sample.size:
+            touched = self.touched_fraction()
+            first = self.periods == 0
+            self.slow = touched if first else self.slow + SLOW_GAIN * (touched - self.slow)
+            self.fast = touched if first else self.fast + FAST_GAIN * (touched - self.fast)
+            self.periods += 1
+        count = min(self.pages, self.guest.pages)
+        self._sample = np.sort(self.random.choice(self.guest.pages, count, replace=False))
+        self.guest.begin_sample(self._sample)

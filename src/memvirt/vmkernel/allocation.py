@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who is entitled to how much machine memory: shares, reservations, limits, idle memory tax.
+
+Waldspurger, "Memory Resource Management in VMware ESX Server" (OSDI 2002), section 5. A VM with S
+shares and P pages, a fraction f of them active, pays rho = S / (P * (f + k * (1 - f))) shares per
+page, where an idle page costs k = 1 / (1 - tau) times an active one. Min-funding revocation takes
+from the VM with the lowest rho, again and again. Its fixed point is where all VMs that are neither
+at their minimum nor at their maximum have the same rho, that is P proportional to their *weight*
+S / (f + k * (1 - f)). ``fill`` computes it in closed form for any number of VMs, so that a round
+costs a sort and not a step per page.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+Amounts = np.ndarray[tuple[int], np.dtype[np.float64]]
+
+
+def idle_page_cost(tax_percent: float) -> float:
+    """k: what an idle page costs, in active pages, at an idle memory tax of 0 to 99 percent."""
+    return 1 / (1 - tax_percent / 100)
+
+
+def weights(shares: Any, active: Any, tax_percent: float) -> Amounts:
+    """Shares after the idle memory tax. ``active`` is the active fraction of each VM (0 to 1)."""
+    fraction = np.clip(np.asarray(active, np.float64), 0, 1)
+    cost = fraction + idle_page_cost(tax_percent) * (1 - fraction)
+    return np.asarray(np.asarray(shares, np.float64) / cost, np.float64)
+
+
+def shares_per_page(weight: Any, pages: Any) -> Amounts:
+    """rho: adjusted shares per page; infinite for a VM that has no pages."""
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.asarray(weight, np.float64) / np.asarray(pages, np.float64))
+
+
+def fill(total: float, weight: Any, lower: Any, upper: Any) -> Amounts:
+    """Distribute ``total`` in proportion to ``weight``, each amount kept in [lower, upper].
+
+    Finds the level L with sum(clip(L * weight, lower, upper)) = total. If all minima do not fit,
+    everybody gets the minimum; if all maxima do, the maximum. ``lower <= upper`` and positive
+    weights are the caller's promise. Cost: a sort of two breakpoints for each VM.
+    """
+    weight, lower, upper = (np.asarray(a, np.float64) for a in (weight, lower, upper))
+    if total <= lower.sum():
+        return np.asarray(lower.copy())
+    if total >= upper.sum():
+        return np.asarray(upper.copy())
+    # Where L * weight leaves its lower bound the sum gains slope, where it meets the upper
+    # bound it loses it again: the sum is piecewise linear in L.
+    levels = np.concatenate((lower / weight, upper / weight))
+    slopes = np.concatenate((weight, -weight))
+    order = np.argsort(levels, kind="stable")
+    levels, slope = levels[order], np.cumsum(slopes[order])
+    rise = np.concatenate(([0.0], np.cumsum(slope[:-1] * np.diff(levels))))
+    sums = lower.sum() + rise
+    segment = int(np.searchsorted(sums, total, side="right")) - 1
+    level = levels[segment]
+    if slope[segment] > 0:
+        level += (total - sums[segment]) / slope[segment]
+    return np.clip(level * weight, lower, upper)
+
+
+def revoke(need: float, weight: Any, pages: Any, lower: Any) -> Amounts:
+    """Min-funding revocation: how many pages to take from each VM so that ``need`` are freed.
+
+    Pages come from the VMs with the lowest shares per page until they are level with the next.
+    No VM falls below ``lower`` (its reservation); less than ``need`` is taken if all are there.
+    """
+    pages = np.asarray(pages, np.float64)
+    floor = np.minimum(np.asarray(lower, np.float64), pages)
+    kept = fill(float(pages.sum()) - need, weight, floor, pages)
+    return np.asarray(pages - kept)
+
+
+def targets(total: float, weight: Any, minimum: Any, maximum: Any, demand: Any) -> Amounts:
+    """The memory each VM is entitled to now, of ``total`` pages for all.
+
+    First as far as each VM has any use for it (``demand``), so that what one does not use goes to
+    others; what is left then goes up to each one's ``maximum``, in the same proportion.
+    """
+    minimum, maximum = np.asarray(minimum, np.float64), np.asarray(maximum, np.float64)
+    wanted = np.clip(np.asarray(demand, np.float64), minimum, maximum)
+    entitled = fill(total, weight, minimum, wanted)
+    spare = total - float(entitled.sum())
+    if spare <= 0:
+        return entitled
+    return fill(total, weight, entitled, maximum)

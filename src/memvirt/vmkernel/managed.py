@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the VMkernel keeps of each VM that is powered on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+from .activity import Activity
+from .admission import VmSettings
+from .guest_memory import GuestMemory, GuestUsage
+
+MINIMUM_GRANT = 64  # frames: fewer would make a VM stop after a few page faults
+NEEDED_TO_RUN = 32  # frames without which a VM may not finish a single page fault
+
+
+class Condition(StrEnum):
+    """Whether a VM can go on."""
+
+    RUNNING = "running"
+    WAITING = "waiting"  # for frames it will get
+    BLOCKED = "blocked"  # above its target on a host that is low on memory
+    PAUSED = "paused"  # cannot go on until somebody helps; the reason says what is wrong
+
+
+@dataclass
+class ManagedVm:
+    """One VM: its memory, what it was granted, and where policy stands with it."""
+
+    guest: GuestMemory
+    settings: VmSettings
+    activity: Activity
+    overhead_max: int
+    cache_max: int
+    balloon_max: int
+    usage: GuestUsage
+    random: np.random.Generator
+    target: float = 0.0
+    balloon_target: int = 0
+    swap_target: int = 0
+    condition: Condition = Condition.RUNNING
+    reason: str = ""
+    waiting: bool = False  # stopped in the middle of a quantum for want of frames
+    granted: int = 0  # frames in the reserve when it last started to run
+    used: int = 0  # frames it took of them
+
+    @property
+    def name(self) -> str:
+        return self.settings.name
+
+    def refresh(self) -> None:
+        """Look at the VM anew, after something has changed its memory."""
+        self.usage = self.guest.usage()
+
+    @property
+    def balloon_size(self) -> int:
+        balloon = self.guest.balloon
+        return balloon.size if balloon is not None else 0
+
+    @property
+    def has_driver(self) -> bool:
+        balloon = self.guest.balloon
+        return balloon is not None and balloon.connected
+
+    @property
+    def room(self) -> int:
+        """Frames it may still get before it reaches its limit, those in its reserve included."""
+        return int(self.settings.maximum - self.usage.consumed)

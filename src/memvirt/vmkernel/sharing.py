@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Transparent page sharing: frames of equal content become one, copy-on-write.
+
+OSDI 2002 section 4: pages are scanned in random order and hashed; a match by hash is always
+compared in full before anything is shared. A page without a match becomes a *hint*: hash, VM and
+PPN, not write-protected. When a later page has the same hash, the hint's page is hashed again and,
+if it still has it, becomes the shared frame. Each *salt* has tables of its own, so that VMs of
+different owners never share, not even pages of zeroes: whether a write is slow tells nothing of
+another owner's memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from memvirt.address import PAGE_BYTES
+from memvirt.machine.content import Hashes, hash_pages
+
+from .guest_memory import GuestMemory, Ppns
+
+ZERO_HASH = int(hash_pages(np.zeros(PAGE_BYTES, np.uint8), np.zeros(1))[0])
+_BATCH = 1024  # pages hashed at a time
+
+
+@dataclass
+class _Table:
+    """Shared frames and hints of one salt, by hash."""
+
+    frames: dict[int, int] = field(default_factory=dict)  # hash -> MPN, perhaps out of date
+    hints: dict[int, tuple[GuestMemory, int]] = field(default_factory=dict)  # -> (VM, PPN)
+    purge_at: int = 1024
+
+    def purge(self, guest: GuestMemory) -> None:
+        """Drop entries of frames that are gone. ``guest`` is any VM of this salt."""
+        self.frames = {key: mpn for key, mpn in self.frames.items() if guest.may_share(mpn)}
+        self.purge_at = max(1024, 2 * len(self.frames))
+
+
+@dataclass
+class _Scan:
+    """The scan of one VM: a random permutation, so that a pass sees each page once."""
+
+    order: Ppns
+    hint_key: Hashes  # hash under which a page is a hint, by PPN
+    position: int = 0
+    passes: int = 0
+    due: float = 0.0  # pages to scan, a fraction carried over
+    hints: int = 0
+
+
+class PageSharing:
+    """Sharing for all VMs of a host. ``random`` decides the order of the scans."""
+
+    def __init__(self, random: np.random.Generator) -> None:
+        self._random = random
+        self._tables: dict[int, _Table] = {}
+        self._scans: dict[int, _Scan] = {}
+        self.break_large = True  # may pages of large pages be shared, which breaks them?
+        self.scanned = 0
+        self.collisions = 0  # equal hashes of different pages, and entries out of date
+
+    def add(self, guest: GuestMemory) -> None:
+        order = self._random.permutation(guest.pages)
+        self._scans[guest.vm_id] = _Scan(order, np.zeros(guest.pages, np.uint64))
+        self._tables.setdefault(guest.share_salt, _Table())
+
+    def remove(self, guest: GuestMemory) -> None:
+        """Forget a VM that is powered off. Its shared frames live on with other VMs."""
+        table = self._tables[guest.share_salt]
+        for key in [key for key, hint in table.hints.items() if hint[0] is guest]:
+            del table.hints[key]
+        del self._scans[guest.vm_id]
+
+    def _set_hint(self, table: _Table, guest: GuestMemory, ppn: int, key: int) -> None:
+        """Make ``ppn`` the hint for ``key``, and for no other hash it had before."""
+        scan = self._scans[guest.vm_id]
+        before = int(scan.hint_key[ppn])
+        if before != key and table.hints.get(before) == (guest, ppn):
+            self._drop_hint(table, before)
+        self._drop_hint(table, key)
+        table.hints[key] = (guest, ppn)
+        scan.hint_key[ppn] = key
+        scan.hints += 1
+
+    def _drop_hint(self, table: _Table, key: int) -> None:
+        hint = table.hints.pop(key, None)
+        if hint is not None:
+            self._scans[hint[0].vm_id].hints -= 1
+
+    def passes(self, guest: GuestMemory) -> int:
+        """Complete scans of the VM so far."""
+        return self._scans[guest.vm_id].passes
+
+    def hints(self, guest: GuestMemory) -> int:
+        """Hints that name pages of this VM."""
+        return self._scans[guest.vm_id].hints
+
+    def zero_frames(self) -> list[int]:
+        """MPNs of the shared frames of zeroes, one of each salt that has any."""
+        frames = (table.frames.get(ZERO_HASH) for table in self._tables.values())
+        return [mpn for mpn in frames if mpn is not None]
+
+    def scan(self, guest: GuestMemory, pages: float) -> int:
+        """Scan the next ``pages`` pages of a VM (fractions add up); returns how many it shared."""
+        scan = self._scans[guest.vm_id]
+        scan.due += pages
+        count = min(int(scan.due), guest.pages)
+        scan.due -= int(scan.due)
+        shared = 0
+        while count > 0:
+            size = min(count, _BATCH, guest.pages - scan.position)
+            shared += self.scan_pages(guest, scan.order[scan.position : scan.position + size])
+            scan.position += size
+            count -= size
+            if scan.position == guest.pages:
+                scan.position = 0
+                scan.passes += 1
+                scan.order = self._random.permutation(guest.pages)
+        return shared
+
+    def scan_pages(self, guest: GuestMemory, ppns: Ppns) -> int:
+        """Share what can be shared of the private pages among ``ppns``; returns how many were."""
+        private = guest.private(ppns)
+        if not self.break_large:
+            private = private[~guest.in_large_page(private)]
+        if private.size == 0:
+            return 0
+        table = self._tables[guest.share_salt]
+        self.scanned += int(private.size)
+        matches: dict[int, list[int]] = {}
+        made = 0
+        hashes = guest.hash_pages(private).tolist()
+        for ppn, key in zip(private.tolist(), hashes, strict=True):
+            mpn = table.frames.get(key)
+            if mpn is None or not guest.may_share(mpn):
+                mpn = self._from_hint(table, guest, ppn, key)
+                if mpn is None:
+                    continue
+                made += 1
+            matches.setdefault(mpn, []).append(ppn)
+        shared = made
+        for mpn, wanted in matches.items():
+            done = guest.share(np.array(wanted, np.int64), mpn)
+            shared += int(done.size)
+            if done.size < len(wanted):
+                self._collided(table, guest, mpn, wanted, done)
+        if len(table.frames) > table.purge_at:
+            table.purge(guest)
+        return shared
+
+    def _from_hint(self, table: _Table, guest: GuestMemory, ppn: int, key: int) -> int | None:
+        """The shared frame made from a hint with this hash; else ``ppn`` becomes the hint."""
+        hint = table.hints.get(key)
+        if hint == (guest, ppn):
+            return None
+        if hint is not None:
+            other, candidate = hint
+            page = other.private(np.array([candidate], np.int64))
+            if page.size and int(other.hash_pages(page)[0]) == key:
+                mpn = other.make_shared(candidate)
+                table.frames[key] = mpn
+                self._drop_hint(table, key)
+                return mpn
+        self._set_hint(table, guest, ppn, key)
+        return None
+
+    def _collided(
+        self, table: _Table, guest: GuestMemory, mpn: int, wanted: list[int], done: Ppns
+    ) -> None:
+        """Some pages differ from the frame of the same hash: its entry is stale, or a collision.
+
+        Either way the pages are hints again, as they would be had the entry not been there.
+        """
+        rest = guest.private(np.setdiff1d(np.array(wanted, np.int64), done))
+        for ppn, key in zip(rest.tolist(), guest.hash_pages(rest).tolist(), strict=True):
+            if table.frames.get(key) == mpn:
+                self.collisions += 1
+                del table.frames[key]
+            self._set_hint(table, guest, ppn, key)

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Counting the pages of a VM by state, in one pass: done at every quiescent point."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from memvirt.mmu.control import STATE_SHARED
+
+from .pmap import PageState
+
+_STATES = len(PageState)
+
+
+@njit(nogil=True, cache=True)
+def _count(state: Any, frame: Any, references: Any, counts: Any) -> float:
+    cost = 0.0
+    for ppn in range(state.size):
+        counts[state[ppn]] += 1
+        if state[ppn] == STATE_SHARED:
+            cost += 1.0 / references[frame[ppn]]
+    return cost
+
+
+def census(state: Any, frame: Any, references: Any) -> tuple[list[int], float]:
+    """Pages by ``PageState``, and what the shared ones cost: 1/n for a frame used by n pages.
+
+    ``state`` (uint8) and ``frame`` (uint32) are a pmap's, ``references`` (uint32) the machine's.
+    """
+    counts = np.zeros(_STATES, np.int64)
+    cost = float(_count(state, frame, references, counts))
+    return counts.tolist(), cost

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The arrays of a new VMM, and the control block through which compiled code finds them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from memvirt.address import PAGE_BYTES
+from memvirt.machine.memory import FrameKind, MachineMemory
+
+from .pmap import PageState, Pmap
+from .shadow_table import SHADOW_PAGE_DTYPE, zap_all
+
+PHYSICAL_ADDRESS_BITS = 40
+LAPIC_GPA = 0xFEE0_0000
+
+
+def set_up_control(block: Any, machine: MachineMemory, pmap: Pmap, paging: int, vm_id: int) -> None:
+    """Tell compiled code where machine memory and the pmap are."""
+    block.paging = paging
+    block.vm_id = vm_id
+    block.physical_address_bits = PHYSICAL_ADDRESS_BITS
+    block.has_1gib_pages = 1
+    block.memory_at = machine.host_address
+    block.machine_bytes = machine.bytes
+    block.frame_kind_at = machine.kind.ctypes.data
+    block.frame_owner_at = machine.owner.ctypes.data
+    block.frame_tag_at = machine.tag.ctypes.data
+    block.frame_references_at = machine.references.ctypes.data
+    block.guest_pages = pmap.pages
+    block.pmap_state_at = pmap.state.ctypes.data
+    block.pmap_frame_at = pmap.frame.ctypes.data
+    block.pmap_flags_at = pmap.flags.ctypes.data
+    block.pmap_large_at = pmap.large.ctypes.data
+    block.rmap_head_at = pmap.rmap_head.ctypes.data
+    block.lapic_gpa = LAPIC_GPA
+    block.lapic_window = -(-machine.bytes // (1 << 21)) * (1 << 21)
+    block.hole_window = block.lapic_window + PAGE_BYTES
+    block.event_vector = -1
+
+
+def shadow_capacity(pages: int) -> int:
+    """Shadow pages for a VM of ``pages`` pages: its own tables, with room to spare."""
+    return 256 + pages // 64
+
+
+class ShadowPool:
+    """The pool of shadow pages of one VM; ``capacity`` 1 if it uses none."""
+
+    def __init__(self, control_block: Any, block: Any, capacity: int) -> None:
+        buckets = 1 << max(capacity - 1, 1).bit_length()
+        self.pages = np.zeros(capacity, SHADOW_PAGE_DTYPE)
+        self.pages["mpn"] = -1
+        self._copy = np.zeros(capacity * 512, np.int64)
+        self.rmap_next = np.zeros(capacity * 512, np.int32)
+        self.rmap_previous = np.zeros(capacity * 512, np.int32)
+        self._parent = np.full(capacity, -1, np.int32)
+        self._hash = np.full(buckets, -1, np.int32)
+        self._unsynchronized = np.zeros(capacity, np.int32)
+        block.shadow_capacity = capacity
+        block.shadow_pages_at = self.pages.ctypes.data
+        block.shadow_copy_at = self._copy.ctypes.data
+        block.rmap_next_at = self.rmap_next.ctypes.data
+        block.rmap_previous_at = self.rmap_previous.ctypes.data
+        block.shadow_parent_at = self._parent.ctypes.data
+        block.shadow_hash_at = self._hash.ctypes.data
+        block.shadow_hash_mask = buckets - 1
+        block.unsynchronized_at = self._unsynchronized.ctypes.data
+        zap_all(control_block[0])
+        block.shadow_zaps = 0
+        block.shadow_stale = 0
+
+
+def map_flat(machine: MachineMemory, pmap: Pmap, vm_id: int) -> None:
+    """Flat memory: one contiguous run of frames, all of it at once."""
+    first = machine.allocate_contiguous(pmap.pages, kind=FrameKind.GUEST, owner=vm_id)
+    mpns = np.arange(first, first + pmap.pages, dtype=np.uint32)
+    machine.tag[mpns] = np.arange(pmap.pages)
+    pmap.frame[:] = mpns
+    pmap.state[:] = PageState.PRIVATE
