@@ -42,7 +42,10 @@ class Paging(StrEnum):
 
 
 Memory = Annotated[str, typer.Option(help="guest-physical memory of the VM")]
-MachineMemory = Annotated[str, typer.Option(help="machine memory of the host")]
+MachineMemory = Annotated[
+    str | None,
+    typer.Option(help="machine memory of the host; without it 256M, or as much as the VM may need"),
+]
 PagingOption = Annotated[
     Paging, typer.Option(help="shadow or nested page tables; flat: no virtualization, to compare")
 ]
@@ -70,7 +73,7 @@ def _main(
 def boot_command(
     image: Annotated[str, typer.Argument(help='kernel image, or "bundled"')],
     memory: Memory = "64M",
-    machine_memory: MachineMemory = "256M",
+    machine_memory: MachineMemory = None,
     paging: PagingOption = Paging.nested,
     append: Append = "",
     initrd: Initrd = None,
@@ -154,7 +157,7 @@ def map_command(
         float, typer.Option(min=0, help="with --boot: virtual seconds to run first")
     ] = 0.1,
     memory: Memory = "64M",
-    machine_memory: MachineMemory = "256M",
+    machine_memory: MachineMemory = None,
     paging: PagingOption = Paging.nested,
     append: Append = "",
     initrd: Initrd = None,
