@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -191,4 +193,16 @@ def map_command(
 
 def main() -> None:
     """Entry point of the console script."""
-    app()
+    status: int | str | None = 0
+    try:
+        app()
+    except SystemExit as stop:
+        status = stop.code
+    if isinstance(status, str):
+        print(status, file=sys.stderr)
+    # Without the interpreter's own farewell: tearing down the compiled kernels takes longer than
+    # many a guest's whole run, and gives nothing back that the system does not take anyway.
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status if isinstance(status, int) else int(status is not None))
