@@ -21,13 +21,14 @@ from memvirt.observe.statistics import as_json, vm_statistics
 from memvirt.observe.statistics import render as render_statistics
 from memvirt.observe.view import live_view, save_snapshot
 from memvirt.platform.boot.detect import Protocol
+from memvirt.size import parse_size
 from memvirt.virtual_machine import EndReason, Machine, VirtualMachine
 from memvirt.vmm.check import Violation, check_machine
 
 from .console import Console
 from .errors import UsageError
 
-_LAST_LINES = 24
+_LAST_LINES, _MOST_LINES = 24, 100
 _CHECK_EVERY = 32  # quanta between two runs of the consistency checker
 
 
@@ -37,7 +38,7 @@ class BootOptions:
 
     image: str
     memory: str = "64M"
-    machine_memory: str = "256M"
+    machine_memory: str | None = None
     paging: str = "nested"
     append: str = ""
     initrd: Path | None = None
@@ -45,9 +46,16 @@ class BootOptions:
     scatter_seed: int | None = 1
 
 
+def enough_for(memory: str) -> int:
+    """Machine memory for a VM of ``memory``: all of its pages, and its page tables in any mode."""
+    size = parse_size(memory, what="guest memory")
+    return max(256 << 20, size + (size // 8 & -4096) + (32 << 20))
+
+
 def make_vm(options: BootOptions, console: Console | None) -> VirtualMachine:
     """The machine and the VM of the options, image loaded. Raises the errors of its parts."""
-    machine = Machine(options.machine_memory, scatter_seed=options.scatter_seed)
+    machine_memory: int | str = options.machine_memory or enough_for(options.memory)
+    machine = Machine(machine_memory, scatter_seed=options.scatter_seed)
     name = Path(options.image).name
     try:
         vm = VirtualMachine(
@@ -66,7 +74,7 @@ def make_vm(options: BootOptions, console: Console | None) -> VirtualMachine:
         )
     except MachineMemoryExhausted as error:
         raise UsageError(
-            f"--machine-memory {options.machine_memory} is too small to start {name}: {error}"
+            f"--machine-memory {machine_memory} is too small to start {name}: {error}"
         ) from error
     return vm
 
@@ -91,9 +99,12 @@ def death_report(vm: VirtualMachine) -> str:
 
 
 def last_lines(vm: VirtualMachine) -> str:
-    """The end of what the guest printed on its console."""
+    """The end of what the guest printed on its console, from its panic on if it is near."""
     lines = bytes(vm.serial_log).decode("utf-8", "replace").replace("\r", "").rstrip().split("\n")
-    return "\n".join(["--- the console's last lines", *lines[-_LAST_LINES:]])
+    lines = lines[-_MOST_LINES:]
+    panics = [number for number, line in enumerate(lines) if "Kernel panic" in line]
+    start = min([*panics[:1], max(len(lines) - _LAST_LINES, 0)])
+    return "\n".join(["--- the console's last lines", *lines[start:]])
 
 
 @contextlib.contextmanager

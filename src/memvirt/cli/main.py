@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -42,7 +44,10 @@ class Paging(StrEnum):
 
 
 Memory = Annotated[str, typer.Option(help="guest-physical memory of the VM")]
-MachineMemory = Annotated[str, typer.Option(help="machine memory of the host")]
+MachineMemory = Annotated[
+    str | None,
+    typer.Option(help="machine memory of the host; without it 256M, or as much as the VM may need"),
+]
 PagingOption = Annotated[
     Paging, typer.Option(help="shadow or nested page tables; flat: no virtualization, to compare")
 ]
@@ -70,7 +75,7 @@ def _main(
 def boot_command(
     image: Annotated[str, typer.Argument(help='kernel image, or "bundled"')],
     memory: Memory = "64M",
-    machine_memory: MachineMemory = "256M",
+    machine_memory: MachineMemory = None,
     paging: PagingOption = Paging.nested,
     append: Append = "",
     initrd: Initrd = None,
@@ -154,7 +159,7 @@ def map_command(
         float, typer.Option(min=0, help="with --boot: virtual seconds to run first")
     ] = 0.1,
     memory: Memory = "64M",
-    machine_memory: MachineMemory = "256M",
+    machine_memory: MachineMemory = None,
     paging: PagingOption = Paging.nested,
     append: Append = "",
     initrd: Initrd = None,
@@ -188,4 +193,16 @@ def map_command(
 
 def main() -> None:
     """Entry point of the console script."""
-    app()
+    status: int | str | None = 0
+    try:
+        app()
+    except SystemExit as stop:
+        status = stop.code
+    if isinstance(status, str):
+        print(status, file=sys.stderr)
+    # Without the interpreter's own farewell: tearing down the compiled kernels takes longer than
+    # many a guest's whole run, and gives nothing back that the system does not take anyway.
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status if isinstance(status, int) else int(status is not None))

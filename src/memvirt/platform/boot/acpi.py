@@ -38,7 +38,7 @@ _ALL_PROCESSORS = 0xFF
 _AML_NAME, _AML_PACKAGE, _AML_ZERO = b"\x08", b"\x12", b"\x00"
 
 
-def _checksum(data: bytes) -> int:
+def _checksum(data: bytes | bytearray) -> int:
     """The byte that makes the sum over the table zero modulo 256."""
     return -sum(data) & 0xFF
 

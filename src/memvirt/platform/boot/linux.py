@@ -36,7 +36,6 @@ PLATFORM_PARAMETERS = (
     "noapic",  # there is no I/O APIC: leave the 8259A connected to the local APIC's LINT0
     "panic=-1",  # a panic ends the VM (by a reset) instead of spinning for ever
 )
-_SAME_SETTING = {"noapic": ("noapic", "apic")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +119,7 @@ def missing_parameters(image: bytes, command_line: str) -> tuple[str, ...]:
     if not kernel_version(image)[:1].isdigit():
         return ()
     given = {word.split("=")[0] for word in command_line.split()}
-    return tuple(
-        parameter
-        for parameter in PLATFORM_PARAMETERS
-        if given.isdisjoint(_SAME_SETTING.get(parameter, (parameter.split("=")[0],)))
-    )
+    return tuple(p for p in PLATFORM_PARAMETERS if p.split("=")[0] not in given)
 
 
 def load_linux(
