@@ -119,10 +119,10 @@ class PageSharing:
         """Hints that name pages of this VM."""
         return self._scans[guest.vm_id].hints
 
-    def zero_frames(self) -> list[int]:
-        """MPNs of the shared frames of zeroes, one of each salt that has any."""
-        frames = (table.frames.get(ZERO_HASH) for table in self._tables.values())
-        return [mpn for mpn in frames if mpn is not None]
+    def zero_frames(self, guest: GuestMemory) -> list[int]:
+        """The MPN of the shared frame of zeroes that ``guest`` may use, if there is one."""
+        mpn = self._tables[guest.share_salt].frames.get(ZERO_HASH)
+        return [mpn] if mpn is not None and guest.may_share(mpn) else []
 
     def scan(self, guest: GuestMemory, pages: float) -> int:
         """Scan the next ``pages`` pages of a VM (fractions add up); returns how many it shared."""
@@ -189,6 +189,8 @@ class PageSharing:
             page = other.private(np.array([candidate], np.int64))
             if page.size and int(other.hash_pages(page)[0]) == key:
                 mpn = other.make_shared(candidate)
+                if table.frames.get(ZERO_HASH) == mpn:
+                    del table.frames[ZERO_HASH]  # it was once: its pages are counted by this entry
                 table.frames[key] = mpn
                 self._drop_hint(table, key)
                 return mpn
