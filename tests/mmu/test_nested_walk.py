@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import random
 
 import numpy as np
@@ -14,7 +15,7 @@ from memvirt.mmu.entry import EPT_MISCONFIGURATION
 from memvirt.mmu.guest_walk import guest_walk
 from memvirt.mmu.second_level import MISS, ept_walk
 from memvirt.vmm.monitor import PagingMode, VirtualMachineMonitor
-from memvirt.vmm.nested import nested_access
+from memvirt.vmm.nested import drop_nested_entry, nested_access
 
 from . import oracle
 
@@ -123,6 +124,51 @@ def test_random_ept_walks(kind: int) -> None:
             assert address == MISS
             assert vmm.control.violation_level == value
     assert seen == {"ok", "violation", "misconfiguration"}
+
+
+def _forget_all(vmm: VirtualMachineMonitor) -> None:
+    size = control.NESTED_TLB_DTYPE.itemsize * control.NESTED_TLB_ENTRIES
+    ctypes.memset(int(vmm.control.nested_tlb_at), 0, size)
+
+
+def _all_walks(vmm: VirtualMachineMonitor, *, cold: bool) -> list[tuple[int, ...]]:
+    """What every page and kind of access comes to: address, references, rights or violation.
+
+    ``cold`` empties the nested TLB before each.
+    """
+    block, found = vmm.control, []
+    for gpa in range(0, (PAGES + 2) << 12, 0x1000 - 8):
+        for kind in RIGHT:
+            if cold:
+                _forget_all(vmm)
+            before = int(block.walk_references)
+            address = ept_walk(vmm.control_block[0], gpa, kind)
+            references = int(block.walk_references) - before
+            if address == MISS:
+                why = (int(block.violation_level), int(block.violation_qualification))
+            else:
+                why = (int(block.out_permissions),)
+            found.append((address, references, *why))
+    return found
+
+
+def test_nested_tlb_answers_as_the_table_does() -> None:
+    """Cold and warm walks are equal in all they report, and none outlives its entry."""
+    rng = random.Random(11)
+    for _ in range(40):
+        vmm, _ = _random_machine(rng)
+        block = vmm.control
+        cold = _all_walks(vmm, cold=True)
+        assert block.nested_tlb_hits == 0
+        assert _all_walks(vmm, cold=False) == cold
+        hits = int(block.nested_tlb_hits)
+        assert _all_walks(vmm, cold=False) == cold
+        reached = [ppn for ppn in range(PAGES) if ept_walk(vmm.control_block[0], ppn << 12, 0) >= 0]
+        assert (block.nested_tlb_hits > hits) == bool(reached)
+        for ppn in reached:
+            assert drop_nested_entry(vmm.control_block[0], ppn) == 1
+            for kind in RIGHT:
+                assert ept_walk(vmm.control_block[0], ppn << 12, kind) == MISS
 
 
 def test_a_cold_four_on_four_walk_is_24_references() -> None:
