@@ -16,61 +16,24 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from memvirt.address import PAGE_BYTES
-from memvirt.images import image_path
+from memvirt.hosted_vm import REFUSALS, HostedVm, overhead_frames
 from memvirt.remap import Remapper
-from memvirt.scenario import Scenario, VmOptions, shares_of
+from memvirt.scenario import Scenario
 from memvirt.state_directory import StateDirectory
 from memvirt.virtual_machine import EndReason, Machine, Outcome, VirtualMachine
-from memvirt.vmkernel.admission import AdmissionError, VmSettings
-from memvirt.vmkernel.compression import CompressionCache
 from memvirt.vmkernel.events import EventLog
-from memvirt.vmkernel.managed import Condition, ManagedVm
+from memvirt.vmkernel.managed import Condition
 from memvirt.vmkernel.statistics import Sample
-from memvirt.vmkernel.swap import SwapFile, WriteBuffers
+from memvirt.vmkernel.swap import WriteBuffers
 from memvirt.vmkernel.vmkernel import VmKernel
 from memvirt.vmkernel.vmm_memory import VmmMemory
 from memvirt.vmm.check import Violation, check_machine
-from memvirt.vmm.monitor import PagingMode
-from memvirt.vmm.setup import shadow_capacity
 from memvirt.vmm.statistics import MemoryStatistics
 
 _CHECK_EVERY = 32  # rounds between two runs of the consistency checker
 _PARTS = 16  # times a VM may wait for frames in one quantum
 _STUCK_ROUNDS = 200  # rounds in which no VM could run, and nothing is wrong with swap
-_LOADER_FRAMES = 256  # tables and structures beside the image itself
 _WRITE_BUFFERS = (32, 1024)  # frames: 1/128 of machine memory, within these bounds
-
-
-def overhead_frames(pages: int, paging: PagingMode) -> int:
-    """Most frames that the page tables of a VM of ``pages`` pages take, and a small reserve."""
-    if paging is PagingMode.SHADOW:
-        tables = shadow_capacity(pages)
-    else:
-        tables = sum(-(-pages // 512**level) for level in (1, 2, 3)) + 1
-    return tables + 64
-
-
-class _Entry:
-    """One VM of the scenario: waiting to be started, running, or ended."""
-
-    def __init__(self, options: VmOptions, number: int, position: int) -> None:
-        self.options = options
-        self.position = position
-        self.name = options.name if options.count == 1 else f"{options.name}-{number + 1}"
-        self.start_ns = int(options.start * 1e9)
-        self.vm: VirtualMachine | None = None
-        self.managed: ManagedVm | None = None
-        self.swap: SwapFile | None = None
-        self.remapper: Remapper | None = None
-        self.refusal = ""
-
-    @property
-    def live(self) -> bool:
-        return self.managed is not None
-
-    @property
-    def to_come(self) -> bool:
-        return self.vm is None and not self.refusal
 
 
 class HostInterrupted(Exception):
@@ -90,10 +53,10 @@ class Host:
         self.rounds = 0
         self._stuck = 0
         self._final: dict[int, MemoryStatistics] = {}
-        self._entries: list[_Entry] = []
+        self._entries: list[HostedVm] = []
         for options in scenario.vm:
             for number in range(options.count):
-                self._entries.append(_Entry(options, number, len(self._entries)))
+                self._entries.append(HostedVm(options, number, len(self._entries)))
         machine = scenario.machine
         self.machine = Machine(machine.memory, scatter_seed=machine.scatter_seed)
         low, high = _WRITE_BUFFERS
@@ -151,10 +114,10 @@ class Host:
                 continue
             try:
                 self._power_on(entry)
-            except AdmissionError as error:
+            except REFUSALS as error:
                 if refusals_end_it:
                     raise
-                entry.refusal = str(error)
+                entry.refusal = f"VM {entry.name} was not started: {error}"
 
     def _resize_due(self) -> None:
         """Change machine memory as the scenario says. What cannot be had yet is asked for again."""
@@ -167,56 +130,21 @@ class Host:
         if wanted > self.kernel.withdrawn:
             self.kernel.withdraw(wanted - self.kernel.withdrawn)
 
-    def _power_on(self, entry: _Entry) -> None:
-        options, kernel = entry.options, self.kernel
-        paging = PagingMode[options.paging.upper()]
-        pages = options.memory // PAGE_BYTES
-        settings = VmSettings(
-            name=entry.name,
-            memory=pages,
-            shares=shares_of(options),
-            reservation=options.reservation // PAGE_BYTES,
-            limit=None if options.limit is None else options.limit // PAGE_BYTES,
-            group=options.group,
-        )
-        overhead = overhead_frames(pages, paging)
+    def _power_on(self, entry: HostedVm) -> None:
+        settings, kernel = entry.settings, self.kernel
+        overhead = overhead_frames(settings.memory, entry.paging)
         kernel.admission.admit(settings, overhead)
-        image = image_path(options.image)
-        files = [image] if options.initrd is None else [image, Path(options.initrd)]
-        loaded = sum(file.stat().st_size for file in files if file.exists())
-        kernel.make_room(loaded // PAGE_BYTES + _LOADER_FRAMES, f"loading {entry.name}")
         try:
-            vm = VirtualMachine(self.machine, memory=options.memory, paging=paging, name=entry.name)
-            entry.vm = vm
-            vm.vmm.share_salt = kernel.salt(vm.vm_id, options.group)
-            mem = kernel.options
-            entry.swap = SwapFile(
-                self.state_directory.swap_file(entry.name, vm.vm_id),
-                settings.swap,
-                self._buffers,
-                wait_ns=int(mem.swap_read_us * 1000),
-            )
-            vm.vmm.backing = entry.swap
-            if cache := kernel.cache_max(settings):
-                vm.vmm.compressed = CompressionCache(
-                    self.machine,
-                    vm.vm_id,
-                    cache,
-                    codec=mem.mem_zip_codec,
-                    wait_ns=int(mem.unzip_us * 1000),
-                )
-            initrd: bytes | Path = b"" if options.initrd is None else Path(options.initrd)
-            vm.load(image, append=options.append, initrd=initrd)
+            kernel.make_room(entry.frames_to_load(), f"loading {entry.name}")
+            vm, swap = entry.build(self.machine, kernel, self.state_directory, self._buffers)
         except BaseException:
             kernel.admission.leave(settings, overhead)
             raise
-        vm.vmm.reserve.give_back(0)
-        vm.vmm.reserve.managed = True
-        guest = VmmMemory(vm.vmm, swap=entry.swap, balloon=vm.balloon)
+        guest = VmmMemory(vm.vmm, swap=swap, balloon=vm.balloon)
         entry.managed = kernel.power_on(guest, settings, overhead)
         entry.remapper = Remapper(vm, self.scenario.remap, entry.position)
 
-    def _power_off(self, entry: _Entry) -> None:
+    def _power_off(self, entry: HostedVm) -> None:
         if entry.managed is not None:
             self.kernel.power_off(entry.managed)
             entry.managed = None
@@ -280,7 +208,8 @@ class Host:
         self.rounds += 1
         self._resize_due()
         self._start_due()
-        ran = self._run_all(pool, self._runnable(), lambda vm: vm.run_quantum(self._quantum_ns))
+        runnable = self._runnable()
+        self._run_all(pool, runnable, lambda vm: vm.run_quantum(self._quantum_ns))
         for _ in range(_PARTS):
             waiting = [entry for entry in self._live() if entry.vm and entry.vm.waiting]
             if not waiting:
@@ -289,7 +218,10 @@ class Host:
             able = [entry for entry in waiting if self._may_run(entry)]
             if not self._run_all(pool, able, lambda vm: vm.resume_quantum()):
                 break
-        self._balance(self._quantum_ns)
+        ran = [entry for entry in runnable if entry.vm and not entry.vm.paused]
+        # Time stands still for a host whose VMs all wait for a disk.
+        stands = not ran and any(entry.vm and entry.vm.paused for entry in runnable)
+        self._balance(0 if stands else self._quantum_ns)
         for entry in self._live():
             if entry.remapper is not None:
                 entry.remapper()
@@ -297,23 +229,23 @@ class Host:
                 self._power_off(entry)
         if self.scenario.check and self.rounds % _CHECK_EVERY == 0:
             self._check()
-        self._watch_progress(ran)
+        self._watch_progress(len(ran))
 
-    def _live(self) -> list[_Entry]:
+    def _live(self) -> list[HostedVm]:
         return [entry for entry in self._entries if entry.live]
 
-    def _may_run(self, entry: _Entry) -> bool:
+    def _may_run(self, entry: HostedVm) -> bool:
         assert entry.managed is not None
         assert entry.vm is not None
         return entry.managed.condition is Condition.RUNNING or bool(entry.vm.paused)
 
-    def _runnable(self) -> list[_Entry]:
+    def _runnable(self) -> list[HostedVm]:
         return [entry for entry in self._live() if self._may_run(entry)]
 
     def _run_all(
         self,
         pool: ThreadPoolExecutor,
-        entries: Iterable[_Entry],
+        entries: Iterable[HostedVm],
         step: Callable[[VirtualMachine], Outcome | None],
     ) -> int:
         """Run VMs in parallel until all have stopped; returns how many there were."""
@@ -349,7 +281,10 @@ class Host:
             self._stuck = 0
             return
         self._stuck += 1
-        troubled = any(entry.swap and entry.swap.error for entry in self._live())
+        troubled = any(
+            (entry.swap and entry.swap.error) or (entry.vm and entry.vm.paused)
+            for entry in self._live()
+        )
         if troubled:
             time.sleep(0.02)
             for entry in self._live():

@@ -179,7 +179,7 @@ class VirtualMachine:
         """Virtual time skipped because the processor had nothing to do."""
         control = self.vmm.control
         busy = control.port_accesses * PORT_ACCESS_NS + control.time_stamp_reads * TIME_STAMP_NS
-        return int(control.idle_ns - busy)
+        return int(control.idle_ns - busy - control.stall_ns)
 
     @property
     def host_seconds(self) -> float:

@@ -62,7 +62,7 @@ def is_swap_file(fd: int) -> bool:
 
 @pytest.fixture
 def failing_writes(monkeypatch: pytest.MonkeyPatch) -> Disk:
-    disk = Disk(10, 60, errno.ENOSPC)
+    disk = Disk(10, 300, errno.ENOSPC)
     write = SwapFile._write_at
 
     def write_at(self: SwapFile, views: list[memoryview], offset: int) -> None:
@@ -122,6 +122,37 @@ def test_a_damaged_page_is_never_given_to_the_guest(monkeypatch: pytest.MonkeyPa
 def test_a_vm_without_its_swap_is_refused() -> None:
     with pytest.raises(AdmissionError, match=r"random .* needs 16.0 MiB of swap .* 6.0 MiB of 30"):
         Host(scenario('swap = "30M"'))
+
+
+def test_a_late_vm_that_does_not_fit_harms_nobody(tmp_path: Path) -> None:
+    (tmp_path / "initrd").write_bytes(bytes(14 << 20))
+    late = f"""
+        [[vm]]
+        name = "late"
+        memory = "24M"
+        start = 0.1
+        initrd = "{tmp_path}/initrd"
+        """
+    text = """
+        [machine]
+        memory = "32M"
+        state_directory = "STATE"
+        [[vm]]
+        name = "first"
+        memory = "24M"
+        reservation = "23M"
+        append = "workload=fill percent=80 passes=4 balloon=0"
+        """.replace("STATE", f"{tmp_path}/state")
+    with Host(parse_scenario(text + late, "test")) as host:
+        assert not host.run()
+        assert [vm.name for vm in host.vms] == ["first"]
+        assert host.vms[0].outcome is not None
+        assert host.vms[0].outcome.succeeded
+        (refusal,) = host.refusals
+        assert refusal.startswith("VM late was not started: ")
+        assert host.kernel.admission.reserved == 0
+    assert host.machine.free_frames == host.machine.frames
+    assert not (tmp_path / "state").exists()
 
 
 def test_a_file_system_without_room_is_a_clear_error(

@@ -115,14 +115,34 @@ def test_a_failed_write_loses_nothing(disk: Disk) -> None:
     assert disk.put(C)[0] >= 0
 
 
+def test_an_error_ends_when_the_guest_has_its_pages_back(disk: Disk) -> None:
+    disk.number = errno.EIO
+    (slot,) = disk.put(A)
+    disk.file.submit()
+    disk.file.complete()
+    assert disk.file.take(slot) == A
+    disk.number = 0
+    assert disk.file.retry()
+    assert disk.put(B)[0] >= 0
+
+
+def test_a_failing_file_does_not_hold_all_buffers(disk: Disk, tmp_path: Path) -> None:
+    disk.number = errno.EIO
+    assert disk.put(A, B, C, D)[2:] == [REFUSED, REFUSED]
+    disk.number = 0
+    other = SwapFile(tmp_path / "other.vswp", 4, disk.buffers)
+    assert other.put(as_pages([E]))[0] >= 0
+    other.close()
+
+
 def test_a_page_taken_while_it_is_written_frees_its_slot_afterwards(disk: Disk) -> None:
     (slot,) = disk.put(A)
     disk.file.submit()
     assert disk.file.take(slot) == A
-    others = disk.put(B, C, D)
+    others = disk.put(B)
     assert slot not in others
     disk.file.complete()
-    assert disk.file.used == 3
+    assert disk.file.used == 1
     assert slot in disk.put(E, A, B, C, D)
 
 

@@ -15,6 +15,7 @@ from memvirt.vmkernel.options import MemoryOptions, SwapVictims
 from memvirt.vmkernel.victims import choose_victims, give_second_chance
 from memvirt.vmm.monitor import PagingMode
 from memvirt.vmm.pmap import PageState
+from tests.vmm.driver import Driver
 
 from .hosts import Guest, Host
 
@@ -93,10 +94,48 @@ def test_a_second_chance_spares_what_is_in_use(host: Host, paging: PagingMode) -
     assert len(set(many.tolist())) == 400
 
 
-def test_only_private_pages_are_victims(host: Host) -> None:
+def test_shared_pages_are_taken_when_nothing_else_is_left(host: Host) -> None:
     vm = guest(host, PagingMode.NESTED)
+    random = np.random.default_rng(1)
     vm.vmm.unmap(range(100))
-    vm.vmm.make_shared(200)
-    victims = choose_victims(vm.managed.guest, PAGES, SwapVictims.IDLE, np.random.default_rng(1))
-    assert victims.size == PAGES - 101
-    assert (vm.vmm.pmap.state[victims] == PageState.PRIVATE).all()
+    for ppn in (200, 201):
+        vm.fill(ppn, bytes(4096))
+    vm.vmm.share([201], vm.vmm.make_shared(200))
+    vm.vmm.make_shared(300)  # shared with nobody: as good as private
+    victims = choose_victims(vm.managed.guest, PAGES - 102, SwapVictims.IDLE, random)
+    assert sorted(victims) == [ppn for ppn in range(100, PAGES) if ppn not in (200, 201)]
+    assert choose_victims(vm.managed.guest, PAGES, SwapVictims.IDLE, random).size == PAGES - 100
+    vm.vmm.unmap(victims)
+    left = choose_victims(vm.managed.guest, 9, SwapVictims.RANDOM, random)
+    assert sorted(left) == [200, 201]
+    free = host.machine.free_frames
+    assert vm.vmm.unmap(left).discarded == 2
+    assert host.machine.free_frames == free + 1
+    assert vm.vmm.pmap.count(PageState.SHARED) == 0
+
+
+@pytest.mark.parametrize("paging", MODES)
+def test_watching_pages_does_not_disturb_the_sample(host: Host, paging: PagingMode) -> None:
+    vm = guest(host, paging)
+    memory = vm.managed.guest
+    activity = Activity(memory, 100, np.random.default_rng(4))
+    activity.end_period()
+    for ppn in range(PAGES):
+        vm.read(ppn, 0)
+    assert activity.touched_fraction() == 1
+    give_second_chance(memory, PAGES, np.random.default_rng(5))
+    assert activity.touched_fraction() == 1
+
+
+@pytest.mark.parametrize("paging", MODES)
+def test_page_tables_in_use_are_not_idle(paging: PagingMode) -> None:
+    driver = Driver(paging, pages=1100, frames=3000)
+    driver.set_entry(5, (20 << 12) | 7)
+    driver.read(5 << 12)
+    tables = [0, 1, 2, 3]  # root, PDPT, PD and the table of the page, see Driver
+    driver.vmm.begin_sample([*tables, 20])
+    driver.vmm.watch([*tables, 20])
+    assert driver.vmm.untouched(tables).all()
+    driver.read(5 << 12)
+    assert not driver.vmm.untouched([*tables, 20]).any()
+    assert not driver.vmm.idle([*tables, 20]).any()

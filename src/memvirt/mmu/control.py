@@ -33,6 +33,8 @@ FLAG_EXECUTED = 2  # the processor may hold translated code of this page
 FLAG_WRITE_CACHED = 4  # the processor may hold a write translation that would miss stale code
 FLAG_SHADOWED = 8  # at least one shadow page table derives from this page
 FLAG_SAMPLED = 16  # the host took its translations back to see whether it is touched; not yet
+FLAG_WATCHED = 64  # the same, for the choice of pages to reclaim
+FLAGS_UNTIL_TOUCHED = FLAG_SAMPLED | FLAG_WATCHED  # both end with the next access
 FLAG_BALLOONED = 32  # the guest's balloon driver gave the page up; it is unmapped
 
 _WORDS = [

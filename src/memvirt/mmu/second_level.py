@@ -14,6 +14,7 @@ from typing import Any
 from numba import njit
 
 from .control import (
+    FLAGS_UNTIL_TOUCHED,
     NESTED_TLB_ENTRIES,
     PAGING_NESTED,
     READ,
@@ -29,7 +30,7 @@ from .entry import (
     EPT_RIGHTS,
     EPT_WRITE,
 )
-from .native import load8, load32, load64, store64
+from .native import load8, load32, load64, store8, store64
 
 MISS = -1
 
@@ -129,6 +130,9 @@ def pmap_walk(vm: Any, gpa: int, access: int) -> int:
     ppn = gpa >> 12
     if ppn < vm.guest_pages:
         state = load8(vm.pmap_state_at + ppn)
+        flags = load8(vm.pmap_flags_at + ppn)
+        if flags & FLAGS_UNTIL_TOUCHED:  # a guest table that is walked is in use
+            store8(vm.pmap_flags_at + ppn, flags & ~FLAGS_UNTIL_TOUCHED)
         if state == STATE_PRIVATE or (state == STATE_SHARED and access != WRITE):
             vm.out_permissions = EPT_RIGHTS if state == STATE_PRIVATE else EPT_RIGHTS & ~EPT_WRITE
             return (load32(vm.pmap_frame_at + ppn * 4) << 12) | (gpa & 0xFFF)

@@ -118,6 +118,14 @@ class GuestMemory(Protocol):
         """Which of these have been sampled and not accessed since."""
         ...
 
+    def watch(self, ppns: Ppns) -> None:
+        """Notice the next access to each of these pages, apart from sampling."""
+        ...
+
+    def idle(self, ppns: Ppns) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which of these have been watched and not accessed since."""
+        ...
+
     # Sharing
 
     def private(self, ppns: Ppns) -> Ppns:
@@ -151,7 +159,10 @@ class GuestMemory(Protocol):
         ...
 
     def make_large(self, most: int) -> int:
-        """Back up to ``most`` runs of private pages by large pages; returns how many."""
+        """Back up to ``most`` runs of private pages by large pages.
+
+        Returns how many, or -1 if machine memory has no run of frames for even one.
+        """
         ...
 
     def break_large(self, most: int) -> int:
@@ -160,8 +171,12 @@ class GuestMemory(Protocol):
 
     # Reclaiming
 
-    def private_pages(self) -> Ppns:
-        """PPNs of all private pages."""
+    def reclaimable_pages(self) -> Ppns:
+        """PPNs whose unmapping frees a frame: private ones, and those shared with nobody now."""
+        ...
+
+    def shared_pages(self) -> Ppns:
+        """PPNs of all shared pages."""
         ...
 
     def unmap(self, ppns: Ppns) -> Eviction:

@@ -13,6 +13,7 @@ from .admission import VmSettings
 from .guest_memory import GuestMemory, GuestUsage
 
 MINIMUM_GRANT = 64  # frames: fewer would make a VM stop after a few page faults
+MAXIMUM_GRANT = 1024  # frames: as many as a VM's reserve holds
 NEEDED_TO_RUN = 32  # frames without which a VM may not finish a single page fault
 
 
@@ -25,7 +26,7 @@ class Condition(StrEnum):
     PAUSED = "paused"  # cannot go on until somebody helps; the reason says what is wrong
 
 
-@dataclass
+@dataclass(eq=False)
 class ManagedVm:
     """One VM: its memory, what it was granted, and where policy stands with it."""
 

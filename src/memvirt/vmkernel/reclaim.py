@@ -26,7 +26,7 @@ from .victims import choose_victims, give_second_chance
 
 _LIMIT_MARGIN = 0.1  # of a VM's limit: closer to it, its balloon takes what lies beyond
 _DEFLATE_PERCENT = 150  # of minimum free memory: balloons deflate only above, or they would flap
-_STEP = 0.01  # of a VM's memory: smaller changes of a balloon's target are not worth a decision
+_STEP = 0.01  # of a VM's memory: balloons deflate in steps not smaller than that
 _ROUNDS = 4  # times the rest of a need is asked of the VMs that can still give
 
 
@@ -78,7 +78,7 @@ class Reclaimer:
             self._deflate(now, free - self._state.border(_DEFLATE_PERCENT))
         for vm in self._vms:
             # A guest close to its limit had better choose itself what it can do without.
-            beyond = vm.settings.memory - vm.settings.maximum
+            beyond = _beyond_limit(vm)
             if vm.has_driver and vm.room < vm.settings.maximum * _LIMIT_MARGIN and beyond > 0:
                 self._set_balloon(now, vm, max(vm.balloon_target, beyond), "close to its limit")
 
@@ -91,15 +91,18 @@ class Reclaimer:
 
     def _deflate(self, now: int, spare: int) -> None:
         """Let guests have pages back, a quarter of what is to spare at a time."""
-        inflated = [vm for vm in self._vms if vm.has_driver and vm.balloon_target > 0]
-        inflated = [vm for vm in inflated if vm.settings.limit is None]
-        total = sum(vm.balloon_target for vm in inflated)
+        inflated = [
+            vm for vm in self._vms if vm.has_driver and vm.balloon_target > _beyond_limit(vm)
+        ]
+        total = sum(vm.balloon_target - _beyond_limit(vm) for vm in inflated)
         give = min(total, spare // 4)
         if total == 0 or give <= 0:
             return
         for vm in inflated:
-            part = -(-give * vm.balloon_target // total)
-            target = max(vm.balloon_target - part, 0)
+            floor = _beyond_limit(vm)
+            part = -(-give * (vm.balloon_target - floor) // total)
+            part = max(part, int(vm.settings.memory * _STEP))
+            target = max(vm.balloon_target - part, floor)
             reason = f"state {self._state.state.name.lower()}: {spare} pages to spare"
             self._set_balloon(now, vm, target, reason)
 
@@ -107,8 +110,9 @@ class Reclaimer:
         target = min(target, vm.balloon_max)
         balloon = vm.guest.balloon
         change = target - vm.balloon_target
-        small = abs(change) < vm.settings.memory * _STEP and target not in (0, vm.balloon_max)
-        if balloon is None or change == 0 or small:
+        # Only deflating may wait until it is worth it: memory is short when a balloon inflates.
+        small = -change < vm.settings.memory * _STEP and target not in (0, _beyond_limit(vm))
+        if balloon is None or change == 0 or (change < 0 and small):
             return
         vm.balloon_target = balloon.target = target
         self._events.record(now, vm.name, Mechanism.BALLOON, change, reason)
@@ -167,3 +171,8 @@ class Reclaimer:
         for vm, pages in zip(self._vms, self._revoke(self._vms, expected), strict=True):
             if pages > 0:
                 give_second_chance(vm.guest, pages, vm.random)
+
+
+def _beyond_limit(vm: ManagedVm) -> int:
+    """Pages of a VM's memory that its limit keeps it from having."""
+    return vm.settings.memory - vm.settings.maximum

@@ -37,17 +37,16 @@ def _host_row(kernel: VmKernel, rows: list[VmMemory]) -> HostMemory:
     usages = [vm.usage for vm in kernel.vms]
     shared = sum(usage.shared for usage in usages)
     common = round(sum(usage.shared_cost for usage in usages))
-    tables = sum(usage.table_frames for usage in usages)
-    reserves = sum(usage.reserve_frames for usage in usages)
+    guest = sum(usage.private for usage in usages) + common
     zip_frames = sum(usage.compressed_frames for usage in usages)
     return HostMemory(
         time_ns=kernel.time_ns,
         state=kernel.state.state,
         total=kernel.machine.frames,
         vmkernel=kernel.own_frames,
-        overhead=tables + zip_frames,
-        guest=sum(usage.private for usage in usages) + common,
-        free=kernel.machine.free_frames + reserves,
+        overhead=kernel.machine.frames - kernel.own_frames - guest - kernel.free,
+        guest=guest,
+        free=kernel.free,
         min_free=kernel.min_free,
         reserved=kernel.admission.reserved,
         unreserved=kernel.admission.unreserved,

@@ -187,7 +187,8 @@ class PageSharing:
         if hint is not None:
             other, candidate = hint
             page = other.private(np.array([candidate], np.int64))
-            if page.size and int(other.hash_pages(page)[0]) == key:
+            whole = not self.break_large and other.in_large_page(page).any()
+            if page.size and not whole and int(other.hash_pages(page)[0]) == key:
                 mpn = other.make_shared(candidate)
                 if table.frames.get(ZERO_HASH) == mpn:
                     del table.frames[ZERO_HASH]  # it was once: its pages are counted by this entry

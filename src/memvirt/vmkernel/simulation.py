@@ -104,6 +104,7 @@ class SimulatedGuest:
         self._cache_max = cache_max
         self._state = np.zeros(pages, np.uint8)
         self._sampled = np.zeros(pages, np.bool_)
+        self._watched = np.zeros(pages, np.bool_)
         self._frame = np.zeros(0, np.int64)  # of shared pages; made when the first is
         self._counts = np.zeros(len(PageState), np.int64)
         self._counts[PageState.UNMAPPED] = pages
@@ -115,6 +116,7 @@ class SimulatedGuest:
         """Touch the working set; False if there were not frames enough for all of it."""
         working = round(self.pages * self.active)
         self._sampled[:working] = False
+        self._watched[:working] = False
         state = self._state[:working]
         missing = np.flatnonzero((state != PageState.PRIVATE) & (state != PageState.SHARED))
         wanted = int(missing.size)
@@ -182,11 +184,20 @@ class SimulatedGuest:
     def untouched(self, ppns: Ppns) -> np.ndarray[Any, np.dtype[np.bool_]]:
         return self._sampled[ppns]
 
+    def watch(self, ppns: Ppns) -> None:
+        self._watched[ppns] = True
+
+    def idle(self, ppns: Ppns) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        return self._watched[ppns]
+
     def private(self, ppns: Ppns) -> Ppns:
         return ppns[self._state[ppns] == PageState.PRIVATE]
 
-    def private_pages(self) -> Ppns:
+    def reclaimable_pages(self) -> Ppns:
         return np.flatnonzero(self._state == PageState.PRIVATE)
+
+    def shared_pages(self) -> Ppns:
+        return np.flatnonzero(self._state == PageState.SHARED)
 
     def unmap(self, ppns: Ppns) -> Eviction:
         resident = np.unique(self.private(np.asarray(ppns, np.int64)))

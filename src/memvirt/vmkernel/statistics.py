@@ -30,9 +30,9 @@ class HostMemory:
     # PMEM and VMKMEM
     total: int  # machine memory
     vmkernel: int  # frames of the VMkernel itself
-    overhead: int  # shadow and nested page tables, reserves and caches of VMs
+    overhead: int  # page tables and compression caches of VMs, and what each keeps in reserve
     guest: int  # frames that back guest pages, shared ones once
-    free: int  # free frames, the VMs' unused reserves included
+    free: int  # free frames, with what could be taken back of the VMs' unused reserves
     min_free: int
     reserved: int
     unreserved: int

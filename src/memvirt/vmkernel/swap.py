@@ -133,10 +133,14 @@ class SwapFile:
         return slots
 
     def _have_buffer(self) -> bool:
-        if self._buffers.free == 0 and self.error is None:
+        if self.error is None and (self._buffers.free == 0 or not self._below_share()):
             # Reclaiming faster than the disk writes has to wait for it.
             self._buffers.write_all()
-        return self._buffers.free > 0 and self.error is None
+        return self._buffers.free > 0 and self.error is None and self._below_share()
+
+    def _below_share(self) -> bool:
+        """A file whose writes fail must not hold all buffers: others could not swap either."""
+        return len(self._buffered) < max(self._buffers.count // 2, 1)
 
     def submit(self) -> None:
         """Hand the pages that wait to the writer, unless a batch is under way."""
@@ -196,6 +200,8 @@ class SwapFile:
                 self._forget_buffer(slot)
             self._free.append(slot)
         self._dropped = set()
+        if not self._waiting:
+            self.error = None  # nothing is left that could not be written: the next batch will tell
 
     def _forget_buffer(self, slot: int) -> None:
         self._buffers.give_back(self._buffered.pop(slot))

@@ -23,13 +23,17 @@ _CHANCE_MAXIMUM = 1024
 def choose_victims(
     guest: GuestMemory, count: int, how: SwapVictims, random: np.random.Generator
 ) -> Ppns:
-    """Up to ``count`` private pages of the VM."""
-    pages: Any = guest.private_pages()
+    """Up to ``count`` pages of the VM whose unmapping frees frames.
+
+    Pages that others share too come last: each frees only its part of a frame.
+    """
+    pages: Any = guest.reclaimable_pages()
     if pages.size <= count:
-        return np.asarray(pages)
+        others = np.setdiff1d(guest.shared_pages(), pages)
+        return np.concatenate((pages, random.permutation(others)[: count - pages.size]))
     if how is SwapVictims.RANDOM:
         return np.asarray(random.choice(pages, count, replace=False))
-    idle = guest.untouched(pages)
+    idle = guest.idle(pages)
     quiet = random.permutation(pages[idle])[:count]
     others = random.permutation(pages[~idle])[: count - quiet.size]
     return np.concatenate((quiet, others))
@@ -40,9 +44,9 @@ def give_second_chance(guest: GuestMemory, expected: int, random: np.random.Gene
 
     The guest pays a hidden fault for each one it touches.
     """
-    pages: Any = guest.private_pages()
-    pages = pages[~guest.untouched(pages)]
+    pages: Any = guest.reclaimable_pages()
+    pages = pages[~guest.idle(pages)]
     count = min(_CHANCE * expected, _CHANCE_MAXIMUM, pages.size)
     if count > 0:
-        guest.begin_sample(random.choice(pages, count, replace=False))
+        guest.watch(random.choice(pages, count, replace=False))
     return int(count)

@@ -28,13 +28,20 @@ from .host_state import (
     HostStateMachine,
     minimum_free_pages,
 )
-from .managed import MINIMUM_GRANT, NEEDED_TO_RUN, Condition, ManagedVm
+from .managed import (
+    MAXIMUM_GRANT,
+    MINIMUM_GRANT,
+    NEEDED_TO_RUN,
+    Condition,
+    ManagedVm,
+)
 from .options import MemoryOptions, Salting
 from .reclaim import Reclaimer
 from .report import departed, sample
 from .sharing import PageSharing
 from .statistics import HostState, Sample, VmMemory
 
+_LARGE_PAGES_BACKOFF_NS = 500_000_000
 _LARGE_PAGES_A_ROUND = 4  # large pages made or broken at one quiescent point
 _PRESSURE_SCAN_FACTOR = 8  # sharing is scanned for so much faster below state high
 
@@ -69,14 +76,16 @@ class VmKernel:
         self._seed = seed
         self._salts: dict[str, int] = {}
         self._withdrawn: list[Any] = []
+        self._large_pages_due_ns = 0
         self._balance_due_ns = 0
         self._sample_due_ns = 0
         self.reclaimer = Reclaimer(self.vms, options, self.state, self.events)
 
     @property
     def free(self) -> int:
-        """Free frames, those lent to VMs as reserve and not used included."""
-        return self.machine.free_frames + sum(vm.guest.reserve for vm in self.vms)
+        """Free frames, with those in the reserves of VMs beyond what each has to keep."""
+        lent = sum(max(vm.guest.reserve - MINIMUM_GRANT, 0) for vm in self.vms)
+        return self.machine.free_frames + lent
 
     # Power -------------------------------------------------------------------------------------
 
@@ -96,10 +105,12 @@ class VmKernel:
     def make_room(self, frames: int, what: str) -> None:
         """Reclaim until ``frames`` frames are free beyond the border of state low."""
         for vm in self.vms:
-            vm.guest.give_back(MINIMUM_GRANT)
+            vm.granted -= vm.guest.give_back(MINIMUM_GRANT)
         need = frames + self.state.border(HARD_PERCENT) - self.machine.free_frames
         if need > 0:
-            self._settle()
+            for vm in self.vms:
+                vm.guest.settle()
+                vm.refresh()
             self.reclaimer.take_pages(self.time_ns, need, f"{frames} pages for {what}")
 
     def withdraw(self, frames: int) -> int:
@@ -116,9 +127,16 @@ class VmKernel:
         if count:
             self._withdrawn.append(self.machine.allocate(count, kind=FrameKind.VMKERNEL))
             self.own_frames += count
-            self.admission.memory -= count
+            self._resized()
             self.events.record(self.time_ns, "", Mechanism.RESIZE, -count, "withdrawn from use")
         return count
+
+    def _resized(self) -> None:
+        """Minimum free memory and what can be reserved follow the memory that is managed."""
+        managed = self.machine.frames - self.own_frames
+        self.min_free = minimum_free_pages(managed, self.options.min_free_pct)
+        self.state.min_free = self.min_free
+        self.admission.memory = managed - self.min_free
 
     @property
     def withdrawn(self) -> int:
@@ -132,7 +150,7 @@ class VmKernel:
             self.machine.release(mpns)
         self._withdrawn = []
         self.own_frames -= frames
-        self.admission.memory += frames
+        self._resized()
         if frames:
             self.events.record(self.time_ns, "", Mechanism.RESIZE, frames, "in use again")
         return frames
@@ -189,7 +207,6 @@ class VmKernel:
         self.time_ns += elapsed_ns
         self._settle()
         if elapsed_ns:
-            self._sample()
             self._share(elapsed_ns)
         before = self.state.state
         free = self.free
@@ -201,16 +218,21 @@ class VmKernel:
         if state >= HostState.HARD:
             self._reclaim(free)
         if elapsed_ns:
-            self.reclaimer.prepare_victims(free)
             self._manage_large_pages()
         self._grant_all()
+        if elapsed_ns:
+            # Last: pages watched from now on tell nothing before their guest has run.
+            self._sample()
+            self.reclaimer.prepare_victims(free)
+            for vm in self.vms:
+                vm.used = 0
         for vm in self.vms:
             vm.guest.submit_writes()
 
     def _settle(self) -> None:
         for vm in self.vms:
             vm.guest.settle()
-            vm.used = max(vm.granted - vm.guest.reserve, 0)
+            vm.used += max(vm.granted - vm.guest.reserve, 0)
             vm.granted = vm.guest.reserve
             vm.refresh()
 
@@ -286,7 +308,9 @@ class VmKernel:
 
     def _manage_large_pages(self) -> None:
         """Make large pages in state high; below, break them, so that their pages can be shared."""
-        if not self.options.large_pages:
+        if not self.options.large_pages or (
+            self.state.state is HostState.HIGH and self.time_ns < self._large_pages_due_ns
+        ):
             return
         left = _LARGE_PAGES_A_ROUND
         for vm in self.vms:
@@ -296,6 +320,9 @@ class VmKernel:
                 # Only a VM that has had new frames can have a new run of private pages.
                 changed = vm.guest.make_large(left) if vm.used else 0
                 why = "made: memory is plenty"
+                if changed < 0:  # machine memory is in pieces: looking for runs costs a scan of it
+                    self._large_pages_due_ns = self.time_ns + _LARGE_PAGES_BACKOFF_NS
+                    break
             else:
                 break
             left -= changed
@@ -308,13 +335,13 @@ class VmKernel:
 
     def _grant_all(self) -> None:
         """Give each VM frames for its next quantum: twice what it used, within what is fair."""
-        for vm in self.vms:
-            if vm.guest.reserve > max(2 * vm.used, MINIMUM_GRANT):
-                vm.guest.give_back(max(2 * vm.used, MINIMUM_GRANT))
+        share = {vm: min(max(2 * vm.used, MINIMUM_GRANT), MAXIMUM_GRANT) for vm in self.vms}
+        for vm, frames in share.items():
+            vm.guest.give_back(frames)
         hungry = len([vm for vm in self.vms if vm.used or vm.waiting]) or 1
         for vm in self.vms:
             fair = self.machine.free_frames // (2 * hungry)
-            wanted = max(2 * vm.used, MINIMUM_GRANT) - vm.guest.reserve
+            wanted = share[vm] - vm.guest.reserve
             self._grant(vm, min(wanted, max(fair, MINIMUM_GRANT)))
             vm.granted = vm.guest.reserve
 
@@ -345,9 +372,8 @@ class VmKernel:
         """Frames a VM may still get under its limit; at it, it has to give up others first."""
         room = vm.room - vm.guest.reserve
         if room < MINIMUM_GRANT and vm.guest.reserve < NEEDED_TO_RUN:
-            self.reclaimer.take_from(
-                self.time_ns, vm, max(wanted, MINIMUM_GRANT) - room, "at its limit"
-            )
+            need = max(wanted, MINIMUM_GRANT) - room
+            self.reclaimer.take_from(self.time_ns, vm, need, "at its limit")
             room = vm.room - vm.guest.reserve
         return max(room, 0)
 

@@ -77,11 +77,23 @@ class VmmMemory:
     def untouched(self, ppns: Ppns) -> np.ndarray[Any, np.dtype[np.bool_]]:
         return self.vmm.untouched(ppns)
 
+    def watch(self, ppns: Ppns) -> None:
+        self.vmm.watch(ppns)
+
+    def idle(self, ppns: Ppns) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        return self.vmm.idle(ppns)
+
     def private(self, ppns: Ppns) -> Ppns:
         return ppns[self.vmm.pmap.state[ppns] == PageState.PRIVATE]
 
-    def private_pages(self) -> Ppns:
-        return np.flatnonzero(self.vmm.pmap.state == PageState.PRIVATE)
+    def reclaimable_pages(self) -> Ppns:
+        pmap = self.vmm.pmap
+        alone = np.flatnonzero(pmap.state == PageState.SHARED)
+        alone = alone[self.vmm.machine.references[pmap.frame[alone]] == 1]
+        return np.concatenate((np.flatnonzero(pmap.state == PageState.PRIVATE), alone))
+
+    def shared_pages(self) -> Ppns:
+        return np.flatnonzero(self.vmm.pmap.state == PageState.SHARED)
 
     def hash_pages(self, ppns: Ppns) -> Hashes:
         return self.vmm.hash_pages(ppns)
@@ -110,7 +122,10 @@ class VmmMemory:
         runs = pmap.pages // LARGE_PAGES
         private = (pmap.state[: runs * LARGE_PAGES] == PageState.PRIVATE).reshape(-1, LARGE_PAGES)
         whole = np.flatnonzero(private.all(axis=1) & (pmap.large[:runs] == 0))
-        return sum(self.vmm.make_large(int(run) * LARGE_PAGES) for run in whole[:most])
+        for made, run in enumerate(whole[:most].tolist()):
+            if not self.vmm.make_large(run * LARGE_PAGES):
+                return made or -1
+        return min(int(whole.size), most)
 
     def break_large(self, most: int) -> int:
         runs = np.flatnonzero(self.vmm.pmap.large)[:most]

@@ -14,7 +14,7 @@ from numba import njit
 from memvirt.machine.memory import FrameKind
 from memvirt.mmu.control import (
     FLAG_BALLOONED,
-    FLAG_SAMPLED,
+    FLAGS_UNTIL_TOUCHED,
     NEED_FRAMES,
     NEED_PAGE,
     OK,
@@ -54,8 +54,8 @@ def resolve_page(vm: Any, ppn: int, write: bool) -> int:
     """
     flags_at = vm.pmap_flags_at + ppn
     flags = load8(flags_at)
-    if flags & FLAG_SAMPLED:
-        store8(flags_at, flags & ~FLAG_SAMPLED)
+    if flags & FLAGS_UNTIL_TOUCHED:
+        store8(flags_at, flags & ~FLAGS_UNTIL_TOUCHED)
         vm.sampled_touches += 1
     state = load8(vm.pmap_state_at + ppn)
     if state == STATE_PRIVATE or (state == STATE_SHARED and not write):

@@ -291,7 +291,7 @@ class VirtualMachineMonitor:
         the page cannot be read now, with nothing changed; PageCorrupted if it is lost.
         """
         state = self.pmap.state_of(ppn)
-        self.pmap.flags[ppn] &= ~np.uint8(control.FLAG_SAMPLED)
+        self.pmap.flags[ppn] &= ~np.uint8(control.FLAGS_UNTIL_TOUCHED)
         if state is PageState.SHARED and write:
             self._break_share(ppn)
         elif state is PageState.SWAPPED:
@@ -328,15 +328,28 @@ class VirtualMachineMonitor:
 
     def begin_sample(self, ppns: PpnsLike) -> None:
         """Take the translations of ``ppns`` back, so that the next access to each is noticed."""
+        self._notice(ppns, control.FLAG_SAMPLED)
+
+    def watch(self, ppns: PpnsLike) -> None:
+        """As ``begin_sample``, for the choice of pages to reclaim: the two do not disturb."""
+        self._notice(ppns, control.FLAG_WATCHED)
+
+    def _notice(self, ppns: PpnsLike, flag: int) -> None:
         pages = np.unique(np.asarray(ppns, np.int64))
         resident = self._select(pages, _PRIVATE + _SHARED)
         self._invalidate(resident, breaking=False)
-        self.pmap.flags[pages] |= np.uint8(control.FLAG_SAMPLED)
+        self.pmap.flags[pages] |= np.uint8(flag)
 
     def untouched(self, ppns: PpnsLike) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Which of ``ppns`` have been sampled and not been accessed since."""
-        flags = self.pmap.flags[np.asarray(ppns, np.int64)]
-        return (flags & np.uint8(control.FLAG_SAMPLED)) != 0
+        return self._has_flag(ppns, control.FLAG_SAMPLED)
+
+    def idle(self, ppns: PpnsLike) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which of ``ppns`` have been watched and not been accessed since."""
+        return self._has_flag(ppns, control.FLAG_WATCHED)
+
+    def _has_flag(self, ppns: PpnsLike, flag: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        return (self.pmap.flags[np.asarray(ppns, np.int64)] & np.uint8(flag)) != 0
 
     # The guest's memory as the host sees it ----------------------------------------------------
 

@@ -12,7 +12,7 @@ from typing import Any
 from numba import njit
 
 from memvirt.mmu.control import (
-    FLAG_SAMPLED,
+    FLAGS_UNTIL_TOUCHED,
     NEED_FRAMES,
     NEED_PAGE,
     OK,
@@ -94,7 +94,7 @@ def _map_large_page(vm: Any, first_ppn: int) -> None:
     store64(at, (frame << 12) | EPT_LARGE | EPT_WRITE_BACK | EPT_RIGHTS)
     for ppn in range(first_ppn, first_ppn + 512):
         flags = load8(vm.pmap_flags_at + ppn)
-        store8(vm.pmap_flags_at + ppn, flags & ~FLAG_SAMPLED)
+        store8(vm.pmap_flags_at + ppn, flags & ~FLAGS_UNTIL_TOUCHED)
 
 
 @njit(nogil=True, cache=True)

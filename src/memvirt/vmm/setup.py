@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from memvirt.address import PAGE_BYTES
+from memvirt.address import PAGE_BYTES, PAGE_SHIFT
 from memvirt.machine.memory import FrameKind, MachineMemory
 
 from .pmap import PageState, Pmap
@@ -18,7 +18,12 @@ LAPIC_GPA = 0xFEE0_0000
 
 
 def set_up_control(block: Any, machine: MachineMemory, pmap: Pmap, paging: int, vm_id: int) -> None:
-    """Tell compiled code where machine memory and the pmap are."""
+    """Tell compiled code where machine memory and the pmap are.
+
+    Raises ValueError for machine memory beyond the width of a physical address.
+    """
+    if machine.frames > 1 << (PHYSICAL_ADDRESS_BITS - PAGE_SHIFT):
+        raise ValueError(f"machine memory of {machine.frames} frames: at most 1 TiB has addresses")
     block.paging = paging
     block.vm_id = vm_id
     block.physical_address_bits = PHYSICAL_ADDRESS_BITS
