@@ -1,13 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run every benchmark, or those named: ``python -m bench [tlb_miss] [exits] [linux_boot]``."""
+"""Run every benchmark, or those named: ``python -m bench [tlb_miss] [exits] ...``."""
 
 from __future__ import annotations
 
 import sys
 
-from bench import exits, linux_boot, tlb_miss
+from bench import (
+    exits,
+    linux_boot,
+    overcommit,
+    page_sharing,
+    reclaim,
+    swap_victims,
+    tlb_miss,
+    vmkernel_scale,
+)
 
-_BENCHMARKS = {"tlb_miss": tlb_miss.main, "exits": exits.main, "linux_boot": linux_boot.main}
+_BENCHMARKS = {
+    "tlb_miss": tlb_miss.main,
+    "exits": exits.main,
+    "page_sharing": page_sharing.main,
+    "reclaim": reclaim.main,
+    "swap_victims": swap_victims.main,
+    "overcommit": overcommit.main,
+    "vmkernel_scale": vmkernel_scale.main,
+    "linux_boot": linux_boot.main,
+}
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from memvirt.address import PAGE_BYTES
@@ -71,6 +71,10 @@ class _Entry:
     @property
     def to_come(self) -> bool:
         return self.vm is None and not self.refusal
+
+
+class HostInterrupted(Exception):
+    """Somebody asked for the run to end before its time."""
 
 
 class Host:
@@ -240,9 +244,11 @@ class Host:
         *,
         on_sample: Callable[[Sample], object] | None = None,
         sample_interval: float = 0.1,
+        interrupted: Callable[[], bool] = lambda: False,
     ) -> bool:
         """Run every VM to its end; True if all verified their memory.
 
+        ``interrupted`` is asked at each quiescent point; HostInterrupted is raised once it says so.
         ``on_tick`` is called about every ``tick`` seconds of host time, ``on_sample`` every
         ``sample_interval`` seconds of virtual time and once at the end, both while every
         processor is stopped.
@@ -253,6 +259,8 @@ class Host:
         workers = min(len(self._entries), os.cpu_count() or 1)
         with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="vm") as pool:
             while any(entry.live or entry.to_come for entry in self._entries):
+                if interrupted():
+                    raise HostInterrupted
                 if on_sample is not None and self.kernel.time_ns >= next_sample:
                     next_sample = self.kernel.time_ns + int(sample_interval * 1e9)
                     on_sample(self.sample())
@@ -316,9 +324,11 @@ class Host:
             for future in running:
                 future.result()
         except BaseException:
+            # Nothing may be torn down while a processor runs.
             for vm in self.vms:
                 if vm.outcome is None:
                     vm.processor.request_stop()
+            wait(running)
             raise
         return len(running)
 

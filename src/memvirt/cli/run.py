@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.live import Live
 
 from memvirt import __version__
-from memvirt.host import Host
+from memvirt.host import Host, HostInterrupted
 from memvirt.observe.batch import BatchWriter
 from memvirt.observe.esxtop import BY_NAME, Column
 from memvirt.observe.record import Recorder, export_events
@@ -90,17 +90,24 @@ def _output_errors() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends a run as Ctrl-C does: swap files are removed, records completed."""
+def _interruptions() -> Iterator[Callable[[], bool]]:
+    """Whether somebody wants the run to end: Ctrl-C or SIGTERM, acted upon when it is safe.
 
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
+    An exception in the middle of anything would tear down memory that processors on other threads
+    are using.
+    """
+    asked = False
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    def note(*_: Any) -> None:
+        nonlocal asked
+        asked = True
+
+    before = {sent: signal.signal(sent, note) for sent in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield lambda: asked
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for sent, handler in before.items():
+            signal.signal(sent, handler)
 
 
 def _batch_output(scenario: Scenario) -> Callable[[Sample], None]:
@@ -133,7 +140,7 @@ def run(options: RunOptions) -> int:
     summary = Summary()
     watchers: list[Callable[[Sample], None]] = [summary.see]
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_terminate_as_interrupt())
+        interrupted = stack.enter_context(_interruptions())
         host = stack.enter_context(Host(scenario))
         if options.record is not None:
             recorder = Recorder(
@@ -151,8 +158,8 @@ def run(options: RunOptions) -> int:
                 watch(sample)
 
         try:
-            _run_host(host, scenario, out, columns, on_sample, options)
-        except KeyboardInterrupt:
+            _run_host(host, scenario, out, columns, on_sample, options, interrupted)
+        except HostInterrupted:
             print("memvirt: interrupted", file=sys.stderr)
             return INTERRUPTED
         finally:
@@ -169,9 +176,10 @@ def _run_host(
     columns: list[Column] | None,
     on_sample: Any,
     options: RunOptions,
+    interrupted: Callable[[], bool],
 ) -> None:
     if options.batch or not out.is_terminal:
-        host.run(on_sample=on_sample, sample_interval=options.interval)
+        host.run(on_sample=on_sample, sample_interval=options.interval, interrupted=interrupted)
         return
     screen = Screen(host, vm_names(scenario), columns)
     with Live(console=out, auto_refresh=False, transient=True) as live:
@@ -179,4 +187,9 @@ def _run_host(
         def redraw() -> None:
             live.update(screen.draw(out.width, out.height), refresh=True)
 
-        host.run(redraw, on_sample=on_sample, sample_interval=options.interval)
+        host.run(
+            redraw,
+            on_sample=on_sample,
+            sample_interval=options.interval,
+            interrupted=interrupted,
+        )

@@ -100,7 +100,7 @@ def _vm_row(kernel: VmKernel, vm: ManagedVm) -> VmMemory:
         zips_total=usage.zips_total,
         unzips_total=usage.unzips_total,
         shared=usage.shared,
-        zero=vm.guest.mapped_to(kernel.sharing.zero_frames()),
+        zero=vm.guest.mapped_to(kernel.sharing.zero_frames(vm.guest)),
         shared_saved=usage.shared - usage.shared_cost,
         hints=kernel.sharing.hints(vm.guest),
         overhead=usage.table_frames + usage.reserve_frames,

@@ -11,6 +11,7 @@ another owner's memory.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -40,14 +41,34 @@ class _Table:
 
 @dataclass
 class _Scan:
-    """The scan of one VM: a random permutation, so that a pass sees each page once."""
+    """The scan of one VM, in a scattered order that costs no memory: each page once in a pass.
 
-    order: Ppns
+    Page i of the order is (stride * i + start) mod pages, the stride having no common divisor
+    with the number of pages.
+    """
+
+    pages: int
     hint_key: Hashes  # hash under which a page is a hint, by PPN
+    stride: int = 1
+    start: int = 0
     position: int = 0
     passes: int = 0
     due: float = 0.0  # pages to scan, a fraction carried over
     hints: int = 0
+
+    def shuffle(self, random: np.random.Generator) -> None:
+        """Draw the order of the next pass."""
+        self.position = 0
+        self.start = int(random.integers(self.pages))
+        self.stride = int(random.integers(1, self.pages + 1))
+        while math.gcd(self.stride, self.pages) != 1:
+            self.stride = self.stride % self.pages + 1
+
+    def next(self, count: int) -> Ppns:
+        """The next ``count`` pages of the order."""
+        numbers = np.arange(self.position, self.position + count)
+        self.position += count
+        return (numbers * self.stride + self.start) % self.pages
 
 
 class PageSharing:
@@ -62,8 +83,9 @@ class PageSharing:
         self.collisions = 0  # equal hashes of different pages, and entries out of date
 
     def add(self, guest: GuestMemory) -> None:
-        order = self._random.permutation(guest.pages)
-        self._scans[guest.vm_id] = _Scan(order, np.zeros(guest.pages, np.uint64))
+        scan = _Scan(guest.pages, np.zeros(guest.pages, np.uint64))
+        scan.shuffle(self._random)
+        self._scans[guest.vm_id] = scan
         self._tables.setdefault(guest.share_salt, _Table())
 
     def remove(self, guest: GuestMemory) -> None:
@@ -97,10 +119,10 @@ class PageSharing:
         """Hints that name pages of this VM."""
         return self._scans[guest.vm_id].hints
 
-    def zero_frames(self) -> list[int]:
-        """MPNs of the shared frames of zeroes, one of each salt that has any."""
-        frames = (table.frames.get(ZERO_HASH) for table in self._tables.values())
-        return [mpn for mpn in frames if mpn is not None]
+    def zero_frames(self, guest: GuestMemory) -> list[int]:
+        """The MPN of the shared frame of zeroes that ``guest`` may use, if there is one."""
+        mpn = self._tables[guest.share_salt].frames.get(ZERO_HASH)
+        return [mpn] if mpn is not None and guest.may_share(mpn) else []
 
     def scan(self, guest: GuestMemory, pages: float) -> int:
         """Scan the next ``pages`` pages of a VM (fractions add up); returns how many it shared."""
@@ -111,13 +133,11 @@ class PageSharing:
         shared = 0
         while count > 0:
             size = min(count, _BATCH, guest.pages - scan.position)
-            shared += self.scan_pages(guest, scan.order[scan.position : scan.position + size])
-            scan.position += size
+            shared += self.scan_pages(guest, scan.next(size))
             count -= size
             if scan.position == guest.pages:
-                scan.position = 0
                 scan.passes += 1
-                scan.order = self._random.permutation(guest.pages)
+                scan.shuffle(self._random)
         return shared
 
     def scan_pages(self, guest: GuestMemory, ppns: Ppns) -> int:
@@ -169,6 +189,8 @@ class PageSharing:
             page = other.private(np.array([candidate], np.int64))
             if page.size and int(other.hash_pages(page)[0]) == key:
                 mpn = other.make_shared(candidate)
+                if table.frames.get(ZERO_HASH) == mpn:
+                    del table.frames[ZERO_HASH]  # it was once: its pages are counted by this entry
                 table.frames[key] = mpn
                 self._drop_hint(table, key)
                 return mpn

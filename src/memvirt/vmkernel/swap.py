@@ -11,6 +11,7 @@ VM's file are known to that VM only, and the file is private to the user who run
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -90,7 +91,8 @@ class SwapFile:
     def _create(self) -> int:
         fd = -1
         try:
-            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            # A new file, not one (or a link) that somebody put there: its mode would be theirs.
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             if self.slots:
                 os.posix_fallocate(fd, 0, self.slots * PAGE_BYTES)
         except OSError as error:
@@ -166,6 +168,8 @@ class SwapFile:
         while rest:
             offset += written
             written = os.pwrite(self._fd, rest, offset)
+            if written == 0:
+                raise OSError(errno.EIO, "nothing could be written")
             rest = rest[written:]
 
     def complete(self) -> None:

@@ -4,7 +4,8 @@
 A page of zeroes needs no keeping. One that compresses to a half or less stays in memory as
 compressed page, if the VM has a place for those; when that is full, the pages kept there longest
 move on to the backing store. All others go to the backing store. A page that nobody takes keeps
-a frame: content is never lost.
+a frame: content is never lost. Giving up a shared frame may free nothing, so shared pages are
+evicted apart, and hold on to their frames until each has found a place.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ import numpy as np
 
 from memvirt.address import PAGE_BYTES
 from memvirt.machine.content import Pages
-from memvirt.machine.memory import FrameKind
+from memvirt.machine.memory import FrameKind, Frames
 
-from .backing import FULL, REFUSED, Slots
+from .backing import FULL, REFUSED, PageCorrupted, Slots
 from .pmap import PageState
 
 if TYPE_CHECKING:
@@ -56,18 +57,20 @@ class Eviction:
 def evict(vmm: VirtualMachineMonitor, ppns: Ppns) -> Eviction:
     """Unmap resident pages whose translations have been taken back already."""
     total = Eviction()
-    for start in range(0, ppns.size, _BATCH):
-        total += _evict_batch(vmm, ppns[start : start + _BATCH])
+    shared = vmm.pmap.state[ppns] == PageState.SHARED
+    for pages, are_shared in ((ppns[~shared], False), (ppns[shared], True)):
+        for start in range(0, pages.size, _BATCH):
+            total += _evict_batch(vmm, pages[start : start + _BATCH], are_shared)
     return total
 
 
-def _evict_batch(vmm: VirtualMachineMonitor, ppns: Ppns) -> Eviction:
-    pmap, machine = vmm.pmap, vmm.machine
+def _evict_batch(vmm: VirtualMachineMonitor, pages: Ppns, shared: bool) -> Eviction:
+    pmap, machine, ppns = vmm.pmap, vmm.machine, pages
     mpns = pmap.frame[ppns]
     contents = machine.content.reshape(-1, PAGE_BYTES)[mpns]
     kept = contents.view(np.uint64).any(axis=1)
-    # The frames go first, so that compressed pages find room even on a full machine.
-    machine.release(mpns)
+    if not shared:  # the frames go first: compressed pages find room even on a full machine
+        machine.release(mpns)
     pmap.state[ppns] = PageState.UNMAPPED
     pmap.frame[ppns] = 0
     ppns, contents = ppns[kept], contents[kept]
@@ -79,7 +82,10 @@ def _evict_batch(vmm: VirtualMachineMonitor, ppns: Ppns) -> Eviction:
         swapped[left] = vmm.backing.put(contents[left])
     _settle(vmm, ppns, swapped, PageState.SWAPPED)
     refused = left & (swapped < 0)
-    _keep(vmm, ppns[refused], contents[refused])
+    if shared:
+        _leave_shared(vmm, pages, mpns, np.isin(pages, ppns[refused]))
+    else:
+        _keep(vmm, ppns[refused], contents[refused])
     return Eviction(
         discarded,
         int(np.count_nonzero(compressed >= 0)),
@@ -112,13 +118,23 @@ def _compress(vmm: VirtualMachineMonitor, ppns: Ppns, contents: Pages) -> tuple[
 
 
 def _spill(vmm: VirtualMachineMonitor, count: int) -> int:
-    """Move the ``count`` pages compressed longest to the backing store; returns how many went."""
+    """Move the ``count`` pages compressed longest to the backing store; returns how many went.
+
+    A page that turns out to be damaged stays: that it is lost is the matter of the guest that
+    touches it, not of the pages that are on their way out now.
+    """
     assert vmm.compressed is not None
     moved = 0
-    oldest = vmm.compressed.oldest(count)
-    contents = np.frombuffer(
-        b"".join(vmm.compressed.read(slot) for _, slot in oldest), np.uint8
-    ).reshape(-1, PAGE_BYTES)
+    oldest, packed = [], []
+    for ppn, slot in vmm.compressed.oldest(count):
+        try:
+            packed.append(vmm.compressed.read(slot))
+        except PageCorrupted:
+            continue
+        oldest.append((ppn, slot))
+    if not oldest:
+        return 0
+    contents = np.frombuffer(b"".join(packed), np.uint8).reshape(-1, PAGE_BYTES)
     slots = vmm.backing.put(contents)
     for (ppn, compressed), slot in zip(oldest, slots.tolist(), strict=True):
         if slot >= 0:
@@ -139,3 +155,11 @@ def _keep(vmm: VirtualMachineMonitor, ppns: Ppns, contents: Pages) -> None:
     vmm.machine.content.reshape(-1, PAGE_BYTES)[mpns] = contents
     vmm.pmap.frame[ppns] = mpns
     vmm.pmap.state[ppns] = PageState.PRIVATE
+
+
+def _leave_shared(vmm: VirtualMachineMonitor, ppns: Ppns, mpns: Frames, stay: Any) -> None:
+    """Give refused pages (``stay``) their shared frames again, and let go of the others'."""
+    vmm.pmap.frame[ppns[stay]] = mpns[stay]
+    vmm.pmap.state[ppns[stay]] = PageState.SHARED
+    if not stay.all():
+        vmm.machine.release(mpns[~stay])
