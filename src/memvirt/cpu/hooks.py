@@ -115,8 +115,13 @@ def on_deadline(engine: int, pc: int, size: int, user: int) -> None:
     """``UC_HOOK_BLOCK``, when virtual time has come (``block_counter``): stop, or go on until an
     interrupt can be taken."""
     vm = control_at(user)
-    if vm.interrupt_waiting and vm.code_bytes < vm.time_deadline and vm.stop_asked == 0:
-        if not interrupts_enabled(vm):
+    if vm.code_bytes < vm.time_deadline and vm.stop_asked == 0:
+        if vm.flush_owed:
+            may_begin = vm.flush_owed > 1
+            vm.flush_owed = 1  # owed until the run loop has done it
+            if may_begin and (pc + size <= vm.owed_first or pc > vm.owed_last | 0xFFF):
+                return
+        elif vm.interrupt_waiting and not interrupts_enabled(vm):
             return
     vm.stop_time = 1
     call_c1(vm.emu_stop_at, (engine,))

@@ -88,8 +88,10 @@ _WORDS = [
     # Why the engine stopped.
     "translation_status", "stop_vector", "stop_syscall", "stop_time",
     "identity_window", "io_status",
-    # The frame whose code was dropped last, and when; a flush is owed before the next block.
-    "dropped_frame", "dropped_code_bytes", "flush_owed", "aborted", "halted",
+    # The frame whose code was dropped last, and when. Then a flush that is owed: how many blocks
+    # may still begin before it, none of them in the pages from first to last (gVA).
+    "dropped_frame", "dropped_code_bytes", "flush_owed", "owed_first", "owed_last",
+    "aborted", "halted",
     "engine_error",
     # Pending event to deliver, and progress of its delivery.
     "event_vector", "event_has_error", "event_error", "event_is_software",

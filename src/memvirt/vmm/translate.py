@@ -36,6 +36,7 @@ from .nested import nested_access
 from .shadow import shadow_access
 
 PERMIT_READ, PERMIT_WRITE, PERMIT_EXECUTE = 1, 2, 4
+_BLOCKS_TO_FLUSH = 2
 _JUST_NOW = 4096  # bytes of code begun: more than the block that retries
 
 
@@ -90,6 +91,26 @@ def _window(vm: Any) -> int:
 
 
 @njit(nogil=True, cache=True)
+def _owe_flush(vm: Any, page: int) -> bool:
+    """Note that a translation of ``page`` grants more than it should, until the flush to come.
+
+    A store that changes the block it is in ends it, and is done again in a block of its own: that
+    one may still begin. False if the pages owed would no longer be neighbours: flush first.
+    """
+    if vm.flush_owed == 0:
+        vm.owed_first = vm.owed_last = page
+    elif page == vm.owed_last + 0x1000:
+        vm.owed_last = page
+    elif page == vm.owed_first - 0x1000:
+        vm.owed_first = page
+    elif not vm.owed_first <= page <= vm.owed_last:
+        return False
+    vm.flush_owed = _BLOCKS_TO_FLUSH
+    vm.deadline_code_bytes = 0
+    return True
+
+
+@njit(nogil=True, cache=True)
 def fill(vm: Any, gva: int, kind: int) -> int:
     """One TLB fill: OK with ``out_machine_address`` and PERMIT_* bits in ``out_permissions``.
 
@@ -131,9 +152,9 @@ def fill(vm: Any, gva: int, kind: int) -> int:
                 return DROP_CODE_AND_RETRY
             # The code that writes lies in this very frame, so dropping it helps only until it is
             # fetched again. Written as if executable, it is checked store by store; the
-            # translation is gone before the next block could be fetched through it.
-            vm.flush_owed = 1
-            vm.deadline_code_bytes = 0
+            # translation is gone before a block could begin that is fetched through it.
+            if not _owe_flush(vm, gva & ~0xFFF):
+                return FLUSH_AND_RETRY
             vm.precise_writes += 1
             permissions |= PERMIT_EXECUTE
         else:
