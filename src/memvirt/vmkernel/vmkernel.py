@@ -350,7 +350,7 @@ class VmKernel:
             return  # for a reason that frames do not cure
         over_target = vm.usage.consumed > vm.target
         if self.state.state is HostState.LOW and over_target and vm.guest.reserve < NEEDED_TO_RUN:
-            self._stop(vm, Condition.BLOCKED, "host low on memory, VM above its target")
+            self._starve(vm, Condition.BLOCKED, "host low on memory, VM above its target")
             return
         if vm.settings.limit is not None:
             wanted = min(wanted, self._room_under_limit(vm, wanted))
@@ -364,9 +364,14 @@ class VmKernel:
         if vm.guest.reserve >= NEEDED_TO_RUN:
             self.resume(vm)
         else:
-            troubles = [other.guest.trouble for other in self.vms if other.guest.trouble]
-            why = troubles[0] if troubles else "no frame can be reclaimed"
-            self._stop(vm, Condition.PAUSED if troubles else Condition.WAITING, why)
+            self._starve(vm, Condition.WAITING, "no frame can be reclaimed")
+
+    def _starve(self, vm: ManagedVm, condition: Condition, reason: str) -> None:
+        """The VM gets no frames now: paused if a swap file that fails is the cause."""
+        troubles = [other.guest.trouble for other in self.vms if other.guest.trouble]
+        if troubles:
+            condition, reason = Condition.PAUSED, troubles[0]
+        self._stop(vm, condition, reason)
 
     def _room_under_limit(self, vm: ManagedVm, wanted: int) -> int:
         """Frames a VM may still get under its limit; at it, it has to give up others first."""
