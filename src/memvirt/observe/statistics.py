@@ -106,7 +106,7 @@ def render(statistics: VmStatistics) -> str:
             f"{processor.code_bytes / 4e6:,.1f} M nominal instructions",
             f"guest memory   {format_size(memory.pages * page)}: "
             f"{format_size(resident * page)} resident, {memory.shared} pages shared, "
-            f"{memory.swapped} kept aside, {memory.unmapped} unmapped",
+            f"{memory.compressed + memory.swapped} kept elsewhere, {memory.unmapped} unmapped",
             f"tables         {format_size(tables * page)} of {statistics.paging} page tables",
             f"translations   {memory.tlb_fills:,} TLB fills, {memory.hidden_faults:,} hidden and "
             f"{memory.true_faults:,} true faults, {memory.trace_faults:,} trace faults, "
