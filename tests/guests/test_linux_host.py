@@ -25,8 +25,8 @@ def test_four_linux_guests_verify_on_384_mib(linux_guest: LinuxGuest) -> None:
     drivers: set[str] = set()
 
     def look(sample: Sample) -> None:
-        for name in most:
-            most[name] = max(most[name], getattr(sample.host, name))
+        for name, before in most.items():
+            most[name] = max(before, getattr(sample.host, name))
         drivers.update(vm.name for vm in sample.vms if vm.balloon_driver)
 
     with Host(scenario) as host:
