@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ GUEST = Path("build/linux-guest")
 WORKLOADS = ("compute", "mappings", "processes", "cache", "compile", "fill")
 REPEATS = 3
 _FIRST_LINE = "linux-guest: Linux"
-_TIMEOUT = 300
+_TIMEOUT = 60
 
 
 @dataclass
@@ -60,6 +61,8 @@ def time_run(command: list[str]) -> Timing:
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL
     ) as process:
         assert process.stdout is not None
+        watchdog = threading.Timer(_TIMEOUT, process.kill)  # QEMU has been seen to hang in its boot
+        watchdog.start()
         for raw in process.stdout:
             now = time.perf_counter()
             line = raw.decode("ascii", "replace").strip()
@@ -71,9 +74,8 @@ def time_run(command: list[str]) -> Timing:
                 timing.workloads[begun] = now - began
             elif line == "linux-guest: verdict: success":
                 timing.verified = True
-            if now - start > _TIMEOUT:
-                process.kill()
         process.wait()
+        watchdog.cancel()
     timing.total = time.perf_counter() - start
     return timing
 

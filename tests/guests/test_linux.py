@@ -175,9 +175,15 @@ def test_same_verdicts_as_on_qemu(linux_guest: LinuxGuest) -> None:
         "-initrd", str(linux_guest.initrd), "-append", workload,
         "-device", "isa-debug-exit,iobase=0xf4,iosize=4",
     ]  # fmt: skip
-    peer = subprocess.run(
-        command, capture_output=True, stdin=subprocess.DEVNULL, timeout=300, check=False
-    )
+    for last in (False, False, True):  # QEMU 7.2 itself has been seen to hang early in its boot
+        try:
+            peer = subprocess.run(
+                command, capture_output=True, stdin=subprocess.DEVNULL, timeout=100, check=False
+            )
+            break
+        except subprocess.TimeoutExpired:
+            if last:
+                raise
     assert peer.returncode == 0x10 << 1 | 1, peer.stdout[-2000:]
     theirs = verdicts(peer.stdout.decode("ascii", "replace"))
     assert len(theirs) > 8
