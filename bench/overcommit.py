@@ -78,6 +78,6 @@ def main() -> None:
         tight = run("48M", paging, append, _NEIGHBOUR)
         print(
             f"  {paging:<7} alone {alone.virtual:6.3f} s virtual {alone.wall:6.2f} s wall   "
-            f"2 x {tight.virtual:6.3f} s virtual   "
+            f"2 x {tight.virtual:6.3f} s virtual {tight.wall:6.2f} s wall   "
             f"{tight.virtual / alone.virtual:5.2f} x, {tight.reads:,} pages read back"
         )

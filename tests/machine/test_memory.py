@@ -64,7 +64,7 @@ def test_freeing_twice_is_refused() -> None:
     with pytest.raises(ValueError, match="free already"):
         machine.release(mpn)
     with pytest.raises(ValueError, match="cannot gain"):
-        machine.add_reference(mpn)
+        machine.add_references(mpn)
 
 
 def test_a_tebibyte_of_frames_can_be_represented() -> None:
@@ -86,7 +86,7 @@ def test_against_a_set(steps: list[tuple[bool, int]]) -> None:
                 held[mpn] = 1
         elif allocate:
             for mpn in held:
-                machine.add_reference(mpn)
+                machine.add_references(mpn)
                 held[mpn] += 1
         else:
             for mpn in list(held)[:number]:

@@ -75,11 +75,11 @@ def _find_zero_rows(words: Any, rows: Any, out: Any) -> None:
 
 
 @njit(nogil=True, cache=True)
-def _find_equal_rows(words: Any, rows: Any, reference: Any, out: Any) -> None:
+def _find_equal_rows(words: Any, rows: Any, others: Any, out: Any) -> None:
     for i in range(rows.size):
         equal = True
         for j in range(WORDS_PER_PAGE):
-            if words[rows[i], j] != words[reference, j]:
+            if words[rows[i], j] != words[others[i], j]:
                 equal = False
                 break
         out[i] = equal
@@ -108,9 +108,11 @@ def zero_pages(
 
 
 def equal_pages(
-    content: np.ndarray[Any, np.dtype[np.uint8]], rows: np.ndarray[Any, Any], reference: int
+    content: np.ndarray[Any, np.dtype[np.uint8]],
+    rows: np.ndarray[Any, Any],
+    others: np.ndarray[Any, Any],
 ) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Which of the pages ``rows`` of ``content`` equal page ``reference``, byte for byte."""
+    """Which of the pages ``rows`` of ``content`` equal the page ``others`` has beside each."""
     out = np.empty(rows.size, np.bool_)
-    _find_equal_rows(_words(content), rows.astype(np.int64), reference, out)
+    _find_equal_rows(_words(content), rows.astype(np.int64), others.astype(np.int64), out)
     return out

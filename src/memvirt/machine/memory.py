@@ -167,13 +167,17 @@ class MachineMemory:
         if not self._metadata_only:
             self.content.reshape(-1, PAGE_BYTES)[mpns] = 0
 
-    def add_reference(self, mpn: int, count: int = 1) -> int:
-        """``count`` more mappings of an allocated frame; returns the new count."""
+    def add_references(self, mpns: Sequence[int] | Frames | int) -> None:
+        """One more mapping of an allocated frame for each time it is listed.
+
+        Raises ValueError, with nothing changed, if one is free.
+        """
+        frames, times = np.unique(np.atleast_1d(np.asarray(mpns, np.uint32)), return_counts=True)
         with self._lock:
-            if self.kind[mpn] == FrameKind.FREE:
-                raise ValueError(f"MPN {mpn:#x} is free: it cannot gain a reference")
-            self.references[mpn] += count
-            return int(self.references[mpn])
+            free = frames[self.kind[frames] == FrameKind.FREE]
+            if free.size:
+                raise ValueError(f"MPN {int(free[0]):#x} is free: it cannot gain a reference")
+            self.references[frames] += times.astype(np.uint32)
 
     def release(self, mpns: Sequence[int] | Frames | int) -> int:
         """Drop one reference of a frame each time it is listed; those without any become free.

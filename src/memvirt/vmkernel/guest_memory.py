@@ -140,12 +140,12 @@ class GuestMemory(Protocol):
         """Make a private page's frame shareable; returns its MPN."""
         ...
 
-    def may_share(self, mpn: int) -> bool:
-        """True if ``mpn`` is a shared frame this VM may use."""
+    def may_share(self, mpns: Ppns) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which of ``mpns`` are shared frames this VM may use."""
         ...
 
-    def share(self, ppns: Ppns, mpn: int) -> Ppns:
-        """Use ``mpn`` for those of ``ppns`` that equal it in full; returns which."""
+    def share(self, ppns: Ppns, mpns: Ppns) -> Ppns:
+        """Use the frame beside it for each of ``ppns`` that equals it in full; returns which."""
         ...
 
     def mapped_to(self, mpns: list[int]) -> int:

@@ -35,7 +35,9 @@ class _Table:
 
     def purge(self, guest: GuestMemory) -> None:
         """Drop entries of frames that are gone. ``guest`` is any VM of this salt."""
-        self.frames = {key: mpn for key, mpn in self.frames.items() if guest.may_share(mpn)}
+        usable = guest.may_share(np.fromiter(self.frames.values(), np.int64, len(self.frames)))
+        pairs = zip(self.frames.items(), usable.tolist(), strict=True)
+        self.frames = {key: mpn for (key, mpn), good in pairs if good}
         self.purge_at = max(1024, 2 * len(self.frames))
 
 
@@ -122,7 +124,7 @@ class PageSharing:
     def zero_frames(self, guest: GuestMemory) -> list[int]:
         """The MPN of the shared frame of zeroes that ``guest`` may use, if there is one."""
         mpn = self._tables[guest.share_salt].frames.get(ZERO_HASH)
-        return [mpn] if mpn is not None and guest.may_share(mpn) else []
+        return [mpn] if mpn is not None and guest.may_share(np.array([mpn]))[0] else []
 
     def scan(self, guest: GuestMemory, pages: float) -> int:
         """Scan the next ``pages`` pages of a VM (fractions add up); returns how many it shared."""
@@ -153,31 +155,34 @@ class PageSharing:
         private = guest.private(ppns)
         if not self.break_large:
             private = private[~guest.in_large_page(private)]
-        left: list[Ppns] = []
         if private.size == 0:
             return 0, private
         table = self._tables[guest.share_salt]
         self.scanned += int(private.size)
-        matches: dict[int, list[int]] = {}
+        pages: list[int] = []
+        frames: list[int] = []
+        keys: list[int] = []
         made = 0
         hashes = guest.hash_pages(private).tolist()
         for ppn, key in zip(private.tolist(), hashes, strict=True):
             mpn = table.frames.get(key)
-            if mpn is None or not guest.may_share(mpn):
+            if mpn is None:
                 mpn = self._from_hint(table, guest, ppn, key)
                 if mpn is None:
                     continue
                 made += 1
-            matches.setdefault(mpn, []).append(ppn)
-        shared = made
-        for mpn, wanted in matches.items():
-            done = guest.share(np.array(wanted, np.int64), mpn)
-            shared += int(done.size)
-            if done.size < len(wanted):
-                left.append(self._collided(table, guest, mpn, wanted, done))
+            pages.append(ppn)
+            frames.append(mpn)
+            keys.append(key)
+        wanted, mpns = np.array(pages, np.int64), np.array(frames, np.int64)
+        usable = guest.may_share(mpns)  # a frame may be gone, or hold something else by now
+        done = guest.share(wanted[usable], mpns[usable])
+        left = private[:0]
+        if done.size < len(pages):
+            left = self._collided(table, guest, dict(zip(pages, keys, strict=True)), done)
         if len(table.frames) > table.purge_at:
             table.purge(guest)
-        return shared, np.concatenate(left) if left else private[:0]
+        return made + int(done.size), left
 
     def _from_hint(self, table: _Table, guest: GuestMemory, ppn: int, key: int) -> int | None:
         """The shared frame made from a hint with this hash; else ``ppn`` becomes the hint."""
@@ -199,15 +204,14 @@ class PageSharing:
         return None
 
     def _collided(
-        self, table: _Table, guest: GuestMemory, mpn: int, wanted: list[int], done: Ppns
+        self, table: _Table, guest: GuestMemory, keys: dict[int, int], done: Ppns
     ) -> Ppns:
         """Some pages differ from the frame of the same hash: its entry is stale, or a collision.
 
         The entry goes; returns the pages, which are looked at once more.
         """
-        rest = guest.private(np.setdiff1d(np.array(wanted, np.int64), done))
-        for key in guest.hash_pages(rest).tolist():
-            if table.frames.get(key) == mpn:
+        rest = guest.private(np.setdiff1d(np.fromiter(keys, np.int64, len(keys)), done))
+        for ppn in rest.tolist():
+            if table.frames.pop(keys[ppn], None) is not None:
                 self.collisions += 1
-                del table.frames[key]
         return rest

@@ -227,15 +227,18 @@ class SimulatedGuest:
         self._set(np.array([ppn]), PageState.SHARED)
         return mpn
 
-    def may_share(self, mpn: int) -> bool:
-        return self.machine.salts.get(mpn) == self.share_salt
+    def may_share(self, mpns: Ppns) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        salts = self.machine.salts
+        return np.array([salts.get(mpn) == self.share_salt for mpn in mpns.tolist()], np.bool_)
 
-    def share(self, ppns: Ppns, mpn: int) -> Ppns:
+    def share(self, ppns: Ppns, mpns: Ppns) -> Ppns:
         if self._frame.size == 0:
             self._frame = np.zeros(self.pages, np.int64)
-        pages = self.private(ppns)
-        self.machine.references[mpn] += int(pages.size)
-        self._frame[pages] = mpn
+        fit = self._state[ppns] == PageState.PRIVATE
+        pages, frames = ppns[fit], mpns[fit]
+        for mpn, times in zip(*np.unique(frames, return_counts=True), strict=True):
+            self.machine.references[int(mpn)] += int(times)
+        self._frame[pages] = frames
         self._set(pages, PageState.SHARED)
         self.machine.put_back(int(pages.size))
         return pages

@@ -101,11 +101,11 @@ class VmmMemory:
     def make_shared(self, ppn: int) -> int:
         return self.vmm.make_shared(ppn)
 
-    def may_share(self, mpn: int) -> bool:
-        return self.vmm.may_share(mpn)
+    def may_share(self, mpns: Ppns) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        return self.vmm.may_share(mpns)
 
-    def share(self, ppns: Ppns, mpn: int) -> Ppns:
-        return self.vmm.share(ppns, mpn)
+    def share(self, ppns: Ppns, mpns: Ppns) -> Ppns:
+        return self.vmm.share(ppns, mpns)
 
     def mapped_to(self, mpns: list[int]) -> int:
         pmap = self.vmm.pmap

@@ -235,31 +235,41 @@ class VirtualMachineMonitor:
         self.counts["shares"] += 1
         return mpn
 
-    def may_share(self, mpn: int) -> bool:
-        """True if ``mpn`` is a shared frame of this VM's salt."""
-        return bool(
-            self.machine.kind[mpn] == FrameKind.SHARED
-            and self.machine.tag[mpn] == -1 - self.share_salt
+    def may_share(self, mpns: PpnsLike | int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which of ``mpns`` are shared frames of this VM's salt."""
+        frames = np.asarray(mpns, np.int64)
+        return np.asarray(
+            (self.machine.kind[frames] == FrameKind.SHARED)
+            & (self.machine.tag[frames] == -1 - self.share_salt)
         )
 
-    def share(self, ppns: PpnsLike, mpn: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """Let the private pages among ``ppns`` that equal shared frame ``mpn`` use it.
+    def share(self, ppns: PpnsLike, mpns: PpnsLike | int) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Let private pages use shared frames of equal content, copy-on-write from then on.
 
-        Copy-on-write from then on. Returns the PPNs that now do; the others are as they were.
-        Raises ValueError if ``mpn`` is not a shared frame of this VM's salt.
+        ``ppns`` are distinct; ``mpns`` has the frame for each, or is one frame for all. Returns the
+        PPNs that now share; the others (not private, or not equal in full) are as they were.
+        Raises ValueError, with nothing changed, if an MPN is not a shared frame of this VM's salt.
         """
-        if not self.may_share(mpn):
-            kind = FrameKind(int(self.machine.kind[mpn])).name
+        wanted = np.asarray(ppns, np.int64)
+        frames = np.broadcast_to(np.asarray(mpns, np.int64), wanted.shape)
+        wrong = frames[~self.may_share(frames)]
+        if wrong.size:
+            kind = FrameKind(int(self.machine.kind[wrong[0]])).name
             raise ValueError(
-                f"MPN {mpn:#x} is {kind}, not a SHARED frame of salt {self.share_salt}"
+                f"MPN {wrong[0]:#x} is {kind}, not a SHARED frame of salt {self.share_salt}"
             )
-        pages = self._select(ppns, _PRIVATE)
-        pages = pages[equal_pages(self.machine.content, self.pmap.frame[pages], mpn)]
+        if wanted.size:
+            self.pmap.check(int(wanted.min()))
+            self.pmap.check(int(wanted.max()))
+        fit = self.pmap.state[wanted] == PageState.PRIVATE
+        pages, frames = wanted[fit], frames[fit]
+        fit = equal_pages(self.machine.content, self.pmap.frame[pages], frames)
+        pages, frames = pages[fit], frames[fit]
         if pages.size:
             self._invalidate(pages)
             old = self.pmap.frame[pages]
-            self.machine.add_reference(mpn, int(pages.size))
-            self.pmap.frame[pages] = mpn
+            self.machine.add_references(frames)
+            self.pmap.frame[pages] = frames
             self.pmap.state[pages] = PageState.SHARED
             self.machine.release(old)
             self.counts["shares"] += int(pages.size)
