@@ -9,7 +9,8 @@ import os
 import tempfile
 from pathlib import Path
 
-_SUFFIX = ".vswp"
+# Other programs' swap files (ESXi's have the same suffix) are not ours to delete.
+_PREFIX, _SUFFIX = "memvirt-", ".vswp"
 
 
 class StateDirectoryError(Exception):
@@ -33,7 +34,7 @@ class StateDirectory:
                 self.path = path
             self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for left in self.path.glob(f"*{_SUFFIX}"):
+            for left in self.path.glob(f"{_PREFIX}*{_SUFFIX}"):
                 left.unlink()
         except BlockingIOError as error:
             os.close(self._lock)
@@ -48,7 +49,7 @@ class StateDirectory:
     def swap_file(self, name: str, vm_id: int) -> Path:
         """Path of the swap file of a VM, whatever characters its name has."""
         plain = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
-        return self.path / f"{plain}-{vm_id}{_SUFFIX}"
+        return self.path / f"{_PREFIX}{plain}-{vm_id}{_SUFFIX}"
 
     def close(self) -> None:
         """Give the directory up; it is removed if it was made here and holds nothing else."""

@@ -84,7 +84,7 @@ def test_an_interrupted_run_leaves_nothing_behind(folder: Path, sent: signal.Sig
         text=True,
     )
     deadline = time.monotonic() + 200
-    while not list((folder / "state").glob("late*.vswp")):
+    while not list((folder / "state").glob("memvirt-late*.vswp")):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -55,12 +55,13 @@ def test_a_state_directory_of_its_own_is_kept_clean(tmp_path: Path) -> None:
     scenario, _ = overcommitted(1)
     folder = tmp_path / "state"
     folder.mkdir()
-    (folder / "left-behind-7.vswp").write_bytes(b"from a run that was killed")
+    (folder / "memvirt-left-behind-7.vswp").write_bytes(b"from a run that was killed")
+    (folder / "other.vswp").write_bytes(b"another program's")
     (folder / "notes.txt").write_text("mine")
     machine = scenario.machine.model_copy(update={"state_directory": str(folder)})
     with Host(scenario.model_copy(update={"machine": machine})) as host:
-        files = sorted(path.name for path in folder.glob("*.vswp"))
+        files = sorted(path.name for path in folder.glob("memvirt-*.vswp"))
         assert len(files) == len(host.vms)
         assert not any("left-behind" in name for name in files)
         assert all((folder / name).stat().st_mode & 0o077 == 0 for name in files)
-    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+    assert sorted(path.name for path in folder.iterdir()) == ["notes.txt", "other.vswp"]
