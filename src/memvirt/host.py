@@ -30,7 +30,7 @@ from memvirt.vmkernel.vmm_memory import VmmMemory
 from memvirt.vmm.check import Violation, check_machine
 from memvirt.vmm.statistics import MemoryStatistics
 
-_CHECK_EVERY = 32  # rounds between two runs of the consistency checker
+CHECK_EVERY = 32  # quiescent points between two runs of the consistency checker
 _PARTS = 16  # times a VM may wait for frames in one quantum
 _STUCK_ROUNDS = 200  # rounds in which no VM could run, and nothing is wrong with swap
 _WRITE_BUFFERS = (32, 1024)  # frames: 1/128 of machine memory, within these bounds
@@ -43,12 +43,15 @@ class HostInterrupted(Exception):
 class Host:
     """The host of a scenario. Use as a context manager; leaving it powers everything off.
 
-    Raises AdmissionError if a VM that is to start at once cannot be admitted, and the errors of
-    images, swap files and the state directory.
+    If the scenario has ``check``, the consistency checker runs at each ``check_every``-th quiescent
+    point and at the end. Raises AdmissionError if a VM that is to start at once cannot be admitted,
+    and the errors of images, swap files and the state directory.
     """
 
-    def __init__(self, scenario: Scenario) -> None:
+    def __init__(self, scenario: Scenario, *, check_every: int = CHECK_EVERY) -> None:
         self.scenario = scenario
+        self._check_every = check_every
+        self._quiescent_points = 0
         self.violations: list[Violation] = []
         self.rounds = 0
         self._stuck = 0
@@ -227,8 +230,6 @@ class Host:
                 entry.remapper()
             if entry.vm is not None and entry.vm.outcome is not None:
                 self._power_off(entry)
-        if self.scenario.check and self.rounds % _CHECK_EVERY == 0:
-            self._check()
         self._watch_progress(len(ran))
 
     def _live(self) -> list[HostedVm]:
@@ -274,6 +275,9 @@ class Host:
             elif entry.managed.condition is Condition.PAUSED and not entry.vm.waiting:
                 self.kernel.resume(entry.managed)
         self.kernel.balance(elapsed_ns)
+        self._quiescent_points += 1
+        if self.scenario.check and self._quiescent_points % self._check_every == 0:
+            self._check()
 
     def _watch_progress(self, ran: int) -> None:
         """A host on which nothing can run waits for help if swap fails, else gives up."""

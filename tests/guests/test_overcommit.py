@@ -22,7 +22,7 @@ def explain(host: Host) -> str:
 def test_all_guests_verify_their_memory(seed: int) -> None:
     scenario, ratio = overcommitted(seed)
     assert ratio > 1.2
-    host = Host(scenario)
+    host = Host(scenario, check_every=1)
     directory = host.state_directory.path
     with host:
         assert host.run(), explain(host)
