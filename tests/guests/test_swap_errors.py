@@ -93,7 +93,7 @@ def test_a_guest_waits_for_a_page_that_cannot_be_read(monkeypatch: pytest.Monkey
         return pread(fd, size, offset)
 
     monkeypatch.setattr("memvirt.vmkernel.swap.os.pread", failing)
-    with Host(scenario()) as host:
+    with Host(scenario(), check_every=1) as host:  # the checker meets the errors too
         assert host.run(), [vm.outcome for vm in host.vms]
         pauses = [event for event in host.events if event.mechanism is Mechanism.PAUSE]
         assert any("cannot be read: Input/output error" in event.reason for event in pauses), pauses

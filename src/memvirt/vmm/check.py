@@ -36,6 +36,7 @@ from memvirt.mmu.entry import (
     WRITABLE,
 )
 
+from .backing import BackingStoreError, PageCorrupted
 from .monitor import PagingMode, VirtualMachineMonitor
 from .pmap import LARGE_PAGES, PageState
 from .shadow_table import guest_entry_gpa
@@ -174,7 +175,10 @@ def _check_derivation(
     wide = page["mode"] != 2
     for slot in slots.tolist():
         gpa = int(guest_entry_gpa(vmm.control_block[0], index, slot))
-        raw = vmm.read_physical(gpa, 8 if wide else 4)
+        try:
+            raw = vmm.read_physical(gpa, 8 if wide else 4)
+        except (BackingStoreError, PageCorrupted):
+            return  # the table is where it cannot be read now: nothing can be said of it
         guest = int.from_bytes(raw, "little", signed=wide)
         entry = int(table[slot])
         allowed = guest & (USER | WRITABLE | NO_EXECUTE)
