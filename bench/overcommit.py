@@ -13,8 +13,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from memvirt.host import Host
-from memvirt.scenario import parse_scenario
+from memvirt.host.host import Host
+from memvirt.scenario.scenario import parse_scenario
 
 _WORKLOAD = "workload=random percent=60 operations=6000000"
 _NEIGHBOUR = """

@@ -8,8 +8,8 @@ no choice can be better than another. Reads from swap and virtual time waited, i
 
 from __future__ import annotations
 
-from memvirt.host import Host
-from memvirt.scenario import parse_scenario
+from memvirt.host.host import Host
+from memvirt.scenario.scenario import parse_scenario
 
 _HOT_AND_COLD = """
 [[vm]]

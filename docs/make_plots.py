@@ -10,9 +10,9 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from memvirt.host import Host
+from memvirt.host.host import Host
 from memvirt.observe.record import Recorder, read_record
-from memvirt.scenario import Scenario, find_scenario, load_scenario, parse_scenario
+from memvirt.scenario.scenario import Scenario, find_scenario, load_scenario, parse_scenario
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt

@@ -11,7 +11,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from memvirt.scenario import (
+from memvirt.scenario.scenario import (
     ScenarioError,
     bundled_scenarios,
     find_scenario,

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memvirt.scenario import bundled_scenarios, find_scenario
-from memvirt.toml_lines import Location, line_of, toml_lines
+from memvirt.scenario.scenario import bundled_scenarios, find_scenario
+from memvirt.scenario.toml_lines import Location, line_of, toml_lines
 
 # A key whose value is or starts with N stands on line N.
 MARKED = """\

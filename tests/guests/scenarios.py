@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import random
 
-from memvirt.scenario import Scenario, parse_scenario
+from memvirt.scenario.scenario import Scenario, parse_scenario
 
 _WORKLOADS = (
     "workload=fill percent=80 passes={n} seed={s}",

@@ -10,8 +10,8 @@ import subprocess
 import pytest
 
 from memvirt import EndReason, Machine, PagingMode, VirtualMachine
-from memvirt.host import Remapper
-from memvirt.scenario import RemapOptions
+from memvirt.host.host import Remapper
+from memvirt.scenario.scenario import RemapOptions
 from memvirt.vmm.check import check_machine
 
 from .conftest import LinuxGuest

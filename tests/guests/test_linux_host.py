@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from memvirt.host import Host
-from memvirt.scenario import load_scenario
+from memvirt.host.host import Host
+from memvirt.scenario.scenario import load_scenario
 from memvirt.vmkernel.events import Mechanism
 from memvirt.vmkernel.statistics import Sample
 

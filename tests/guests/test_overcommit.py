@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from memvirt.host import Host
+from memvirt.host.host import Host
 from memvirt.vmkernel.events import Mechanism
 
 from .scenarios import overcommitted

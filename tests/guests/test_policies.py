@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from memvirt.host import Host
-from memvirt.scenario import parse_scenario
+from memvirt.host.host import Host
+from memvirt.scenario.scenario import parse_scenario
 from memvirt.vmkernel.events import Mechanism
 from memvirt.vmkernel.statistics import Sample, VmMemory
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from memvirt import EndReason, Machine, PagingMode, VirtualMachine
+from memvirt.host.remap import Remapper
 from memvirt.images import image_path
-from memvirt.remap import Remapper
-from memvirt.scenario import RemapOptions
+from memvirt.scenario.scenario import RemapOptions
 from memvirt.vmm.check import check_machine
 
 MODES = [PagingMode.SHADOW, PagingMode.NESTED]

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from memvirt.host import Host
-from memvirt.scenario import Scenario, parse_scenario
-from memvirt.virtual_machine import EndReason
+from memvirt.host.host import Host
+from memvirt.scenario.scenario import Scenario, parse_scenario
+from memvirt.vm.outcome import EndReason
 from memvirt.vmkernel.admission import AdmissionError
 from memvirt.vmkernel.events import Mechanism
 from memvirt.vmkernel.swap import SwapFile, SwapSpaceError

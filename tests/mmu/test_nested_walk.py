@@ -15,7 +15,7 @@ from memvirt.mmu.entry import EPT_MISCONFIGURATION
 from memvirt.mmu.guest_walk import guest_walk
 from memvirt.mmu.second_level import MISS, ept_walk
 from memvirt.vmm.monitor import PagingMode, VirtualMachineMonitor
-from memvirt.vmm.nested import drop_nested_entry, nested_access
+from memvirt.vmm.paging.nested import drop_nested_entry, nested_access
 
 from . import oracle
 

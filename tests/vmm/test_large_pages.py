@@ -11,7 +11,7 @@ from memvirt.machine.memory import FrameKind
 from memvirt.mmu.entry import EPT_LARGE
 from memvirt.vmm.check import check_machine
 from memvirt.vmm.monitor import PagingMode, VirtualMachineMonitor
-from memvirt.vmm.nested import nested_entry_at
+from memvirt.vmm.paging.nested import nested_entry_at
 from memvirt.vmm.pmap import LARGE_PAGES
 
 from .driver import PRESENT, USER, WRITABLE, Driver

@@ -155,7 +155,7 @@ class VmmModel(RuleBasedStateMachine):
     @precondition(lambda self: self.paging is PagingMode.SHADOW)
     @rule()
     def zap(self) -> None:
-        from memvirt.vmm.shadow_table import zap_all  # noqa: PLC0415
+        from memvirt.vmm.paging.shadow_table import zap_all  # noqa: PLC0415
 
         zap_all(self.driver.block)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from memvirt.images import image_path
+from memvirt.machine.machine import Machine
 from memvirt.machine.memory import MachineMemoryExhausted
 from memvirt.observe.address_map import map_address, render
 from memvirt.observe.statistics import as_json, vm_statistics
@@ -22,7 +23,8 @@ from memvirt.observe.statistics import render as render_statistics
 from memvirt.observe.view import live_view, save_snapshot
 from memvirt.platform.boot.detect import Protocol
 from memvirt.size import parse_size
-from memvirt.virtual_machine import EndReason, Machine, VirtualMachine
+from memvirt.vm.outcome import EndReason
+from memvirt.vm.virtual_machine import VirtualMachine
 from memvirt.vmm.check import Violation, check_machine
 
 from .console import Console

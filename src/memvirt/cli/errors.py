@@ -7,13 +7,13 @@ import contextlib
 import sys
 from collections.abc import Iterator
 
+from memvirt.host.state_directory import StateDirectoryError
 from memvirt.machine.memory import MachineMemoryExhausted
 from memvirt.observe.view import SnapshotError
 from memvirt.platform.boot.image import BootError
-from memvirt.scenario import ScenarioError
+from memvirt.scenario.scenario import ScenarioError
 from memvirt.size import SizeError
-from memvirt.state_directory import StateDirectoryError
-from memvirt.virtual_machine import VirtualMachineError
+from memvirt.vm.virtual_machine import VirtualMachineError
 from memvirt.vmkernel.admission import AdmissionError
 from memvirt.vmkernel.swap import SwapSpaceError
 

@@ -11,7 +11,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from memvirt.host import Host
+from memvirt.host.host import Host
 from memvirt.observe.esxtop import (
     Column,
     Interval,
@@ -23,7 +23,8 @@ from memvirt.observe.esxtop import (
 )
 from memvirt.observe.summary import Summary, VmPeaks
 from memvirt.size import format_size
-from memvirt.virtual_machine import EndReason, VirtualMachine
+from memvirt.vm.outcome import EndReason
+from memvirt.vm.virtual_machine import VirtualMachine
 from memvirt.vmkernel.statistics import Sample
 
 _PAGE = 4096

@@ -17,7 +17,7 @@ from memvirt import __version__
 from memvirt.observe.address_map import map_address, render
 from memvirt.observe.view import live_view, load_snapshot
 from memvirt.platform.boot.detect import Protocol
-from memvirt.scenario import (
+from memvirt.scenario.scenario import (
     bundled_scenarios,
     find_scenario,
     key_tables,

@@ -19,12 +19,12 @@ from rich.console import Console
 from rich.live import Live
 
 from memvirt import __version__
-from memvirt.host import Host, HostInterrupted
+from memvirt.host.host import Host, HostInterrupted
 from memvirt.observe.batch import BatchWriter
 from memvirt.observe.esxtop import BY_NAME, Column
 from memvirt.observe.record import Recorder, export_events
 from memvirt.observe.summary import Summary
-from memvirt.scenario import Scenario, load_scenario, names_of
+from memvirt.scenario.scenario import Scenario, load_scenario, names_of
 from memvirt.vmkernel.statistics import Sample
 
 from .errors import UsageError

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from memvirt.size import format_size
-from memvirt.virtual_machine import VirtualMachine
+from memvirt.vm.virtual_machine import VirtualMachine
 from memvirt.vmm.statistics import MemoryStatistics
 
 _EXITS = (

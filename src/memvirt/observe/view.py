@@ -18,7 +18,7 @@ import numpy as np
 
 from memvirt.address import PAGE_BYTES, unsigned64
 from memvirt.mmu.control import CONTROL_DTYPE
-from memvirt.virtual_machine import VirtualMachine
+from memvirt.vm.virtual_machine import VirtualMachine
 from memvirt.vmm.monitor import PagingMode
 from memvirt.vmm.pmap import PageState
 

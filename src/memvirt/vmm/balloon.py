@@ -15,8 +15,8 @@ import numpy as np
 from memvirt.mmu.control import FLAG_BALLOONED, FLAG_SHADOWED
 
 from .monitor import PagingMode, VirtualMachineMonitor
+from .paging.shadow_table import zap_all
 from .pmap import PageState
-from .shadow_table import zap_all
 
 PpnArray = np.ndarray[Any, np.dtype[np.int64]]
 Verdicts = np.ndarray[Any, np.dtype[np.bool_]]

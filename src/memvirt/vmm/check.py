@@ -38,8 +38,8 @@ from memvirt.mmu.entry import (
 
 from .backing import BackingStoreError, PageCorrupted
 from .monitor import PagingMode, VirtualMachineMonitor
+from .paging.shadow_table import guest_entry_gpa
 from .pmap import LARGE_PAGES, PageState
-from .shadow_table import guest_entry_gpa
 
 
 @dataclass(frozen=True, slots=True)

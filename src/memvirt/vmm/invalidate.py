@@ -16,8 +16,8 @@ from memvirt.mmu.control import (
 )
 from memvirt.mmu.native import load8, store8
 
-from .nested import drop_nested_entry
-from .shadow_table import drop_mappings
+from .paging.nested import drop_nested_entry
+from .paging.shadow_table import drop_mappings
 
 
 @njit(nogil=True, cache=True)

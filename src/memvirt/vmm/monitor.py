@@ -29,11 +29,11 @@ from memvirt.mmu.control import new_control_block
 from .backing import BackingStore, CompressedPages, HeldPages
 from .eviction import Eviction, evict
 from .invalidate import invalidate_pages
-from .nested import drop_empty_table
+from .paging.nested import drop_empty_table
+from .paging.shadow_table import zap_all
 from .pmap import LARGE_PAGES, PageState, Pmap
 from .reserve import FrameReserve
 from .setup import ShadowPool, map_flat, set_up_control, shadow_capacity
-from .shadow_table import zap_all
 from .statistics import COUNTED, MemoryStatistics, memory_statistics
 
 PpnsLike = Sequence[int] | np.ndarray[Any, Any]

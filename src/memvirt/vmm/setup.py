@@ -10,8 +10,8 @@ import numpy as np
 from memvirt.address import PAGE_BYTES, PAGE_SHIFT
 from memvirt.machine.memory import FrameKind, MachineMemory
 
+from .paging.shadow_table import SHADOW_PAGE_DTYPE, zap_all
 from .pmap import PageState, Pmap
-from .shadow_table import SHADOW_PAGE_DTYPE, zap_all
 
 PHYSICAL_ADDRESS_BITS = 40
 LAPIC_GPA = 0xFEE0_0000

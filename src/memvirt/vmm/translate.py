@@ -32,8 +32,8 @@ from memvirt.mmu.guest_walk import guest_walk, permission_error
 from memvirt.mmu.native import load8, load64, store8
 from memvirt.mmu.second_level import MISS, pmap_walk
 
-from .nested import nested_access
-from .shadow import shadow_access
+from .paging.nested import nested_access
+from .paging.shadow import shadow_access
 
 PERMIT_READ, PERMIT_WRITE, PERMIT_EXECUTE = 1, 2, 4
 _BLOCKS_TO_FLUSH = 2

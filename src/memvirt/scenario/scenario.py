@@ -22,8 +22,8 @@ from pydantic import (
     model_validator,
 )
 
+from memvirt.scenario.toml_lines import Location, line_of
 from memvirt.size import format_size, parse_size
-from memvirt.toml_lines import Location, line_of
 from memvirt.vmkernel.options import MemoryOptions
 
 
@@ -185,7 +185,7 @@ def shares_of(options: VmOptions) -> int:
 
 # Bundled scenarios ----------------------------------------------------------------------------
 
-_FOLDER = Path(__file__).parent / "scenarios"
+_FOLDER = Path(__file__).parent / "bundled"
 BUNDLED_SCENARIO = _FOLDER / "default.toml"
 
 

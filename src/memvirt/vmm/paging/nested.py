@@ -36,8 +36,7 @@ from memvirt.mmu.entry import (
 from memvirt.mmu.guest_walk import guest_walk
 from memvirt.mmu.native import load8, load32, load64, store8, store64
 from memvirt.mmu.second_level import MISS, ept_walk, forget_nested
-
-from .frames import FRAMES_PER_FAULT, KIND_NESTED, resolve_page, take_frame
+from memvirt.vmm.frames import FRAMES_PER_FAULT, KIND_NESTED, resolve_page, take_frame
 
 
 @njit(nogil=True, cache=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from memvirt.scenario import RemapOptions
-from memvirt.virtual_machine import VirtualMachine
+from memvirt.scenario.scenario import RemapOptions
+from memvirt.vm.virtual_machine import VirtualMachine
 from memvirt.vmkernel.sharing import PageSharing
 from memvirt.vmkernel.vmm_memory import VmmMemory
 

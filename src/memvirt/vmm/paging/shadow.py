@@ -43,8 +43,8 @@ from memvirt.mmu.guest_walk import guest_walk, paging_mode
 from memvirt.mmu.native import load8, load32
 from memvirt.mmu.second_level import MISS
 from memvirt.mmu.shadow_walk import checked, large_page_bytes, shadow_walk
+from memvirt.vmm.frames import FRAMES_PER_FAULT, resolve_page
 
-from .frames import FRAMES_PER_FAULT, resolve_page
 from .shadow_table import (
     drop_entry,
     entry_is_current,

@@ -13,17 +13,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from enum import Enum
 from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from memvirt.address import PAGE_BYTES
-from memvirt.cpu import run as run_loop
-from memvirt.cpu.processor import Processor, SegmentState
-from memvirt.cpu.virtual_time import PORT_ACCESS_NS, TIME_STAMP_NS, virtual_now
+from memvirt.cpu.unicorn import run as run_loop
+from memvirt.cpu.unicorn.processor import Processor, SegmentState
+from memvirt.cpu.unicorn.virtual_time import PORT_ACCESS_NS, TIME_STAMP_NS, virtual_now
 from memvirt.machine.memory import MachineMemory, MachineMemoryExhausted
 from memvirt.mmu.control import NEED_FRAMES, NEED_PAGE
 from memvirt.platform.backdoor import complete_backdoor
@@ -39,6 +37,8 @@ from memvirt.vmm.balloon import BalloonedPages
 from memvirt.vmm.monitor import PagingMode, VirtualMachineMonitor
 from memvirt.vmm.reserve import FramesWanted
 
+from .outcome import EndReason, Outcome
+
 EXIT_SUCCESS = 0x10  # what a guest writes to the debug-exit port when all is well
 MAXIMUM_MEMORY = 3 << 30  # above lies the hole for devices
 QUANTUM_NS = 10_000_000
@@ -49,58 +49,6 @@ _vm_ids = count(1)
 
 class VirtualMachineError(Exception):
     """A request about a virtual machine that cannot be met; the message says why."""
-
-
-class EndReason(Enum):
-    """Why a virtual machine stopped."""
-
-    SUCCESS = "the guest reports success"
-    FAILURE = "the guest reports failure"
-    POWER_OFF = "the guest powered off"
-    RESET = "the guest asked for a reset"
-    PANIC = "the guest's kernel panicked"
-    TRIPLE_FAULT = "triple fault"
-    HALTED = "the guest halted with nothing left to wake it"
-    OUT_OF_MEMORY = "machine memory is exhausted"
-    PAGE_LOST = "a page could not be brought back"
-    ENGINE_ERROR = "the processor engine failed"
-    TIMEOUT = "timeout"
-    STOPPED = "stopped by the user"
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a run ended. ``exit_value`` is what the guest wrote to the debug-exit port, if it did."""
-
-    reason: EndReason
-    exit_value: int | None
-    detail: str
-    virtual_seconds: float
-    host_seconds: float
-
-    @property
-    def succeeded(self) -> bool:
-        return self.reason in (EndReason.SUCCESS, EndReason.POWER_OFF)
-
-    @property
-    def exit_status(self) -> int:
-        """As a process exit status: 0 success, 1 failure, 3 the VM died, 124 timeout."""
-        if self.succeeded:
-            return 0
-        if self.reason is EndReason.TIMEOUT:
-            return 124
-        if self.reason is EndReason.STOPPED:
-            return 130
-        failed = (EndReason.FAILURE, EndReason.RESET, EndReason.PANIC)
-        return 1 if self.reason in failed else 3
-
-
-class Machine(MachineMemory):
-    """Machine memory of ``memory`` bytes (or text such as "256M"); see MachineMemory."""
-
-    def __init__(self, memory: int | str, *, scatter_seed: int | None = None) -> None:
-        size = parse_size(memory, what="machine memory")
-        super().__init__(size // PAGE_BYTES, scatter_seed=scatter_seed)
 
 
 def _panic_message(console: bytes) -> str:

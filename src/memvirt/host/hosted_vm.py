@@ -6,13 +6,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from memvirt.address import PAGE_BYTES
+from memvirt.host.remap import Remapper
+from memvirt.host.state_directory import StateDirectory
 from memvirt.images import image_path
 from memvirt.machine.memory import MachineMemory, MachineMemoryExhausted
 from memvirt.platform.boot.image import BootError
-from memvirt.remap import Remapper
-from memvirt.scenario import VmOptions, shares_of
-from memvirt.state_directory import StateDirectory
-from memvirt.virtual_machine import VirtualMachine, VirtualMachineError
+from memvirt.scenario.scenario import VmOptions, shares_of
+from memvirt.vm.virtual_machine import VirtualMachine, VirtualMachineError
 from memvirt.vmkernel.admission import AdmissionError, VmSettings
 from memvirt.vmkernel.compression import CompressionCache
 from memvirt.vmkernel.managed import ManagedVm

@@ -37,8 +37,7 @@ from memvirt.mmu.entry import (
 )
 from memvirt.mmu.native import load8, load32, load64, store8, store32, store64
 from memvirt.mmu.second_level import MISS, second_level
-
-from .frames import KIND_SHADOW, take_frame
+from memvirt.vmm.frames import KIND_SHADOW, take_frame
 
 SHADOW_PAGE_DTYPE = np.dtype(
     [

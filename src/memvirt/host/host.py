@@ -16,11 +16,13 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from memvirt.address import PAGE_BYTES
-from memvirt.hosted_vm import REFUSALS, HostedVm, overhead_frames
-from memvirt.remap import Remapper
-from memvirt.scenario import Scenario
-from memvirt.state_directory import StateDirectory
-from memvirt.virtual_machine import EndReason, Machine, Outcome, VirtualMachine
+from memvirt.host.hosted_vm import REFUSALS, HostedVm, overhead_frames
+from memvirt.host.remap import Remapper
+from memvirt.host.state_directory import StateDirectory
+from memvirt.machine.machine import Machine
+from memvirt.scenario.scenario import Scenario
+from memvirt.vm.outcome import EndReason, Outcome
+from memvirt.vm.virtual_machine import VirtualMachine
 from memvirt.vmkernel.events import EventLog
 from memvirt.vmkernel.managed import Condition
 from memvirt.vmkernel.statistics import Sample

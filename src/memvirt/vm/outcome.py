@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a virtual machine's run ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class EndReason(Enum):
+    """Why a virtual machine stopped."""
+
+    SUCCESS = "the guest reports success"
+    FAILURE = "the guest reports failure"
+    POWER_OFF = "the guest powered off"
+    RESET = "the guest asked for a reset"
+    PANIC = "the guest's kernel panicked"
+    TRIPLE_FAULT = "triple fault"
+    HALTED = "the guest halted with nothing left to wake it"
+    OUT_OF_MEMORY = "machine memory is exhausted"
+    PAGE_LOST = "a page could not be brought back"
+    ENGINE_ERROR = "the processor engine failed"
+    TIMEOUT = "timeout"
+    STOPPED = "stopped by the user"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended. ``exit_value`` is what the guest wrote to the debug-exit port, if it did."""
+
+    reason: EndReason
+    exit_value: int | None
+    detail: str
+    virtual_seconds: float
+    host_seconds: float
+
+    @property
+    def succeeded(self) -> bool:
+        return self.reason in (EndReason.SUCCESS, EndReason.POWER_OFF)
+
+    @property
+    def exit_status(self) -> int:
+        """As a process exit status: 0 success, 1 failure, 3 the VM died, 124 timeout."""
+        if self.succeeded:
+            return 0
+        if self.reason is EndReason.TIMEOUT:
+            return 124
+        if self.reason is EndReason.STOPPED:
+            return 130
+        failed = (EndReason.FAILURE, EndReason.RESET, EndReason.PANIC)
+        return 1 if self.reason in failed else 3
