@@ -10,16 +10,17 @@ import numpy as np
 from memvirt.machine.memory import MachineMemory
 from memvirt.mmu import control
 from memvirt.vmkernel.admission import VmSettings
-from memvirt.vmkernel.compression import CompressionCache
 from memvirt.vmkernel.managed import ManagedVm
 from memvirt.vmkernel.options import MemoryOptions
-from memvirt.vmkernel.swap import SwapFile, WriteBuffers
 from memvirt.vmkernel.vmkernel import VmKernel
 from memvirt.vmkernel.vmm_memory import VmmMemory
 from memvirt.vmm.balloon import BalloonedPages
 from memvirt.vmm.check import check_machine
+from memvirt.vmm.content import COMPRESS, SWAP
 from memvirt.vmm.monitor import PagingMode, VirtualMachineMonitor
 from memvirt.vmm.reserve import FramesWanted
+from memvirt.vmm.stores.compression_cache import CompressionCache
+from memvirt.vmm.stores.swap_file import SwapFile, WriteBuffers
 from memvirt.vmm.translate import access
 
 TABLE_WINDOW = 0x3FE00000  # where the guest sees nothing: paging is off, gVA = gPA
@@ -64,10 +65,10 @@ class Guest:
         self.vmm = VirtualMachineMonitor(host.machine, settings.memory, paging, vm_id=vm_id)
         self.vmm.share_salt = host.kernel.salt(vm_id, settings.group)
         self.swap = SwapFile(host.folder / f"{vm_id}.vswp", settings.swap, host.buffers)
-        self.vmm.backing = self.swap
+        self.vmm.contents.set_store(SWAP, self.swap)
         cache = host.kernel.cache_max(settings)
         if cache:
-            self.vmm.compressed = CompressionCache(host.machine, vm_id, cache)
+            self.vmm.contents.set_store(COMPRESS, CompressionCache(host.machine, vm_id, cache))
         self.vmm.reserve.give_back(0)
         self.vmm.reserve.managed = True
         self.balloon = FakeBalloon(self.vmm)

@@ -26,12 +26,12 @@ from hypothesis.stateful import (
 
 from memvirt.vmkernel.admission import AdmissionError, VmSettings
 from memvirt.vmkernel.options import MemoryOptions, Salting
-from memvirt.vmkernel.swap import SwapFile
 from memvirt.vmm.monitor import PagingMode
 from memvirt.vmm.reserve import FramesWanted
+from memvirt.vmm.stores.swap_file import SwapFile
+from tests.pages import make_page
 
 from .hosts import Guest, Host
-from .pages import make_page
 
 PAGES = 640
 ppns = st.integers(0, PAGES - 1)

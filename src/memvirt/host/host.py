@@ -26,11 +26,11 @@ from memvirt.vm.virtual_machine import VirtualMachine
 from memvirt.vmkernel.events import EventLog
 from memvirt.vmkernel.managed import Condition
 from memvirt.vmkernel.statistics import Sample
-from memvirt.vmkernel.swap import WriteBuffers
 from memvirt.vmkernel.vmkernel import VmKernel
 from memvirt.vmkernel.vmm_memory import VmmMemory
 from memvirt.vmm.check import Violation, check_machine
 from memvirt.vmm.statistics import MemoryStatistics
+from memvirt.vmm.stores.swap_file import WriteBuffers
 
 CHECK_EVERY = 32  # quiescent points between two runs of the consistency checker
 _PARTS = 16  # times a VM may wait for frames in one quantum

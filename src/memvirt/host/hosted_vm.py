@@ -14,12 +14,13 @@ from memvirt.platform.boot.image import BootError
 from memvirt.scenario.scenario import VmOptions, shares_of
 from memvirt.vm.virtual_machine import VirtualMachine, VirtualMachineError
 from memvirt.vmkernel.admission import AdmissionError, VmSettings
-from memvirt.vmkernel.compression import CompressionCache
 from memvirt.vmkernel.managed import ManagedVm
-from memvirt.vmkernel.swap import SwapFile, SwapSpaceError, WriteBuffers
 from memvirt.vmkernel.vmkernel import VmKernel
+from memvirt.vmm.content import COMPRESS, SWAP
 from memvirt.vmm.monitor import PagingMode
 from memvirt.vmm.setup import shadow_capacity
+from memvirt.vmm.stores.compression_cache import Codec, CompressionCache
+from memvirt.vmm.stores.swap_file import SwapFile, SwapSpaceError, WriteBuffers
 
 # Why a VM may not be started, without harm to the others.
 REFUSALS = (
@@ -104,15 +105,16 @@ class HostedVm:
                 buffers,
                 wait_ns=int(kernel.options.swap_read_us * 1000),
             )
-            vm.vmm.backing = swap
+            vm.vmm.contents.set_store(SWAP, swap)
             if cache := kernel.cache_max(self.settings):
-                vm.vmm.compressed = CompressionCache(
+                store = CompressionCache(
                     machine,
                     vm.vm_id,
                     cache,
-                    codec=kernel.options.mem_zip_codec,
+                    codec=Codec(kernel.options.mem_zip_codec),
                     wait_ns=int(kernel.options.unzip_us * 1000),
                 )
+                vm.vmm.contents.set_store(COMPRESS, store)
             image, initrd = self._files()
             vm.load(image, append=options.append, initrd=initrd or b"")
         except BaseException:

@@ -153,9 +153,11 @@ class Reclaimer:
         return round(before.consumed - vm.usage.consumed)
 
     def _record(self, now: int, vm: ManagedVm, eviction: Eviction, reason: str) -> None:
-        if eviction.compressed:
-            self._events.record(now, vm.name, Mechanism.COMPRESS, eviction.compressed, reason)
-        written = eviction.swapped + eviction.spilled
+        if eviction.put_into("compress"):
+            self._events.record(
+                now, vm.name, Mechanism.COMPRESS, eviction.put_into("compress"), reason
+            )
+        written = eviction.put_into("swap")
         if written:
             self._events.record(now, vm.name, Mechanism.SWAP, written, reason)
         if eviction.discarded:

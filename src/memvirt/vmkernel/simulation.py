@@ -210,7 +210,7 @@ class SimulatedGuest:
         self._set(swapped, PageState.SWAPPED)
         self._totals["zips"] += int(squeezed.size)
         self._totals["writes"] += int(swapped.size)
-        return Eviction(compressed=int(squeezed.size), swapped=int(swapped.size))
+        return Eviction(placed={"compress": int(squeezed.size), "swap": int(swapped.size)})
 
     def hash_pages(self, ppns: Ppns) -> Hashes:
         common = (ppns * 0x85EBCA77 >> 9) % 1000 < self._common * 1000

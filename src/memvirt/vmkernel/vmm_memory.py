@@ -9,12 +9,13 @@ import numpy as np
 
 from memvirt.machine.content import Hashes
 from memvirt.vmm.census import census
+from memvirt.vmm.content import COMPRESS, SWAP, StoreUse
 from memvirt.vmm.eviction import Eviction
 from memvirt.vmm.monitor import PagingMode, VirtualMachineMonitor
 from memvirt.vmm.pmap import LARGE_PAGES, PageState
+from memvirt.vmm.stores.swap_file import SwapFile
 
 from .guest_memory import Balloon, GuestUsage, Ppns
-from .swap import SwapFile
 
 
 class VmmMemory:
@@ -61,14 +62,14 @@ class VmmMemory:
             unmapped=states[PageState.UNMAPPED],
             compressed=states[PageState.COMPRESSED],
             swapped=states[PageState.SWAPPED],
-            compressed_frames=0 if vmm.compressed is None else vmm.compressed.frames,
+            compressed_frames=vmm.contents.use().get(COMPRESS, StoreUse()).frames,
             table_frames=tables,
             reserve_frames=vmm.reserve.count,
             large=LARGE_PAGES * int(np.count_nonzero(pmap.large)),
-            zips_total=vmm.counts["zips"],
-            unzips_total=vmm.counts["unzips"],
-            swap_reads_total=vmm.counts["swap_reads"],
-            swap_writes_total=vmm.counts["swap_writes"],
+            zips_total=vmm.contents.total_put(COMPRESS),
+            unzips_total=vmm.contents.total_taken(COMPRESS),
+            swap_reads_total=vmm.contents.total_taken(SWAP),
+            swap_writes_total=vmm.contents.total_put(SWAP),
         )
 
     def begin_sample(self, ppns: Ppns) -> None:

@@ -36,10 +36,10 @@ from memvirt.mmu.entry import (
     WRITABLE,
 )
 
-from .backing import BackingStoreError, PageCorrupted
 from .monitor import PagingMode, VirtualMachineMonitor
 from .paging.shadow_table import guest_entry_gpa
 from .pmap import LARGE_PAGES, PageState
+from .stores.backing import BackingStoreError, PageCorrupted
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +266,7 @@ def _check_frames(machine: MachineMemory, vmms: list[VirtualMachineMonitor]) -> 
             yield Violation(
                 "I4", f"VM {vmm.vm_id}", f"{guest} GUEST frames", f"{private} private pages"
             )
-        held = 0 if vmm.compressed is None else vmm.compressed.frames
+        held = sum(store.frames for store in vmm.contents.stores.values())
         for kind, expected in (
             (FrameKind.RESERVE, vmm.reserve.count),
             (FrameKind.COMPRESSED, held),

@@ -10,6 +10,7 @@ import numpy as np
 
 from memvirt.machine.memory import FrameKind
 
+from .content import COMPRESS, SWAP
 from .pmap import PageState
 
 if TYPE_CHECKING:
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 
 # Counts the VMM keeps itself; the others are the control block's.
 COUNTED = (
-    "moved", "unmapped_by_host", "discarded", "zips", "swap_writes", "brought_back", "unzips",
-    "swap_reads", "shares", "share_breaks", "large_made", "large_breaks",
+    "moved", "unmapped_by_host", "discarded", "brought_back", "shares", "share_breaks",
+    "large_made", "large_breaks",
 )  # fmt: skip
 _CONTROL_COUNTERS = (
     "hidden_faults", "true_faults", "trace_faults", "resynchronizations", "shadow_zaps",
@@ -37,6 +38,7 @@ class MemoryStatistics:
     shared: int
     compressed: int
     swapped: int
+    stored: int  # in other backing stores
     frames_guest: int
     frames_shadow: int
     frames_nested: int
@@ -85,6 +87,10 @@ def memory_statistics(vmm: VirtualMachineMonitor) -> MemoryStatistics:
         frames_compressed=int(counts[FrameKind.COMPRESSED]),
         demand_allocated=int(block.frames_demand_allocated),
         stall_ns=int(block.stall_ns),
+        zips=vmm.contents.total_put(COMPRESS),
+        unzips=vmm.contents.total_taken(COMPRESS),
+        swap_writes=vmm.contents.total_put(SWAP),
+        swap_reads=vmm.contents.total_taken(SWAP),
         **vmm.counts,
         **{name: int(getattr(block, name)) for name in _CONTROL_COUNTERS},
     )
