@@ -76,9 +76,9 @@ def failing_writes(monkeypatch: pytest.MonkeyPatch) -> Disk:
 def test_guests_wait_while_swap_cannot_be_written(failing_writes: Disk) -> None:
     with Host(scenario()) as host:
         assert host.run(), [vm.outcome for vm in host.vms]
-        pauses = [event for event in host.events if event.mechanism is Mechanism.PAUSE]
+        pauses = [event for event in host.events if event.mechanism == Mechanism.PAUSE]
         assert any("No space left on device" in event.reason for event in pauses)
-        assert any(event.mechanism is Mechanism.RESUME for event in host.events)
+        assert any(event.mechanism == Mechanism.RESUME for event in host.events)
     assert failing_writes.calls > failing_writes.last
     assert host.machine.free_frames == host.machine.frames
 
@@ -95,7 +95,7 @@ def test_a_guest_waits_for_a_page_that_cannot_be_read(monkeypatch: pytest.Monkey
     monkeypatch.setattr("memvirt.vmm.stores.swap_file.os.pread", failing)
     with Host(scenario(), check_every=1) as host:  # the checker meets the errors too
         assert host.run(), [vm.outcome for vm in host.vms]
-        pauses = [event for event in host.events if event.mechanism is Mechanism.PAUSE]
+        pauses = [event for event in host.events if event.mechanism == Mechanism.PAUSE]
         assert any("cannot be read: Input/output error" in event.reason for event in pauses), pauses
     assert disk.calls > disk.last
 

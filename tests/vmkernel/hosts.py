@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
+from memvirt.host.machine_frames import HostFrames
+from memvirt.host.vmm_memory import VmmMemory
 from memvirt.machine.memory import MachineMemory
 from memvirt.mmu import control
 from memvirt.vmkernel.admission import VmSettings
 from memvirt.vmkernel.managed import ManagedVm
 from memvirt.vmkernel.options import MemoryOptions
 from memvirt.vmkernel.vmkernel import VmKernel
-from memvirt.vmkernel.vmm_memory import VmmMemory
 from memvirt.vmm.balloon import BalloonedPages
 from memvirt.vmm.check import check_machine
 from memvirt.vmm.content import COMPRESS, SWAP
@@ -134,7 +135,7 @@ class Host:
         self.machine = MachineMemory(frames, scatter_seed=5)
         self.buffers = WriteBuffers(self.machine, 8)
         self.kernel = VmKernel(
-            self.machine, options, swap_pages=swap, own_frames=self.buffers.count
+            HostFrames(self.machine), options, swap_pages=swap, own_frames=self.buffers.count
         )
         self.guests: dict[int, Guest] = {}
         self._ids = 0
@@ -151,7 +152,7 @@ class Host:
 
     def check(self) -> None:
         """No invariant is broken."""
-        self.kernel._settle()
+        self.kernel.settle()
         assert check_machine(self.machine, [guest.vmm for guest in self.guests.values()]) == []
 
     def close(self) -> None:

@@ -25,7 +25,7 @@ from memvirt.observe.summary import Summary, VmPeaks
 from memvirt.size import format_size
 from memvirt.vm.outcome import EndReason
 from memvirt.vm.virtual_machine import VirtualMachine
-from memvirt.vmkernel.statistics import Sample
+from memvirt.vmkernel.samples import Sample
 
 _PAGE = 4096
 _TEXT_COLUMNS = {"NAME", "STATE", "GROUP", "MCTL?"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from memvirt.vmkernel.statistics import Sample, VmMemory
+from memvirt.vmkernel.samples import Sample, VmMemory
 
 
 @dataclass

@@ -108,6 +108,25 @@ class SwapFile:
             ) from error
         return fd
 
+    def grow(self, slots: int) -> None:
+        """Make room for ``slots`` pages in all, not fewer than now. Called with all VMs stopped.
+
+        Raises SwapSpaceError, with nothing changed, if the file system has no room.
+        """
+        more = slots - self.slots
+        if more <= 0:
+            return
+        try:
+            os.posix_fallocate(self._fd, self.slots * PAGE_BYTES, more * PAGE_BYTES)
+        except OSError as error:
+            raise SwapSpaceError(
+                f"{self.path}: the swap file cannot grow to {slots * PAGE_BYTES >> 10} KiB: "
+                f"{error.strerror}"
+            ) from error
+        self._checksums = np.concatenate((self._checksums, np.zeros(more, np.uint64)))
+        self._free[:0] = range(slots - 1, self.slots - 1, -1)
+        self.slots = slots
+
     @property
     def used(self) -> int:
         """Slots with a page."""
