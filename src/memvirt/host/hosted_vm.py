@@ -19,7 +19,7 @@ from memvirt.vmkernel.managed import ManagedVm
 from memvirt.vmkernel.vmkernel import VmKernel
 from memvirt.vmm.content import SWAP
 from memvirt.vmm.monitor import PagingMode
-from memvirt.vmm.setup import shadow_capacity
+from memvirt.vmm.paging.build import most_table_frames
 from memvirt.vmm.stores.backing import BackingStore
 from memvirt.vmm.stores.swap_file import SwapFile, SwapSpaceError, WriteBuffers
 
@@ -37,11 +37,7 @@ _LOADER_FRAMES = 256  # tables and structures beside the image itself
 
 def overhead_frames(pages: int, paging: PagingMode) -> int:
     """Most frames that the page tables of a VM of ``pages`` pages take, and a small reserve."""
-    if paging is PagingMode.SHADOW:
-        tables = shadow_capacity(pages)
-    else:
-        tables = sum(-(-pages // 512**level) for level in (1, 2, 3)) + 1
-    return tables + 64
+    return most_table_frames(paging, pages) + 64
 
 
 class HostedVm:

@@ -22,7 +22,7 @@ from memvirt.vmkernel.protocols import (
 )
 from memvirt.vmm.census import census
 from memvirt.vmm.eviction import EvictionOrder
-from memvirt.vmm.monitor import PagingMode, VirtualMachineMonitor
+from memvirt.vmm.monitor import VirtualMachineMonitor
 from memvirt.vmm.pmap import LARGE_PAGES, PageState
 from memvirt.vmm.stores.backing import BackingStoreError, PageCorrupted
 from memvirt.vmm.stores.swap_file import SwapFile
@@ -79,15 +79,11 @@ class VmmMemory:
     @property
     def large_pages(self) -> VmmMemory | None:
         """Only a nested table has large entries."""
-        return self if self.vmm.paging is PagingMode.NESTED else None
+        return self if self.vmm.page_tables.has_large_pages else None
 
     def usage(self) -> MemoryUsage:
         vmm, pmap = self.vmm, self.vmm.pmap
         states, cost = census(pmap.state, pmap.frame, vmm.machine.references)
-        if vmm.paging is PagingMode.SHADOW:
-            tables = int(np.count_nonzero(vmm.shadow.pages["mpn"] >= 0))
-        else:
-            tables = int(vmm.control.nested_tables)
         return MemoryUsage(
             private=states[PageState.PRIVATE],
             shared=states[PageState.SHARED],
@@ -97,7 +93,7 @@ class VmmMemory:
                 name: KeptPages(use.pages, use.frames, use.put_total, use.taken_total)
                 for name, use in vmm.contents.use().items()
             },
-            table_frames=tables,
+            table_frames=vmm.page_tables.table_frames,
             reserve_frames=vmm.reserve.count,
             large=LARGE_PAGES * int(np.count_nonzero(pmap.large)),
         )

@@ -13,18 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from memvirt.mmu import control
+from memvirt.mmu import page_state
 
 
 class PageState(IntEnum):
     """Where the content of a guest-physical page is."""
 
-    UNMAPPED = control.STATE_UNMAPPED  # reads as zeroes; no frame until the next access
-    PRIVATE = control.STATE_PRIVATE  # in a frame of its own
-    SHARED = control.STATE_SHARED  # in a frame of several pages, copy-on-write
-    COMPRESSED = control.STATE_COMPRESSED  # in the VM's compression cache
-    SWAPPED = control.STATE_SWAPPED  # in the VM's swap file
-    STORED = control.STATE_SWAPPED + 1  # in another backing store; compiled code knows no more
+    UNMAPPED = page_state.STATE_UNMAPPED  # reads as zeroes; no frame until the next access
+    PRIVATE = page_state.STATE_PRIVATE  # in a frame of its own
+    SHARED = page_state.STATE_SHARED  # in a frame of several pages, copy-on-write
+    COMPRESSED = page_state.STATE_COMPRESSED  # in the VM's compression cache
+    SWAPPED = page_state.STATE_SWAPPED  # in the VM's swap file
+    STORED = page_state.STATE_SWAPPED + 1  # in another backing store; compiled code knows no more
 
 
 # Named sets of states. Which of them a page is in says what its word in ``Pmap.frame`` is.
