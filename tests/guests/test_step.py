@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from memvirt.host.control import UnknownVm
 from memvirt.host.host import Host
+from memvirt.host.vm_control import UnknownVm
 from memvirt.scenario.scenario import Scenario, parse_scenario
 from memvirt.size import SizeError
 from memvirt.vmkernel.admission import AdmissionError

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Sequence
 
 from rich.console import Console, Group
@@ -150,7 +149,7 @@ def print_summary(console: Console, host: Host, summary: Summary, wall_seconds: 
             f"{format_size(summary.frames_then * _PAGE)} of machine memory",
             highlight=False,
         )
-    counts = Counter(event.mechanism for event in host.events)
+    counts = host.events.counts
     decisions = ", ".join(f"{count} {mechanism}" for mechanism, count in counts.most_common())
     console.print(f"decisions: {decisions}", highlight=False)
     _print_troubles(console, host)

@@ -14,12 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from memvirt.address import PAGE_BYTES
-from memvirt.host.control import UnknownVm, VmControl
 from memvirt.host.hosted_vm import REFUSALS, HostedVm, overhead_frames
 from memvirt.host.machine_frames import HostFrames
 from memvirt.host.quantum import QuantumRunner
 from memvirt.host.remap import Remapper
 from memvirt.host.state_directory import StateDirectory
+from memvirt.host.vm_control import UnknownVm, VmControl
 from memvirt.host.vmm_memory import VmmMemory
 from memvirt.machine.machine import Machine
 from memvirt.scenario.scenario import Scenario

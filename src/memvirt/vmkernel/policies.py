@@ -21,7 +21,7 @@ gets the host's ``MemoryOptions``, and is called once for each host.
 from __future__ import annotations
 
 from .allocation import AllocationPolicy, SharesAllocation, SizeAllocation
-from .balloon import BalloonMechanism
+from .ballooning import BalloonMechanism
 from .mechanisms import KeepIn, ReclaimMechanism
 from .protocols import Place
 from .registry import Registry

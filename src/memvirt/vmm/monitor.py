@@ -351,7 +351,7 @@ class VirtualMachineMonitor:
         self.contents.settle()
 
     def statistics(self) -> MemoryStatistics:
-        return memory_statistics(self)
+        return memory_statistics(self.contents, self.state, self.counts)
 
     def power_off(self) -> None:
         """Give every frame back. The VM's memory is gone; calling again does nothing."""
