@@ -36,12 +36,12 @@ from memvirt.mmu.entry import (
 )
 from memvirt.mmu.page_state import FLAG_BALLOONED, FLAG_TRACED
 
-from .backing import BackingStoreError, PageCorrupted
 from .monitor import VirtualMachineMonitor
 from .paging.nested_paging import NestedPaging
 from .paging.shadow_paging import ShadowPaging
 from .paging.shadow_table import guest_entry_gpa
 from .pmap import LARGE_PAGES, PageState
+from .stores.backing import BackingStoreError, PageCorrupted
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,7 +268,7 @@ def _check_frames(machine: MachineMemory, vmms: list[VirtualMachineMonitor]) -> 
             yield Violation(
                 "I4", f"VM {vmm.vm_id}", f"{guest} GUEST frames", f"{private} private pages"
             )
-        held = 0 if vmm.compressed is None else vmm.compressed.frames
+        held = sum(store.frames for store in vmm.contents.stores.values())
         for kind, expected in (
             (FrameKind.RESERVE, vmm.reserve.count),
             (FrameKind.COMPRESSED, held),
