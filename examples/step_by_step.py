@@ -26,12 +26,12 @@ Mem.BalancePeriod = 0.05
 [[vm]]
 name = "first"
 memory = "24M"
-append = "workload=random percent=70 operations=1500000 balloon=0"
+append = "workload=random percent=70 operations=3000000 balloon=0"
 
 [[vm]]
 name = "second"
 memory = "24M"
-append = "workload=random percent=70 operations=1500000 balloon=0"
+append = "workload=random percent=70 operations=3000000 balloon=0"
 """
 
 

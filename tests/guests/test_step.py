@@ -16,7 +16,7 @@ from memvirt.vmkernel.samples import VmMemory
 MIB = 256
 
 
-def scenario(extra: str = "") -> Scenario:
+def scenario(extra: str = "", *, operations: int = 900_000) -> Scenario:
     return parse_scenario(
         f"""
         seed = 3
@@ -32,12 +32,12 @@ def scenario(extra: str = "") -> Scenario:
         [[vm]]
         name = "one"
         memory = "24M"
-        append = "workload=random percent=70 operations=900000"
+        append = "workload=random percent=70 operations={operations}"
         [[vm]]
         name = "two"
         memory = "24M"
         paging = "shadow"
-        append = "workload=random percent=70 operations=900000 balloon=0"
+        append = "workload=random percent=70 operations={operations} balloon=0"
         """,
         "test",
     )
@@ -55,7 +55,7 @@ def row(host: Host, name: str) -> VmMemory:
 
 def changed() -> tuple[list[Event], list[int]]:
     """A run with one change of each kind; its events, and all rows' consumed pages now and then."""
-    with Host(scenario()) as host:
+    with Host(scenario(operations=2_400_000)) as host:
         seen: list[Event] = []
         host.events.subscribe(seen.append, replay=True)
         consumed = []
@@ -77,12 +77,10 @@ def changed() -> tuple[list[Event], list[int]]:
         two.change(reservation=0, reason="not any more")
         one.set_balloon(None, reason="as policy has it")
         one.pause(reason="wait")
-        before = host.control("one")._vm.guest.usage()
         virtual = host.vms[0].virtual_ns
         steps(host, 0.05)
         assert host.vms[0].virtual_ns == virtual
         assert row(host, "one").condition == "paused"
-        assert before.in_use >= row(host, "one").granted
         one.resume()
         while host.step():
             consumed += [int(vm.consumed) for vm in host.sample().vms]
@@ -117,23 +115,23 @@ def test_what_cannot_be_is_refused_and_changes_nothing() -> None:
     with Host(scenario('swap = "50M"')) as host:
         one, two = host.control("one"), host.control("two")
         steps(host, 0.02)
-        before = (host.kernel.admission.reserved, len(host.events), row(host, "one"))
+        before = host.kernel.admission.reserved
         with pytest.raises(ValueError, match='no VM "three" is running; running are: one, two'):
             host.control("three")
         with pytest.raises(ValueError, match="0 shares: it should be at least 1"):
             one.change(shares=0)
         with pytest.raises(ValueError, match="reservation of 2560 pages: it should be 0 to 2048"):
             one.change(reservation="10M", limit="8M")
-        with pytest.raises(AdmissionError, match=r"reservation of 24\.0 MiB"):
-            one.change(reservation="24M", shares=1) or two.change(reservation="24M")
+        one.change(reservation="24M")
+        with pytest.raises(AdmissionError, match=r"VM two cannot have a reservation of 24\.0 MiB"):
+            two.change(reservation="24M", shares=1)
+        assert row(host, "two").shares == 240
         with pytest.raises(SizeError, match='limit: "much" is no size'):
             one.change(limit="much")
         with pytest.raises(ValueError, match="balloon target of 6144 pages: it should be 0 to"):
             one.set_balloon("24M")
-        assert before[0] <= host.kernel.admission.reserved
         one.change(reservation=0)
-        two.change(reservation=0)
-        assert host.kernel.admission.reserved == before[0]
+        assert host.kernel.admission.reserved == before
 
 
 def test_a_reservation_given_up_needs_swap() -> None:

@@ -74,13 +74,18 @@ class Host:
         self.state_directory = StateDirectory(directory)
         self._buffers = WriteBuffers(self.machine, max(buffers, 1))
         self._runner = QuantumRunner(len(self._entries))
-        self.kernel = VmKernel(
-            HostFrames(self.machine),
-            machine.Mem,
-            seed=scenario.seed,
-            swap_pages=None if machine.swap is None else machine.swap // PAGE_BYTES,
-            own_frames=self._buffers.count,
-        )
+        try:
+            self.kernel = VmKernel(
+                HostFrames(self.machine),
+                machine.Mem,
+                seed=scenario.seed,
+                swap_pages=None if machine.swap is None else machine.swap // PAGE_BYTES,
+                own_frames=self._buffers.count,
+            )
+        except BaseException:
+            self._buffers.close()
+            self.state_directory.close()
+            raise
         self._quantum_ns = int(machine.quantum_ms * 1e6)
         try:
             self._start_due(refusals_end_it=True)

@@ -23,7 +23,7 @@ import numpy as np
 
 from memvirt.address import PAGE_BYTES
 from memvirt.machine.content import Pages
-from memvirt.machine.memory import FrameKind, MachineMemory
+from memvirt.machine.memory import NOBODY, FrameKind, MachineMemory
 
 from .pmap import KEPT, RESIDENT, PageState, Pmap, is_resident
 from .reserve import FrameReserve
@@ -214,6 +214,30 @@ class PageContents:
             self.pmap.frame[ppn] = new
             self.reserve.give_up(shared)
         self.pmap.state[ppn] = PageState.PRIVATE
+
+    # In a shared frame -------------------------------------------------------------------------
+
+    def make_shared(self, ppn: int, salt: int) -> int:
+        """Make the frame of private page ``ppn`` a shared one of ``salt``; returns its MPN."""
+        self.invalidate(np.array([ppn], np.int64))
+        mpn = int(self.pmap.frame[ppn])
+        self.machine.kind[mpn] = FrameKind.SHARED
+        self.machine.owner[mpn] = NOBODY
+        self.machine.set_share_salt(mpn, salt)
+        self.pmap.state[ppn] = PageState.SHARED
+        return mpn
+
+    def share(self, ppns: PpnArray, mpns: Any) -> None:
+        """Let private pages (distinct) use the shared frame beside each, their own are released.
+
+        Obligation: each equals its frame in full, and the frames are of the VM's salt.
+        """
+        self.invalidate(ppns)
+        old = self.pmap.frame[ppns]
+        self.machine.add_references(mpns)
+        self.pmap.frame[ppns] = mpns
+        self.pmap.state[ppns] = PageState.SHARED
+        self.machine.release(old)
 
     # Elsewhere ---------------------------------------------------------------------------------
 

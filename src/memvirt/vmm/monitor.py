@@ -16,7 +16,6 @@ import numpy as np
 from memvirt.address import PAGE_BYTES, PAGE_SHIFT
 from memvirt.machine.content import Hashes, equal_pages, hash_pages
 from memvirt.machine.memory import (
-    NOBODY,
     FrameKind,
     MachineMemory,
     MachineMemoryExhausted,
@@ -208,14 +207,8 @@ class VirtualMachineMonitor:
         """
         if self.pmap.state_of(ppn) is not PageState.PRIVATE:
             raise ValueError(f"PPN {ppn:#x} is {self.pmap.state_of(ppn).name.lower()}, not private")
-        self._invalidate(np.array([ppn], np.int64))
-        mpn = int(self.pmap.frame[ppn])
-        self.machine.kind[mpn] = FrameKind.SHARED
-        self.machine.owner[mpn] = NOBODY
-        self.machine.set_share_salt(mpn, self.share_salt)
-        self.pmap.state[ppn] = PageState.SHARED
         self.counts["shares"] += 1
-        return mpn
+        return self.contents.make_shared(ppn, self.share_salt)
 
     def may_share(self, mpns: PpnsLike | int) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Which of ``mpns`` are shared frames of this VM's salt."""
@@ -248,12 +241,7 @@ class VirtualMachineMonitor:
         fit = equal_pages(self.machine.content, self.pmap.frame[pages], frames)
         pages, frames = pages[fit], frames[fit]
         if pages.size:
-            self._invalidate(pages)
-            old = self.pmap.frame[pages]
-            self.machine.add_references(frames)
-            self.pmap.frame[pages] = frames
-            self.pmap.state[pages] = PageState.SHARED
-            self.machine.release(old)
+            self.contents.share(pages, frames)
             self.counts["shares"] += int(pages.size)
         return pages
 
