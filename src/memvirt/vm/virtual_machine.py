@@ -24,6 +24,7 @@ from memvirt.cpu.unicorn.processor import Processor, SegmentState
 from memvirt.cpu.unicorn.virtual_time import PORT_ACCESS_NS, TIME_STAMP_NS, virtual_now
 from memvirt.machine.memory import MachineMemory, MachineMemoryExhausted
 from memvirt.mmu.control import NEED_FRAMES, NEED_PAGE
+from memvirt.mmu.host_ranges import host_address
 from memvirt.platform.backdoor import complete_backdoor
 from memvirt.platform.balloon import BalloonDevice, complete_balloon
 from memvirt.platform.boot.detect import Protocol, load_boot_image
@@ -94,7 +95,7 @@ class VirtualMachine:
         self.serial_log = bytearray()
         self._serial = serial
         self.pc: Any = new_pc(self.memory)
-        self.processor = Processor(self.vmm, self.pc.ctypes.data)
+        self.processor = Processor(self.vmm, host_address(self.pc, "virtual PC"))
         self.boot_image: BootImage | None = None
         self.outcome: Outcome | None = None
         self.waiting = False

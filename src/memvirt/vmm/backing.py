@@ -46,6 +46,10 @@ class BackingStore(Protocol):
     def read(self, slot: int) -> bytes: ...
     def discard(self, slots: Iterable[int]) -> None: ...
 
+    def slots_in_use(self) -> Slots:
+        """Slots that hold a page, in any order: for the checker."""
+        ...
+
 
 class CompressedPages(Protocol):
     """A bounded store of compressed pages in machine memory, oldest first out."""
@@ -68,6 +72,10 @@ class CompressedPages(Protocol):
     def take(self, slot: int) -> bytes: ...
     def read(self, slot: int) -> bytes: ...
     def discard(self, slots: Iterable[int]) -> None: ...
+
+    def slots_in_use(self) -> Slots:
+        """Slots that hold a page, in any order: for the checker."""
+        ...
 
     def settle(self) -> None:
         """Give back frames that have become empty. Called with every processor stopped."""
@@ -119,3 +127,6 @@ class HeldPages:
         for slot in slots:
             del self._pages[slot]
             self._free.append(slot)
+
+    def slots_in_use(self) -> Slots:
+        return np.fromiter(self._pages, np.int64, len(self._pages))

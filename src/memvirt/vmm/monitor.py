@@ -25,6 +25,7 @@ from memvirt.machine.memory import (
 )
 from memvirt.mmu import control
 from memvirt.mmu.control import new_control_block
+from memvirt.mmu.host_ranges import host_address
 
 from .backing import BackingStore, CompressedPages, HeldPages
 from .eviction import Eviction, evict
@@ -95,7 +96,7 @@ class VirtualMachineMonitor:
             self.reserve.refill()
         if paging is PagingMode.NESTED:
             self._nested_tlb = np.zeros(control.NESTED_TLB_ENTRIES, control.NESTED_TLB_DTYPE)
-            self.control.nested_tlb_at = self._nested_tlb.ctypes.data
+            self.control.nested_tlb_at = host_address(self._nested_tlb, "nested TLB")
             root = self.machine.allocate(kind=FrameKind.NESTED, owner=vm_id, tag=4)
             self.control.nested_root = int(root[0])
             self.control.nested_tables = 1

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from memvirt.machine.memory import FrameKind, Frames, MachineMemory
+from memvirt.mmu.host_ranges import host_address
 
 RESERVE_FRAMES = 256  # frames moved from the host to the reserve at a time
 RESERVE_CAPACITY = 1024
@@ -33,7 +34,7 @@ class FrameReserve:
         self._block = block
         self._stack = np.zeros(RESERVE_CAPACITY, np.uint32)
         self._given_up: list[Frames] = []
-        block.reserve_at = self._stack.ctypes.data
+        block.reserve_at = host_address(self._stack, f"reserve of VM {vm_id}")
 
     @property
     def count(self) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 
 from memvirt.address import PAGE_BYTES, PAGE_SHIFT
 from memvirt.machine.memory import FrameKind, MachineMemory
+from memvirt.mmu.host_ranges import host_address
 
 from .paging.shadow_table import SHADOW_PAGE_DTYPE, zap_all
 from .pmap import PageState, Pmap
@@ -28,18 +29,18 @@ def set_up_control(block: Any, machine: MachineMemory, pmap: Pmap, paging: int, 
     block.vm_id = vm_id
     block.physical_address_bits = PHYSICAL_ADDRESS_BITS
     block.has_1gib_pages = 1
-    block.memory_at = machine.host_address
+    block.memory_at = host_address(machine.content, "machine memory")
     block.machine_bytes = machine.bytes
-    block.frame_kind_at = machine.kind.ctypes.data
-    block.frame_owner_at = machine.owner.ctypes.data
-    block.frame_tag_at = machine.tag.ctypes.data
-    block.frame_references_at = machine.references.ctypes.data
+    block.frame_kind_at = host_address(machine.kind, "kind of frames")
+    block.frame_owner_at = host_address(machine.owner, "owner of frames")
+    block.frame_tag_at = host_address(machine.tag, "tag of frames")
+    block.frame_references_at = host_address(machine.references, "references of frames")
     block.guest_pages = pmap.pages
-    block.pmap_state_at = pmap.state.ctypes.data
-    block.pmap_frame_at = pmap.frame.ctypes.data
-    block.pmap_flags_at = pmap.flags.ctypes.data
-    block.pmap_large_at = pmap.large.ctypes.data
-    block.rmap_head_at = pmap.rmap_head.ctypes.data
+    block.pmap_state_at = host_address(pmap.state, f"pmap.state of VM {vm_id}")
+    block.pmap_frame_at = host_address(pmap.frame, f"pmap.frame of VM {vm_id}")
+    block.pmap_flags_at = host_address(pmap.flags, f"pmap.flags of VM {vm_id}")
+    block.pmap_large_at = host_address(pmap.large, f"pmap.large of VM {vm_id}")
+    block.rmap_head_at = host_address(pmap.rmap_head, f"pmap.rmap_head of VM {vm_id}")
     block.lapic_gpa = LAPIC_GPA
     block.lapic_window = -(-machine.bytes // (1 << 21)) * (1 << 21)
     block.hole_window = block.lapic_window + PAGE_BYTES
@@ -65,14 +66,14 @@ class ShadowPool:
         self._hash = np.full(buckets, -1, np.int32)
         self._unsynchronized = np.zeros(capacity, np.int32)
         block.shadow_capacity = capacity
-        block.shadow_pages_at = self.pages.ctypes.data
-        block.shadow_copy_at = self._copy.ctypes.data
-        block.rmap_next_at = self.rmap_next.ctypes.data
-        block.rmap_previous_at = self.rmap_previous.ctypes.data
-        block.shadow_parent_at = self._parent.ctypes.data
-        block.shadow_hash_at = self._hash.ctypes.data
+        block.shadow_pages_at = host_address(self.pages, "shadow pages")
+        block.shadow_copy_at = host_address(self._copy, "shadow copy")
+        block.rmap_next_at = host_address(self.rmap_next, "shadow rmap_next")
+        block.rmap_previous_at = host_address(self.rmap_previous, "shadow rmap_previous")
+        block.shadow_parent_at = host_address(self._parent, "shadow parent")
+        block.shadow_hash_at = host_address(self._hash, "shadow hash")
         block.shadow_hash_mask = buckets - 1
-        block.unsynchronized_at = self._unsynchronized.ctypes.data
+        block.unsynchronized_at = host_address(self._unsynchronized, "shadow unsynchronized")
         zap_all(control_block[0])
         block.shadow_zaps = 0
         block.shadow_stale = 0

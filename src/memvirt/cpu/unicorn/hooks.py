@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from numba import cfunc, from_dtype, njit, types
 from unicorn import unicorn_const
 
 from memvirt.mmu.control import CONTROL_RECORD, FETCH, OK, READ, WRITE
 from memvirt.mmu.entry import CR0_PE
 from memvirt.mmu.native import (
+    argument_reference,
     call_c1,
     load8,
     load32,
@@ -49,6 +51,7 @@ _RAX, _RBX, _RCX, _RDX = reg.RAX, reg.RBX, reg.RCX, reg.RDX
 _U32 = 0xFFFF_FFFF
 control_at = record_reference(CONTROL_RECORD)
 pc_at = record_reference(from_dtype(PC_DTYPE))
+tlb_entry_at = argument_reference(from_dtype(np.dtype([("paddr", "i8"), ("perms", "i4")])))
 
 
 @njit(nogil=True, cache=True)
@@ -88,12 +91,11 @@ def note_large_page(vm: Any, gva: int, size: int) -> None:
 @cfunc("boolean(int64, int64, int32, int64, int64)", cache=True)
 def on_tlb_fill(engine: int, page: int, kind: int, entry: int, user: int) -> bool:
     """``UC_HOOK_TLB_FILL``: ``entry`` is {uint64 paddr; int32 perms}."""
-    vm = control_at(user)
+    vm, translation = control_at(user), tlb_entry_at(entry)
     if vm.aborted:
         return False
     if vm.identity_window:
-        store64(entry, page)
-        store32(entry + 8, PERMIT_READ | PERMIT_EXECUTE)
+        translation.paddr, translation.perms = page, PERMIT_READ | PERMIT_EXECUTE
         return True
     load_control(vm)
     access = WRITE if kind == _UC_WRITE else (FETCH if kind == _UC_FETCH else READ)
@@ -101,8 +103,8 @@ def on_tlb_fill(engine: int, page: int, kind: int, entry: int, user: int) -> boo
     if status == OK:
         if vm.out_large_page:
             note_large_page(vm, page, vm.out_large_page)
-        store64(entry, vm.out_machine_address & ~0xFFF)
-        store32(entry + 8, vm.out_permissions)
+        translation.paddr = vm.out_machine_address & ~0xFFF
+        translation.perms = vm.out_permissions
         return True
     vm.translation_status = status
     vm.fault_gva = page

@@ -15,6 +15,7 @@ from unicorn.unicorn_py3 import unicorn as unicorn_binding
 
 from memvirt.address import PAGE_BYTES
 from memvirt.mmu.control import PAGING_FLAT
+from memvirt.mmu.host_ranges import ForeignRanges, host_address
 from memvirt.vmm.monitor import VirtualMachineMonitor
 
 from . import hooks
@@ -77,6 +78,7 @@ class Processor:
         self._engine: unicorn.Uc | None = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
         self.engine.ctl_set_cpu_model(x86_const.UC_CPU_X86_ICELAKE_SERVER)
         self.engine.ctl_exits_enabled(False)
+        self._engine_ranges = ForeignRanges()
         self._probe()
         if not self._flat:
             self.engine.ctl_set_tlb_mode(_UC_CTL_TLB_VIRTUAL)
@@ -144,25 +146,31 @@ class Processor:
     def _set_up_control(self, pc_address: int) -> None:
         block, registers = self.control, self.registers
         self._scratch = np.zeros(96, np.int64)
-        block.control_at = self.vmm.control_block.ctypes.data
+        block.control_at = host_address(self.vmm.control_block, "control block")
         block.access_at = access_entry.address
         block.engine = int(ctypes.cast(self._handle, ctypes.c_void_p).value or 0)
-        block.registers_at = registers.base
-        block.large_pages_at = registers.large_pages
-        block.fault_address_at = registers.fault_address
-        block.error_code_at = registers.error_code
-        block.star_at, block.lstar_at = registers.star, registers.lstar
-        block.cstar_at, block.fmask_at = registers.cstar, registers.fmask
-        block.kernel_gs_at = registers.kernel_gs_base
+        allow = self._engine_ranges.add
+        block.registers_at = allow(registers.base, reg.EFER + 8, "register file")
+        block.large_pages_at = allow(
+            registers.large_pages, reg.MMU_INDEXES * reg.TLB_RECORD_BYTES, "TLB records"
+        )
+        block.fault_address_at = allow(registers.fault_address, 8, "fault address")
+        block.error_code_at = allow(
+            registers.error_code, reg.EXCEPTION_IN_FLIGHT + 4, "exception in flight"
+        )
+        for name in ("star", "lstar", "cstar", "fmask"):
+            setattr(block, f"{name}_at", allow(getattr(registers, name), 8, name.upper()))
+        block.kernel_gs_at = allow(registers.kernel_gs_base, 8, "KERNEL_GS_BASE")
         block.emu_start_at = _function_address("uc_emu_start")
         block.emu_stop_at = _function_address("uc_emu_stop")
         block.ctl_at = _function_address("uc_ctl")
         block.reg_read_at = _function_address("uc_reg_read")
         block.reg_write_at = _function_address("uc_reg_write")
         block.rflags_register = x86_const.UC_X86_REG_EFLAGS
-        block.scratch_at = self._scratch.ctypes.data
+        block.scratch_at = host_address(self._scratch, "scratch area")
         block.pc_at = pc_address
-        block.cpuid_at, block.cpuid_count = self.cpuid.ctypes.data, self.cpuid.size
+        block.cpuid_at = host_address(self.cpuid, "CPUID table")
+        block.cpuid_count = self.cpuid.size
         block.event_vector = -1
 
     def _add_hooks(self) -> None:
@@ -280,6 +288,7 @@ class Processor:
 
     def close(self) -> None:
         """Release the engine; the processor cannot be used any more."""
+        self._engine_ranges.close()
         self._engine = None  # the binding's finalizer closes it with the last reference
 
 
