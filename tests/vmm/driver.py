@@ -63,11 +63,22 @@ class Driver:
         """``mov cr3``: both roots share everything below them."""
         self.vmm.control.cr3 = ROOTS[number] << 12
 
+    def load_control(self, *, cr3: int, cr4: int, efer: int) -> None:
+        """Change CR3, CR4 and EFER, whatever that makes of the guest's tables."""
+        block = self.vmm.control
+        block.cr3, block.cr4, block.efer = cr3, cr4, efer
+
+    def attempt(self, gva: int, kind: int) -> int | None:
+        """One access as the guest may try it: the machine address, -1 for no memory, None: #PF."""
+        try:
+            return self._translate(gva, kind)
+        except PageFault:
+            return None
+
     def _translate(self, gva: int, kind: int) -> int:
         for _ in range(64):
             status = access(self.block, gva, kind)
             if status == control.OK:
-                assert self.vmm.control.out_machine_address >= 0
                 return int(self.vmm.control.out_machine_address)
             if status == control.TRUE_FAULT:
                 raise PageFault(int(self.vmm.control.fault_error))
@@ -85,11 +96,13 @@ class Driver:
     def read(self, gva: int) -> int:
         """Load 8 bytes. Raises PageFault."""
         address = self._translate(gva, control.READ)
+        assert address >= 0
         return int.from_bytes(self.machine.content[address : address + 8].tobytes(), "little")
 
     def write(self, gva: int, value: int) -> None:
         """Store 8 bytes. Raises PageFault."""
         address = self._translate(gva, control.WRITE)
+        assert address >= 0
         self.machine.content[address : address + 8] = list(value.to_bytes(8, "little"))
 
     def set_entry(self, virtual_page: int, entry: int) -> None:

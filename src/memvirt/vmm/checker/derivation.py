@@ -104,17 +104,17 @@ def check_derivation(
     """Entries of traced tables agree with the guest entries they were made from."""
     compared = shadow.used & (shadow.direct == 0) & ~shadow.unsynchronized
     rows = np.flatnonzero(compared[table])
-    # Present entries come in the order of their tables: one run of rows for each.
-    indices, starts = np.unique(table[rows], return_index=True)
     guest = np.zeros(rows.size, np.int64)
     readable = np.ones(rows.size, bool)
-    for index, run in zip(indices.tolist(), np.split(rows, starts[1:]), strict=True):
+    # Present entries come in the order of their tables: one run of rows for each.
+    indices, starts = np.unique(table[rows], return_index=True)
+    ends = np.append(starts[1:], rows.size)[: starts.size].tolist()
+    for index, start, end in zip(indices.tolist(), starts.tolist(), ends, strict=True):
         words = _guest_words(vmm, int(shadow.ppn[index]))
-        at = slice(int(np.searchsorted(rows, run[0])), int(np.searchsorted(rows, run[-1])) + 1)
         if words is None:
-            readable[at] = False
+            readable[start:end] = False
         else:
-            guest[at] = _guest_entries(shadow, index, words, slot[run])
+            guest[start:end] = _guest_entries(shadow, index, words, slot[rows[start:end]])
     rows, guest = rows[readable], guest[readable]
     yield from _compare(vmm, shadow, table[rows], slot[rows], entry[rows], target[rows], guest)
 
