@@ -97,6 +97,7 @@ class RangeTable:
 
     def describe(self, address: int, size: int) -> str:
         """Where an access lies that is in no range: its neighbours below and above."""
+        address &= (1 << 64) - 1
         below = [each for each in self.ranges() if each.start <= address]
         above = [each for each in self.ranges() if each.start > address]
         parts = []
