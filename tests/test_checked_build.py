@@ -134,8 +134,8 @@ def test_a_wild_access_ends_the_run_loudly(name: str) -> None:
 
 KERNELS = {
     "pmap gone": (
-        "vmm.control.pmap_state_at = 0x5000",
-        "wild load of 1 bytes at 0x500",
+        "vmm.state.mmu.pmap_state_at = 0x5000",
+        "wild load of 1 bytes at 0x5000",
         "memvirt.mmu.second_level.pmap_walk",
     ),
     "CR3 through a damaged pmap": (
@@ -144,8 +144,8 @@ KERNELS = {
         "memvirt.mmu.guest_walk._read_entries",
     ),
     "shadow root beyond the machine": (
-        "access(vmm.control_block[0], 0, 0); access(vmm.control_block[0], 0, 0)\n"
-        "vmm.control.shadow_root += 1 << 30",
+        "access(vmm.state, 0, 0); note_flush(vmm.state); access(vmm.state, 0, 0)\n"
+        "vmm.state.mmu.shadow_root += 1 << 30",
         "wild load of 8 bytes",
         "memvirt.mmu.shadow_walk.shadow_walk",
     ),
@@ -159,12 +159,12 @@ def test_kernels_of_the_mmu_are_checked(name: str) -> None:
     done = run_checked(
         "from memvirt.machine.memory import MachineMemory\n"
         "from memvirt.vmm.monitor import PagingMode, VirtualMachineMonitor\n"
-        "from memvirt.vmm.translate import access\n"
+        "from memvirt.vmm.translate import access, note_flush\n"
         "vmm = VirtualMachineMonitor(MachineMemory(512), 16, PagingMode.SHADOW)\n"
         "vmm.write_physical(0, (0x1007).to_bytes(8, 'little'))\n"
-        "vmm.control.cr0, vmm.control.cr4, vmm.control.efer = 0x80010001, 0x20, 0xD00\n"
+        "vmm.state.mmu.cr0, vmm.state.mmu.cr4, vmm.state.mmu.efer = 0x80010001, 0x20, 0xD00\n"
         f"{damage}\n"
-        "access(vmm.control_block[0], 0, 0); access(vmm.control_block[0], 0, 0)\n"
+        "access(vmm.state, 0, 0); access(vmm.state, 0, 0)\n"
         "print('survived')"
     )
     assert done.returncode == -signal.SIGABRT, (done.returncode, done.stdout, done.stderr)

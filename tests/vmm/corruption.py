@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from memvirt.machine.memory import MachineMemory
-from memvirt.mmu import control
-from memvirt.mmu.control import NESTED_TLB_ENTRIES
+from memvirt.mmu import page_state
 from memvirt.mmu.entry import ENTRY_ADDRESS_MASK
+from memvirt.mmu.mmu_state import NESTED_TLB_ENTRIES
 from memvirt.vmkernel.compression import CompressionCache
 from memvirt.vmm.balloon import BalloonedPages
 from memvirt.vmm.check import CheckLevel, Violation, check_machine
@@ -103,7 +103,7 @@ class Subject:
             tables = [self.nested_table(level) for level in (4, 3, 2, 1)]
             arrays += [self.nested_tlb["tag"], self.nested_tlb["entry"]]
         else:
-            pool = vmm.shadow
+            pool = self.pool
             tables = pool.pages["mpn"][pool.pages["used"] != 0].tolist()
             arrays += [pool.pages[name] for name in pool.pages.dtype.names or ()]
             arrays += [pool._hash, pool._parent, pool.rmap_next, pool.rmap_previous]
@@ -134,23 +134,35 @@ class Subject:
 
     def set_counter(self, name: str, value: int) -> None:
         """Change a count or an index that the VMM keeps in its state."""
-        assert hasattr(self.vmm.control, name), name
-        setattr(self.vmm.control, name, value)
+        setattr(self._owner(name), name, value)
 
     def counter(self, name: str) -> int:
-        return int(getattr(self.vmm.control, name))
+        return int(getattr(self._owner(name), name))
+
+    def _owner(self, name: str) -> Any:
+        """The record that a field is in: the MMU's, the shadow pool's or the VMM's."""
+        state = self.vmm.state
+        for record in (state, state.mmu, state.shadow):
+            if hasattr(record, name):
+                return record
+        raise AssertionError(f"the VMM's state has no {name}")
 
     # Shadow tables ------------------------------------------------------------------------------
 
     @property
-    def shadow_pages(self) -> Any:
-        return self.vmm.shadow.pages
+    def pool(self) -> Any:
+        """The pool of shadow pages and its arrays."""
+        return self.vmm.page_tables
 
-    def shadow_page(self, level: int, *, direct: int = 0) -> int:
+    @property
+    def shadow_pages(self) -> Any:
+        return self.pool.pages
+
+    def shadow_page(self, level: int, *, direct: bool = False) -> int:
         """The first used shadow page of a level that has a present entry."""
         pages = self.shadow_pages
         for index in np.flatnonzero(pages["used"]).tolist():
-            if pages["level"][index] == level and pages["direct"][index] == direct:
+            if pages["level"][index] == level and bool(pages["direct"][index]) == direct:
                 if (self.words[pages["mpn"][index]] & PRESENT).any():
                     return index
         raise AssertionError(f"no shadow page of level {level}")
@@ -179,7 +191,7 @@ class Subject:
     @property
     def nested_tlb(self) -> Any:
         """Records {tag, entry} by slot."""
-        return self.vmm._nested_tlb
+        return self.vmm.page_tables.nested_tlb
 
     def cached(self, ppn: int) -> Any:
         """The nested TLB's entry of ``ppn``, which it has."""
@@ -198,5 +210,5 @@ def make_large(subject: Subject, first: int = 512) -> None:
     subject.driver.read(0)
 
 
-FLAGS = {name: getattr(control, f"FLAG_{name}") for name in ("TRACED", "SHADOWED", "BALLOONED")}
+FLAGS = {name: getattr(page_state, f"FLAG_{name}") for name in ("TRACED", "SHADOWED", "BALLOONED")}
 Damage = Callable[[Subject], object]

@@ -68,12 +68,12 @@ def extra_leaf(s: Subject) -> None:
 
 def backward_link(s: Subject) -> None:
     index, slot = s.leaf(PRIVATE_PPN)
-    s.vmm.shadow.rmap_previous[index * 512 + slot] = 1234
+    s.pool.rmap_previous[index * 512 + slot] = 1234
 
 
 def circular_list(s: Subject) -> None:
     index, slot = s.leaf(PRIVATE_PPN)
-    s.vmm.shadow.rmap_next[index * 512 + slot] = index * 512 + slot
+    s.pool.rmap_next[index * 512 + slot] = index * 512 + slot
 
 
 def list_beyond_the_array(s: Subject) -> None:
@@ -81,15 +81,15 @@ def list_beyond_the_array(s: Subject) -> None:
 
 
 def parent_list_lost(s: Subject) -> None:
-    s.vmm.shadow._parent[s.shadow_page(1)] = -1
+    s.pool._parent[s.shadow_page(1)] = -1
 
 
 def hash_lost(s: Subject) -> None:
-    s.vmm.shadow._hash[:] = -1
+    s.pool._hash[:] = -1
 
 
 def free_list_lost(s: Subject) -> None:
-    s.set_counter("shadow_free_head", -1)
+    s.set_counter("free_head", -1)
 
 
 def key_twice(s: Subject) -> None:
@@ -212,9 +212,7 @@ SHADOW_CASES = {
     "shadow page beyond the machine": Case(
         SHADOW, shadow_field(1, "mpn", 1 << 40), "I4", "shadow page", "beyond", "a SHADOW frame"
     ),
-    "shadow pages miscounted": Case(
-        SHADOW, count("shadow_used"), "I1", "shadow pool", "used", "counted"
-    ),
+    "shadow pages miscounted": Case(SHADOW, count("used"), "I1", "shadow pool", "used", "counted"),
     "hash lost": Case(SHADOW, hash_lost, "I1", "shadow page", "in no bucket", "in one, if used"),
     "free list lost": Case(
         SHADOW, free_list_lost, "I1", "free list", "neither used nor listed", "free or used"
@@ -229,7 +227,7 @@ SHADOW_CASES = {
     ),
     "root that is not used": Case(
         SHADOW,
-        lambda s: s.set_counter("shadow_root_index", 99),
+        lambda s: s.set_counter("root_index", 99),
         "I1",
         "shadow root",
         "shadow page 99",

@@ -103,7 +103,7 @@ def shadow_of_a_large_page() -> Subject:
 
 def test_a_direct_shadow_page_maps_memory_in_order() -> None:
     subject = shadow_of_a_large_page()
-    index = subject.shadow_page(1, direct=1)
+    index = subject.shadow_page(1, direct=True)
     subject.shadow_pages["ppn"][index] = 0x40000
     found = [each for each in subject.check() if f"shadow page {index} (level 1)" in each.where]
     assert found

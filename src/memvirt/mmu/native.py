@@ -10,19 +10,23 @@ checked build (``checked``) makes sure of it.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 from llvmlite import ir
-from numba import types
+from numba import from_dtype, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from memvirt.compiled_cache import CHECKED
+from memvirt.record import Record, record_dtype
 
 if CHECKED:
     from .checked import define_check, emit_check
 
     _CHECK = define_check()
+
+R = TypeVar("R", bound=Record)
 
 _I8, _I32, _I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 
@@ -112,7 +116,9 @@ call_variadic2 = intrinsic(_call(2, variadic=True))
 call_variadic4 = intrinsic(_call(4, variadic=True))
 
 
-def _reference(record: Any, checked: bool) -> Any:
+def _reference(description: type[R], checked: bool) -> Callable[[int], R]:
+    record = from_dtype(record_dtype(description))
+
     def function(typing_context: Any, address: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             if checked:
@@ -121,17 +127,17 @@ def _reference(record: Any, checked: bool) -> Any:
 
         return record(types.int64), codegen
 
-    return intrinsic(function)
+    return cast(Callable[[int], R], intrinsic(function))
 
 
-def record_reference(record: Any) -> Any:
-    """A compiled function from a host address to the record of Numba type ``record`` there."""
-    return _reference(record, CHECKED)
+def record_reference(description: type[R]) -> Callable[[int], R]:
+    """A compiled function from a host address to the record of class ``description`` there."""
+    return _reference(description, CHECKED)
 
 
-def argument_reference(record: Any) -> Any:
+def argument_reference(description: type[R]) -> Callable[[int], R]:
     """As ``record_reference``, for a C structure that a caller in C passes by address.
 
     It lies on that caller's stack, where no range can be registered, and is valid for the call.
     """
-    return _reference(record, False)
+    return _reference(description, False)

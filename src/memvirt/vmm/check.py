@@ -30,7 +30,7 @@ from .checker.pages import check_pages
 from .checker.shadow import check_shadow
 from .checker.stores import check_compressed_owners, check_kept_pages, check_stores
 from .checker.violation import CheckLevel, Violation
-from .monitor import PagingMode, VirtualMachineMonitor
+from .monitor import VirtualMachineMonitor
 
 __all__ = ["CheckLevel", "Violation", "check_machine", "check_vm"]
 
@@ -43,10 +43,8 @@ def check_vm(vmm: VirtualMachineMonitor, level: CheckLevel = CheckLevel.MEMORY) 
 def _check_inside(vmm: VirtualMachineMonitor, level: CheckLevel) -> list[Violation]:
     found = [*check_pages(vmm), *check_reserve(vmm), *check_compressed_owners(vmm)]
     if level >= CheckLevel.MEMORY:
-        if vmm.paging is PagingMode.SHADOW:
-            found += check_shadow(vmm)
-        elif vmm.paging is PagingMode.NESTED:
-            found += check_nested(vmm)
+        found += check_shadow(vmm)
+        found += check_nested(vmm)
         found += check_reserve_is_zeroed(vmm)
     if level >= CheckLevel.STORES:
         found += check_kept_pages(vmm)

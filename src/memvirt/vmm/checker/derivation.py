@@ -15,7 +15,6 @@ import numpy as np
 
 from memvirt.mmu.entry import (
     ACCESSED,
-    CR4_PSE,
     DIRTY,
     ENTRY_ADDRESS_MASK,
     LARGE,
@@ -135,7 +134,7 @@ def _compare(
     has_memory = (shadow.ppn[table] >= 0) & (shadow.ppn[table] < vmm.pmap.pages)
     absent = (guest & PRESENT == 0) | ~has_memory
     more = (entry & (USER | WRITABLE) & ~rights != 0) | (rights & NO_EXECUTE & ~entry != 0)
-    pse = (mode != MODE_2LEVEL) | bool(int(vmm.control.cr4) & CR4_PSE)
+    pse = (mode != MODE_2LEVEL) | shadow.has_page_size_extension
     leaf = (level == 1) | ((guest & LARGE != 0) & (level <= 3) & ~pointer & pse)
     clean = leaf & (entry & WRITABLE != 0) & (guest & DIRTY == 0)
     idle = ~pointer & (guest & ACCESSED == 0)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from memvirt.mmu import control
+from memvirt.mmu.page_state import FLAG_TRACED
 from memvirt.vmm.pmap import RESIDENT_STATES, PageState
 
 from .pages import state_name
@@ -53,6 +53,6 @@ def check_mappings(
         yield Violation("I2", where(i), f"writable PPN {ppns[i]:#x}", expected)
     yield from told.rest()
     told = Told("I1", "writable mappings of traced pages")
-    for i in told.first(writable & (flags & control.FLAG_TRACED != 0)):
+    for i in told.first(writable & (flags & FLAG_TRACED != 0)):
         yield Violation("I1", where(i), f"writable PPN {ppns[i]:#x}", "read-only: it is traced")
     yield from told.rest()

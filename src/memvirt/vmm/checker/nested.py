@@ -55,8 +55,10 @@ class _Level:
 
 
 def check_nested(vmm: VirtualMachineMonitor) -> Iterator[Violation]:
-    """Rules of the nested table and of the translations cached from it."""
+    """Rules of the nested table, if there is one, and of the translations cached from it."""
     nested = nested_tables(vmm)
+    if nested is None:
+        return
     tables = np.array([nested.root], np.int64)
     bases, rights = np.zeros(1, np.int64), np.full(1, EPT_RIGHTS, np.int64)
     every_table = [tables]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from memvirt.machine.memory import FrameKind
-from memvirt.mmu import control
+from memvirt.mmu.page_state import FLAG_BALLOONED
 from memvirt.vmm.pmap import LARGE_PAGES, PageState
 
 from .sources import ballooned_count, frame_text, guest_ppn, in_machine, shared_salt
@@ -85,7 +85,7 @@ def _check_shared(vmm: VirtualMachineMonitor) -> Iterator[Violation]:
 
 
 def _check_balloon(vmm: VirtualMachineMonitor) -> Iterator[Violation]:
-    ballooned = np.flatnonzero(vmm.pmap.flags & control.FLAG_BALLOONED)
+    ballooned = np.flatnonzero(vmm.pmap.flags & FLAG_BALLOONED)
     told = Told("I4", f"balloon of VM {vmm.vm_id}")
     for ppn in told.first(ballooned[vmm.pmap.state[ballooned] != PageState.UNMAPPED]):
         found = f"ballooned and {state_name(vmm, ppn)}"

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from memvirt.machine.memory import FrameKind
-from memvirt.mmu import control
 from memvirt.mmu.entry import ENTRY_ADDRESS_MASK, PRESENT, WRITABLE
+from memvirt.mmu.page_state import FLAG_SHADOWED, FLAG_TRACED
 
 from .derivation import check_derivation, check_direct
 from .links import Links, follow
@@ -33,8 +33,10 @@ def entry_text(link: int) -> str:
 
 
 def check_shadow(vmm: VirtualMachineMonitor) -> Iterator[Violation]:
-    """Rules of the shadow page tables of one VM."""
+    """Rules of the shadow page tables of one VM, if it has any."""
     shadow = shadow_tables(vmm)
+    if shadow is None:
+        return
     sound = np.zeros(shadow.capacity, bool)
     told = Told("I4", f"frames of shadow pages of VM {vmm.vm_id}")
     wrong = _wrong_frames(vmm, shadow)
@@ -130,18 +132,18 @@ def _check_unsynchronized(vmm: VirtualMachineMonitor, shadow: ShadowTables) -> I
     derived &= (shadow.ppn >= 0) & (shadow.ppn < vmm.pmap.pages)  # CR3 may name no memory
     trusted = np.flatnonzero(derived & ~shadow.unsynchronized)
     told = Told("I1", "guest tables that are not traced")
-    for i in told.first(flags[shadow.ppn[trusted]] & control.FLAG_TRACED == 0):
+    for i in told.first(flags[shadow.ppn[trusted]] & FLAG_TRACED == 0):
         where = f"shadow page {trusted[i]}"
         yield Violation("I1", where, f"PPN {shadow.ppn[trusted[i]]:#x} not traced", "traced")
     yield from told.rest()
     for flag, name, pages in (
-        (control.FLAG_TRACED, "traced", shadow.ppn[trusted]),
-        (control.FLAG_SHADOWED, "shadowed", shadow.ppn[derived]),
+        (FLAG_TRACED, "traced", shadow.ppn[trusted]),
+        (FLAG_SHADOWED, "shadowed", shadow.ppn[derived]),
     ):
         flagged = np.flatnonzero(flags & flag)
         told = Told("I1", f"pages flagged as {name}")
         wrong = np.setdiff1d(flagged, pages)
-        if flag == control.FLAG_SHADOWED:
+        if flag == FLAG_SHADOWED:
             wrong = np.setxor1d(flagged, pages)
         for ppn in told.first(wrong):
             has = f"flagged as {name}" if flags[ppn] & flag else f"not flagged as {name}"

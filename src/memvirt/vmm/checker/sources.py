@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from memvirt.machine.memory import FrameKind, MachineMemory
-from memvirt.mmu.control import NESTED_TLB_ENTRIES
+from memvirt.mmu.entry import CR4_PSE
+from memvirt.vmm.paging.nested_paging import NestedPaging
+from memvirt.vmm.paging.shadow_paging import ShadowPaging
 
 from .violation import Array
 
@@ -84,7 +86,7 @@ def given_up_frames(vmm: VirtualMachineMonitor) -> Array:
 
 def ballooned_count(vmm: VirtualMachineMonitor) -> int:
     """Pages in the balloon, as the VMM counts them."""
-    return int(vmm.control.ballooned_pages)
+    return int(vmm.state.ballooned_pages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,15 +100,17 @@ class NestedTables:
     physical_address_bits: int
 
 
-def nested_tables(vmm: VirtualMachineMonitor) -> NestedTables:
-    tlb, block = vmm._nested_tlb, vmm.control
-    assert tlb.size == NESTED_TLB_ENTRIES
+def nested_tables(vmm: VirtualMachineMonitor) -> NestedTables | None:
+    """The nested table, None if the VM has none."""
+    if not isinstance(vmm.page_tables, NestedPaging):
+        return None
+    tlb, state = vmm.page_tables.nested_tlb, vmm.state
     return NestedTables(
-        root=int(block.nested_root),
-        count=int(block.nested_tables),
+        root=int(state.mmu.nested_root),
+        count=int(state.nested_tables),
         tlb_tag=tlb["tag"],
         tlb_entry=tlb["entry"],
-        physical_address_bits=int(block.physical_address_bits),
+        physical_address_bits=int(state.mmu.physical_address_bits),
     )
 
 
@@ -120,11 +124,12 @@ class ShadowTables:
     root_index: int  # -1: none
     root_mpn: int
     root_levels: int
+    has_page_size_extension: bool  # CR4.PSE: entries of a 32-bit guest may map 4 MiB
     mpn: Array
     ppn: Array
     level: Array
     part: Array
-    direct: Array
+    direct: Array  # 0: derived from a guest table
     mode: Array
     used: Array  # bool
     unsynchronized: Array  # bool
@@ -142,16 +147,20 @@ class ShadowTables:
         return self.ppn, self.level, self.part, self.direct
 
 
-def shadow_tables(vmm: VirtualMachineMonitor) -> ShadowTables:
-    pool, pages, block = vmm.shadow, vmm.shadow.pages, vmm.control
-    listed = max(int(block.unsynchronized_count), 0)
+def shadow_tables(vmm: VirtualMachineMonitor) -> ShadowTables | None:
+    """The pool of shadow pages, None if the VM has none."""
+    if not isinstance(vmm.page_tables, ShadowPaging):
+        return None
+    pool, pages, state = vmm.page_tables, vmm.page_tables.pages, vmm.state.shadow
+    listed = max(int(state.unsynchronized_count), 0)
     return ShadowTables(
         capacity=pages.size,
-        used_count=int(block.shadow_used),
-        free_head=int(block.shadow_free_head),
-        root_index=int(block.shadow_root_index),
-        root_mpn=int(block.shadow_root),
-        root_levels=int(block.shadow_levels),
+        used_count=int(state.used),
+        free_head=int(state.free_head),
+        root_index=int(state.root_index),
+        root_mpn=int(vmm.state.mmu.shadow_root),
+        has_page_size_extension=bool(int(vmm.state.mmu.cr4) & CR4_PSE),
+        root_levels=int(vmm.state.mmu.shadow_levels),
         mpn=pages["mpn"],
         ppn=pages["ppn"],
         level=pages["level"],
