@@ -97,7 +97,12 @@ WILD = {
         "1 bytes before the array",
     ),
     "load from nowhere": ("peek(16)", "load of 8 bytes at 0x10 ", "peek", "bytes before"),
-    "negative address": ("peek(-8)", "at 0xfffffffffffffff8", "peek", "past the end of"),
+    "negative address": (
+        "peek(-8)",
+        "load of 8 bytes at 0xfffffffffffffff8 ",
+        "peek",
+        "past the end of",
+    ),
     "copy from too much": (
         "copy(start, host_address(other, 'x') + 400, 500)",
         "load of 500 bytes",
