@@ -96,7 +96,13 @@ class Subject:
     def audited(self) -> list[Any]:
         """The arrays that rules read, page tables and the reserve among them."""
         vmm, machine = self.vmm, self.machine
-        arrays = [machine.kind, machine.owner, machine.tag, machine.references, self.free_list]
+        arrays = [
+            machine.kind,
+            machine.owner,
+            machine.guest_ppn,
+            machine.references,
+            self.free_list,
+        ]
         pmap = vmm.pmap
         arrays += [pmap.state, pmap.frame, pmap.flags, pmap.large, pmap.rmap_head, self.reserve]
         if self.paging is PagingMode.NESTED:

@@ -63,7 +63,7 @@ def vmkernel_frame_with_an_owner(s: Subject) -> None:
 
 def leaked_frame(kind: FrameKind) -> Damage:
     def damage(s: Subject) -> None:
-        s.machine.allocate(kind=kind, owner=s.vmm.vm_id, tag=1)
+        s.machine.allocate(kind=kind, owner=s.vmm.vm_id, detail=1)
 
     return damage
 
@@ -90,10 +90,10 @@ PAGES = {
     ),
     "private frame of another PPN": Case(
         BOTH,
-        frame_field(PRIVATE_PPN, "tag", 9),
+        frame_field(PRIVATE_PPN, "guest_ppn", 9),
         "I4",
         f"PPN {PRIVATE_PPN:#x}",
-        "tag 0x9",
+        "detail 0x9",
         f"of PPN {PRIVATE_PPN:#x}",
     ),
     "private frame of another kind": Case(
@@ -117,7 +117,7 @@ PAGES = {
         two_pages_in_one_frame,
         "I4",
         f"PPN {PRIVATE_PPN:#x}",
-        f"tag {OTHER_PPN:#x}",
+        f"detail {OTHER_PPN:#x}",
         f"of PPN {PRIVATE_PPN:#x}",
     ),
     "frame beyond the machine": Case(
@@ -125,7 +125,7 @@ PAGES = {
     ),
     "shared frame of another salt": Case(
         BOTH,
-        frame_field(SHARED_PPN, "tag", -6),
+        frame_field(SHARED_PPN, "guest_ppn", -6),
         "I6",
         f"PPN {SHARED_PPN:#x}",
         "SHARED",
@@ -169,7 +169,9 @@ PAGES = {
     "balloon miscounted": Case(
         BOTH, count("ballooned_pages"), "I4", "balloon", "1 pages", "2 counted"
     ),
-    "lost frame": Case(BOTH, lost_frame, "I4", "orphan", f"tag {PRIVATE_PPN:#x}", "a page of VM 0"),
+    "lost frame": Case(
+        BOTH, lost_frame, "I4", "orphan", f"detail {PRIVATE_PPN:#x}", "a page of VM 0"
+    ),
     "frame of no VM": Case(BOTH, frame_of_no_vm, "I4", "orphan", "owner 77", "owned by a VM of 0"),
     "free frame with a reference": Case(
         BOTH, free_frame_with_a_reference, "I3", "free frame", "references 3", "no references"

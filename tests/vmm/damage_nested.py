@@ -58,7 +58,7 @@ def nested_table_twice(s: Subject) -> None:
 
 def nested_table_of_level(level: int, tag: int) -> Damage:
     def damage(s: Subject) -> None:
-        s.machine.tag[s.nested_table(level)] = tag
+        s.machine.table_level[s.nested_table(level)] = tag
 
     return damage
 
@@ -123,7 +123,12 @@ NESTED_CASES = {
         "a NESTED frame",
     ),
     "table of another level": Case(
-        NESTED, nested_table_of_level(1, 3), "I4", "nested table of level 1", "tag 0x3", "level 1"
+        NESTED,
+        nested_table_of_level(1, 3),
+        "I4",
+        "nested table of level 1",
+        "detail 0x3",
+        "level 1",
     ),
     "table linked twice": Case(
         NESTED, nested_table_twice, "I4", "nested table MPN", "several entries", "one"

@@ -29,7 +29,7 @@ def set_up_state(
     mmu.has_1gib_pages = 1
     mmu.memory_at = host_address(machine.content, "machine memory")
     state.frame_kind_at = host_address(machine.kind, "kind of frames")
-    state.frame_tag_at = host_address(machine.tag, "tag of frames")
+    state.frame_detail_at = host_address(machine.guest_ppn, "detail of frames")
     mmu.guest_pages = pmap.pages
     mmu.pmap_state_at = host_address(pmap.state, f"pmap.state of VM {vm_id}")
     mmu.pmap_frame_at = host_address(pmap.frame, f"pmap.frame of VM {vm_id}")

@@ -15,7 +15,6 @@ from .sources import (
     frame_text,
     free_list,
     given_up_frames,
-    guest_ppn,
     in_machine,
     reserve_frames,
     words_of,
@@ -114,7 +113,7 @@ def _check_guest_frames(machine: MachineMemory, vmm: VirtualMachineMonitor) -> I
     mine = np.flatnonzero(machine.owner == vmm.vm_id)
     kinds = machine.kind[mine]
     guest = np.setdiff1d(mine[kinds == FrameKind.GUEST], given_up_frames(vmm))
-    ppns = guest_ppn(machine, guest)
+    ppns = machine.guest_ppn[guest].astype(np.int64)
     backs = (ppns >= 0) & (ppns < vmm.pmap.pages)
     page = ppns[backs]
     backs[backs] = (vmm.pmap.state[page] == PageState.PRIVATE) & (

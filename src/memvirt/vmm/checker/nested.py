@@ -22,7 +22,7 @@ from memvirt.vmm.pmap import LARGE_PAGES, PageState
 
 from .mapping import check_mappings
 from .pages import state_name
-from .sources import NestedTables, frame_text, in_machine, nested_level, nested_tables, words_of
+from .sources import NestedTables, frame_text, in_machine, nested_tables, words_of
 from .violation import Array, Told, Violation
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def _check_tables(
     wrong[exist] = (
         (machine.kind[mpns] != FrameKind.NESTED)
         | (machine.owner[mpns] != vmm.vm_id)
-        | (nested_level(machine, mpns) != level)
+        | (machine.table_level[mpns] != level)
         | (machine.references[mpns] != 1)
     )
     told = Told("I4", f"nested tables of level {level}")

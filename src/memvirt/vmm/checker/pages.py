@@ -12,7 +12,7 @@ from memvirt.machine.memory import FrameKind
 from memvirt.mmu.page_state import FLAG_BALLOONED
 from memvirt.vmm.pmap import LARGE_PAGES, PageState
 
-from .sources import ballooned_count, frame_text, guest_ppn, in_machine, shared_salt
+from .sources import ballooned_count, frame_text, in_machine
 from .violation import Array, Told, Violation
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def _check_private(vmm: VirtualMachineMonitor) -> Iterator[Violation]:
     wrong[exist] = (
         (machine.kind[mpn] != FrameKind.GUEST)
         | (machine.owner[mpn] != vmm.vm_id)
-        | (guest_ppn(machine, mpn) != ppn)
+        | (machine.guest_ppn[mpn] != ppn)
         | (machine.references[mpn] != 1)
     )
     told = Told("I4", f"private pages of VM {vmm.vm_id}")
@@ -75,7 +75,7 @@ def _check_shared(vmm: VirtualMachineMonitor) -> Iterator[Violation]:
     wrong = ~exist
     mpn = mpns[exist]
     wrong[exist] = (machine.kind[mpn] != FrameKind.SHARED) | (
-        shared_salt(machine, mpn) != vmm.share_salt
+        machine.share_salt(mpn) != vmm.share_salt
     )
     told = Told("I6", f"shared pages of VM {vmm.vm_id}")
     for i in told.first(wrong):

@@ -18,7 +18,7 @@ from memvirt.mmu.page_state import FLAG_SHADOWED, FLAG_TRACED
 from .derivation import check_derivation, check_direct
 from .links import Links, follow
 from .mapping import check_mappings
-from .sources import ShadowTables, frame_text, in_machine, shadow_page_of, shadow_tables, words_of
+from .sources import ShadowTables, frame_text, in_machine, shadow_tables, words_of
 from .violation import Array, Told, Violation
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def _wrong_frames(vmm: VirtualMachineMonitor, shadow: ShadowTables) -> Array:
         (machine.kind[mpns] != FrameKind.SHADOW)
         | (machine.owner[mpns] != vmm.vm_id)
         | (machine.references[mpns] != 1)
-        | (shadow_page_of(machine, mpns) != indices)
+        | (machine.shadow_index[mpns] != indices)
     )
     return np.asarray(wrong)
 

@@ -38,29 +38,6 @@ def free_list(machine: MachineMemory) -> Array:
     return np.asarray(machine._free[: machine._free_count], np.int64)
 
 
-# What the tag of a frame means depends on the frame's kind.
-
-
-def guest_ppn(machine: MachineMemory, mpns: Array) -> Array:
-    """The PPN that each GUEST frame says it backs."""
-    return machine.tag[mpns]
-
-
-def shared_salt(machine: MachineMemory, mpns: Array) -> Array:
-    """The salt of each SHARED frame."""
-    return np.asarray(-1 - machine.tag[mpns])
-
-
-def shadow_page_of(machine: MachineMemory, mpns: Array) -> Array:
-    """The shadow page that each SHADOW frame says it holds."""
-    return machine.tag[mpns]
-
-
-def nested_level(machine: MachineMemory, mpns: Array) -> Array:
-    """The level of the nested table that each NESTED frame says it holds."""
-    return machine.tag[mpns]
-
-
 def frame_text(machine: MachineMemory, mpn: int) -> str:
     """A frame for people, whatever number it has."""
     if not 0 <= mpn < machine.frames:
@@ -68,7 +45,7 @@ def frame_text(machine: MachineMemory, mpn: int) -> str:
     number = int(machine.kind[mpn])
     kind = FrameKind(number).name if number in tuple(FrameKind) else f"kind {number}"
     return (
-        f"MPN {mpn:#x} {kind} owner {machine.owner[mpn]} tag {machine.tag[mpn]:#x} "
+        f"MPN {mpn:#x} {kind} owner {machine.owner[mpn]} detail {machine.guest_ppn[mpn]:#x} "
         f"references {machine.references[mpn]}"
     )
 
