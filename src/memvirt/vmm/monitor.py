@@ -329,7 +329,7 @@ class VirtualMachineMonitor:
                 self._invalidate(page)
                 self.page_tables.forget_guest_tables()
             else:
-                self._stale.add(page, self.pmap.frame[page], False)
+                self._stale.add(page, self.pmap.frame[page])
             self.machine.page(mpn)[offset : offset + size] = np.frombuffer(view[:size], np.uint8)
             view, gpa = view[size:], gpa + size
 
