@@ -15,14 +15,17 @@ from unicorn.unicorn_py3 import unicorn as unicorn_binding
 
 from memvirt.address import PAGE_BYTES
 from memvirt.mmu.control import PAGING_FLAT
+from memvirt.names import choose
 from memvirt.vmm.monitor import VirtualMachineMonitor
 
 from . import hooks
 from . import registers as reg
 from .block_counter import block_counter_address
 from .cpuid import cpuid_table
+from .features import hidden_features
 from .guest_memory import access_entry
 from .run import drop_code, flush_translations, run
+from .version import check_engine_version
 
 _UC_CTL_TLB_VIRTUAL = uc_const.UC_TLB_VIRTUAL
 _TB_FLUSH = uc_const.UC_CTL_TB_FLUSH | uc_const.UC_CTL_IO_WRITE << 30
@@ -74,6 +77,7 @@ class Processor:
         self.control = vmm.control
         self._block = vmm.control_block[0]
         self._flat = vmm.control.paging == PAGING_FLAT
+        check_engine_version()
         self._engine: unicorn.Uc | None = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
         self.engine.ctl_set_cpu_model(x86_const.UC_CPU_X86_ICELAKE_SERVER)
         self.engine.ctl_exits_enabled(False)
@@ -103,7 +107,7 @@ class Processor:
 
     def _probe(self) -> None:
         """Find the register file and CPUID answers on this engine before it is used."""
-        self.cpuid = cpuid_table(self.engine)
+        self.cpuid = cpuid_table(self.engine, hidden_features(stock_engine=True))
         self.engine.ctl_set_tlb_mode(_UC_CTL_TLB_VIRTUAL)
         self._check(_library.uc_ctl(self._handle, reg.CTL_TLB_FLUSH), "flushing translations")
         self.registers = reg.locate_registers(self.engine)
@@ -203,21 +207,27 @@ class Processor:
         return ctypes.c_uint64.from_address(self.registers.base + offset)
 
     def get(self, name: str) -> int:
-        """A register by its lower-case name: rax ... r15, rip, rflags, cr0, cr2, cr3, cr4, efer."""
+        """A register by its lower-case name: rax ... r15, rip, rflags, cr0, cr2, cr3, cr4, efer.
+
+        Raises UnknownName (a ValueError) for another name.
+        """
         if name == "rflags":
             return int(self.engine.reg_read(x86_const.UC_X86_REG_EFLAGS))
-        return int(self._word(_OFFSETS[name]).value)
+        return int(self._word(choose(_OFFSETS, name, what="register")).value)
 
     def set(self, name: str, value: int) -> None:
-        """Set a register by name, while the processor is stopped."""
+        """Set a register by name, while the processor is stopped. Raises UnknownName."""
         if name == "rflags":
             self.engine.reg_write(x86_const.UC_X86_REG_EFLAGS, value | 2)
         else:
-            self._word(_OFFSETS[name]).value = value
+            self._word(choose(_OFFSETS, name, what="register")).value = value
 
     def segment(self, name: str) -> SegmentState:
-        """A segment or descriptor table register by lower-case name (cs, tr, gdtr, ...)."""
-        at = self.registers.base + _SEGMENT_OFFSETS[name]
+        """A segment or descriptor table register by lower-case name (cs, tr, gdtr, ...).
+
+        Raises UnknownName (a ValueError) for another name.
+        """
+        at = self.registers.base + choose(_SEGMENT_OFFSETS, name, what="segment register")
         read = ctypes.c_uint32.from_address
         return SegmentState(
             read(at).value,
@@ -227,7 +237,8 @@ class Processor:
         )
 
     def set_segment(self, name: str, state: SegmentState) -> None:
-        at = self.registers.base + _SEGMENT_OFFSETS[name]
+        """Set a segment or descriptor table register. Raises UnknownName."""
+        at = self.registers.base + choose(_SEGMENT_OFFSETS, name, what="segment register")
         ctypes.c_uint32.from_address(at).value = state.selector
         ctypes.c_uint64.from_address(at + reg.SEGMENT_BASE).value = state.base
         ctypes.c_uint32.from_address(at + reg.SEGMENT_LIMIT).value = state.limit
