@@ -95,12 +95,15 @@ _WORDS = [
     "engine_error",
     # Pending event to deliver, and progress of its delivery.
     "event_vector", "event_has_error", "event_error", "event_is_software",
-    "event_is_interrupt", "fault_gva", "fault_access",
+    "event_is_interrupt", "event_instruction_bytes", "fault_gva", "fault_access",
     # Virtual time. code_bytes counts bytes of guest code begun; idle_ns what hlt skipped, and
     # what the guest waited for its own pages (also in stall_ns).
     "code_bytes", "idle_ns", "stall_ns", "deadline_code_bytes", "time_deadline",
     "interrupt_waiting",
     "quantum_end_ns", "stop_asked",
+    # Starts of the engine in a row that were stopped before their first block, and the count of
+    # code bytes at the last of them.
+    "stopped_starts", "stopped_code_bytes",
     # Exits by reason and events delivered.
     "engine_starts", "exits_page_fault", "exits_exception", "exits_syscall", "exits_halt",
     "exits_time", "exits_io", "exits_flush", "exits_code", "exits_need_frames",

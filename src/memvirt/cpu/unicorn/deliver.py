@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from numba import njit
+from unicorn import x86_const
 
 from memvirt.mmu.control import NOT_CANONICAL, OK, TRUE_FAULT
 from memvirt.mmu.entry import EFER_LMA, EFER_SCE
@@ -25,8 +26,9 @@ from memvirt.mmu.native import (
 )
 
 from . import registers as reg
-from .guest_memory import read_guest, write_guest
+from .guest_memory import fetch_guest, read_guest, write_guest
 
+VECTOR_DB = 1
 VECTOR_UD, VECTOR_DF, VECTOR_TS, VECTOR_NP, VECTOR_SS, VECTOR_GP, VECTOR_PF = (
     6,
     8,
@@ -42,6 +44,7 @@ _CS, _SS, _TR, _IDT, _GDT, _LDT = reg.CS, reg.SS, reg.TR, reg.IDTR, reg.GDTR, re
 _BASE, _LIMIT, _FLAGS = reg.SEGMENT_BASE, reg.SEGMENT_LIMIT, reg.SEGMENT_FLAGS
 _RIP, _RSP, _HFLAGS = reg.RIP, reg.RSP, reg.HFLAGS
 _RCX, _R11, _CR2 = reg.RCX, reg.R11, reg.CR2
+_DR6_REGISTER, _DR6_BS = x86_const.UC_X86_REG_DR6, 1 << 14
 _DATA_FLAGS = 0x00C09300  # flat, present, writable, accessed
 
 
@@ -66,19 +69,32 @@ def _contributory(vector: int) -> bool:
 
 
 @njit(nogil=True, cache=True)
-def _step_back(vm: Any) -> None:
-    """Make RIP point at the ``int`` instruction again: one that faults has not been executed.
+def raise_software_event(vm: Any, vector: int) -> None:
+    """Make the ``int`` instruction that has just been executed (RIP is past it) the pending event.
 
-    ``int n`` has two bytes, ``int3``, ``int1`` and ``into`` one.
+    ``int n`` has two bytes, ``int3``, ``int1`` and ``into`` one. Which it was is looked up now,
+    while the instruction is where the processor has fetched it: its delivery may wait for the host,
+    which may take the page away.
     """
-    rip = load64(vm.registers_at + _RIP)
-    length = 1
-    vm.implicit_supervisor = 0  # the program's own code, which SMAP keeps from the supervisor
-    if read_guest(vm, rip - 2, vm.scratch_at + 240, 2) == OK:
-        if load8(vm.scratch_at + 240) == 0xCD and load8(vm.scratch_at + 241) == vm.event_vector:
-            length = 2
-    vm.implicit_supervisor = 1
-    store64(vm.registers_at + _RIP, rip - length)
+    raise_event(vm, vector, 0)
+    vm.event_has_error = 0
+    vm.event_is_software = 1
+    vm.event_instruction_bytes = 1
+    load_control(vm)
+    start = load64(vm.registers_at + _RIP) - 2
+    if load32(vm.registers_at + _HFLAGS) & reg.HF_CS64 == 0:
+        start = (start + load64(vm.registers_at + _CS + _BASE)) & 0xFFFF_FFFF
+    if fetch_guest(vm, start, vm.scratch_at + 240, 2) == OK:
+        if load8(vm.scratch_at + 240) == 0xCD and load8(vm.scratch_at + 241) == vector:
+            vm.event_instruction_bytes = 2
+    vm.translation_status = OK
+
+
+@njit(nogil=True, cache=True)
+def _step_back(vm: Any) -> None:
+    """Make RIP point at the ``int`` instruction again: one that faults has not been executed."""
+    at = vm.registers_at + _RIP
+    store64(at, load64(at) - vm.event_instruction_bytes)
 
 
 @njit(nogil=True, cache=True)
@@ -381,8 +397,21 @@ def deliver_event(vm: Any) -> int:
 
 
 @njit(nogil=True, cache=True)
+def _forget_single_step(vm: Any) -> None:
+    """Clear DR6.BS, which the engine has set for a trap that does not come."""
+    call_c3(vm.reg_read_at, (vm.engine, _DR6_REGISTER, vm.scratch_at + 248))
+    store64(vm.scratch_at + 248, load64(vm.scratch_at + 248) & ~_DR6_BS)
+    call_c3(vm.reg_write_at, (vm.engine, _DR6_REGISTER, vm.scratch_at + 248))
+
+
+@njit(nogil=True, cache=True)
 def system_call(vm: Any) -> None:
-    """``syscall`` (AMD64 APM vol. 3): RIP is past the instruction already."""
+    """``syscall`` (AMD64 APM vol. 3): RIP is past the instruction already.
+
+    Single-stepping looks at RFLAGS.TF when the instruction is done: the trap comes only if
+    IA32_FMASK has left TF set, and then before the handler's first instruction.
+    """
+    single_step = vm.stop_vector == VECTOR_DB
     load_control(vm)
     state = vm.registers_at
     rip = load64(state + _RIP)
@@ -406,3 +435,8 @@ def system_call(vm: Any) -> None:
     wide = 1 << 21 if vm.efer & EFER_LMA else 1 << 22
     set_code_segment(vm, selector, 0, 0xFFFF_FFFF, 0x00809B00 | wide, 0)
     store64(state + _RIP, target)
+    if single_step:
+        if read_flags(vm) & reg.RFLAGS_TF:
+            raise_event(vm, VECTOR_DB, 0)
+        else:
+            _forget_single_step(vm)

@@ -14,6 +14,7 @@ from numba import cfunc, njit, types
 from memvirt.mmu.control import (
     CONTROL_RECORD,
     DROP_CODE_AND_RETRY,
+    FETCH,
     FLAG_EXECUTED,
     OK,
     READ,
@@ -60,10 +61,21 @@ def _host_address(vm: Any, gva: int, kind: int) -> int:
 @njit(nogil=True, cache=True)
 def read_guest(vm: Any, gva: int, destination: int, count: int) -> int:
     """Copy ``count`` bytes at ``gva`` to a host address as the supervisor; OK or a status."""
+    return int(_copy_in(vm, gva, destination, count, READ))
+
+
+@njit(nogil=True, cache=True)
+def fetch_guest(vm: Any, gva: int, destination: int, count: int) -> int:
+    """As ``read_guest``, of instructions, with the rights of the privilege level they run at."""
+    return int(_copy_in(vm, gva, destination, count, FETCH))
+
+
+@njit(nogil=True, cache=True)
+def _copy_in(vm: Any, gva: int, destination: int, count: int, kind: int) -> int:
     done = 0
     while done < count:
         piece = min(count - done, 0x1000 - ((gva + done) & 0xFFF))
-        host = _host_address(vm, gva + done, READ)
+        host = _host_address(vm, gva + done, kind)
         if host == 0:
             return vm.translation_status
         copy_bytes(destination + done, host, piece)

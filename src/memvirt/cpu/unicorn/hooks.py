@@ -28,7 +28,6 @@ from memvirt.platform.pc import PC_DTYPE, mmio_read, mmio_write
 from memvirt.platform.pc import pc_interrupt_pending as interrupt_pending
 from memvirt.platform.ports import (
     IO_BACKDOOR,
-    IO_DRAIN_SERIAL_AND_RETRY,
     IO_OK,
     io_call,
     io_read,
@@ -47,6 +46,7 @@ _HFLAGS, _RAW_FLAGS = reg.HFLAGS, reg.RAW_FLAGS
 _RIP = reg.RIP
 _RAX, _RBX, _RCX, _RDX = reg.RAX, reg.RBX, reg.RCX, reg.RDX
 _U32 = 0xFFFF_FFFF
+_STOPPED_STARTS = 3  # in a row, before a block may begin although its time is up
 control_at = record_reference(CONTROL_RECORD)
 pc_at = record_reference(from_dtype(PC_DTYPE))
 
@@ -115,14 +115,23 @@ def on_deadline(engine: int, pc: int, size: int, user: int) -> None:
     """``UC_HOOK_BLOCK``, when virtual time has come (``block_counter``): stop, or go on until an
     interrupt can be taken."""
     vm = control_at(user)
-    if vm.code_bytes < vm.time_deadline and vm.stop_asked == 0:
+    # Stopped starts in a row charge time and run nothing: after a few of them a block may begin
+    # whatever the time, or a deadline that is nearer than its end would stop the guest for ever.
+    again = vm.code_bytes == vm.stopped_code_bytes + size
+    overdue = again and vm.stopped_starts >= _STOPPED_STARTS
+    if vm.stop_asked == 0 and (overdue or vm.code_bytes < vm.time_deadline):
         if vm.flush_owed:
             may_begin = vm.flush_owed > 1
             vm.flush_owed = 1  # owed until the run loop has done it
             if may_begin and (pc + size <= vm.owed_first or pc > vm.owed_last | 0xFFF):
                 return
-        elif vm.interrupt_waiting and not interrupts_enabled(vm):
+        elif vm.interrupt_waiting:
+            if not interrupts_enabled(vm):
+                return
+        elif overdue:
             return
+    vm.stopped_starts = vm.stopped_starts + 1 if again else 1
+    vm.stopped_code_bytes = vm.code_bytes
     vm.stop_time = 1
     call_c1(vm.emu_stop_at, (engine,))
 
@@ -295,12 +304,11 @@ def on_out(engine: int, port: int, size: int, value: int, user: int) -> None:
     vm.port_accesses += 1
     vm.idle_ns += PORT_ACCESS_NS
     status = io_write(pc, port64, size64, types.int64(value), virtual_now(vm))
-    if status == IO_DRAIN_SERIAL_AND_RETRY:
+    if status != IO_OK:
+        # The console is full: it happens again. Or the guest has ended: nothing happens after it,
+        # not even the rest of its block.
         vm.io_status = status
         abort_instruction(vm)
-    elif status != IO_OK:
-        vm.io_status = status
-        call_c1(vm.emu_stop_at, (engine,))
     _after_device(vm)
 
 

@@ -46,6 +46,7 @@ from .deliver import (
     VECTOR_UD,
     deliver_event,
     raise_event,
+    raise_software_event,
     system_call,
 )
 from .hooks import interrupts_enabled
@@ -197,29 +198,41 @@ def _after_translation(vm: Any) -> int:
 
 
 @njit(nogil=True, cache=True)
+def _after_exception(vm: Any) -> None:
+    """Make the exception, or the ``int`` instruction, that stopped the engine the pending event."""
+    vm.exits_exception += 1
+    if vm.event_is_software:
+        raise_software_event(vm, vm.stop_vector)
+        return
+    raise_event(vm, vm.stop_vector, vm.event_error)
+    if vm.paging == PAGING_FLAT and vm.stop_vector == VECTOR_PF:
+        vm.true_faults += 1
+
+
+@njit(nogil=True, cache=True)
 def _after_engine(vm: Any, pc: Any, error: int) -> int:
-    """Act on why the engine stopped: OK to go on, or why the loop must leave."""
+    """Act on why the engine stopped: OK to go on, or why the loop must leave.
+
+    The order is that in which things happened. A request to a device comes first: its instruction
+    has been executed or aborted, and what the rest of the block ran into then never happened. A
+    translation or an exception ends the block where it is. ``syscall`` comes before the exception
+    that is its own single-step trap. All the rest lies between two instructions.
+    """
     if vm.aborted:
         undo_aborted(vm)
+    if vm.io_status != 0:
+        vm.exits_io += 1
+        vm.translation_status = OK
+        return LEFT_IO
     if vm.translation_status != OK:
         return int(_after_translation(vm))
-    if vm.stop_vector >= 0:
-        vm.exits_exception += 1
-        software, code = vm.event_is_software, vm.event_error
-        raise_event(vm, vm.stop_vector, code)
-        vm.event_is_software = software
-        if software:
-            vm.event_has_error = 0
-        if vm.paging == PAGING_FLAT and vm.stop_vector == VECTOR_PF:
-            vm.true_faults += 1
-        return OK
     if vm.stop_syscall:
         vm.exits_syscall += 1
         system_call(vm)
         return OK
-    if vm.io_status != 0:
-        vm.exits_io += 1
-        return LEFT_IO
+    if vm.stop_vector >= 0:
+        _after_exception(vm)
+        return OK
     if error == _ERR_INSN_INVALID:
         vm.exits_exception += 1
         raise_event(vm, VECTOR_UD, 0)
