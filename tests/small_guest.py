@@ -38,7 +38,8 @@ class Ran:
 
 
 @cache
-def _assemble(source: str) -> bytes:
+def assemble(source: str) -> bytes:
+    """``source``, from its own first byte on, as it lies at 1 MiB. It has a symbol ``start``."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         subprocess.run(
@@ -56,14 +57,14 @@ def _assemble(source: str) -> bytes:
 
 def small_guest(source: str) -> bytes:
     """A Multiboot image: the prelude, then ``source``, which defines ``test``."""
-    return _assemble(
+    return assemble(
         f'.include "small_guest_macros.S"\n.include "small_guest.S"\n.code64\n{source}\n'
     )
 
 
 def flat_guest(source: str) -> bytes:
     """A flat image (``protocol="flat"``) entered at the first instruction of ``source``."""
-    return _assemble(f".code64\n.text\n.globl start\nstart:\n{source}\n")
+    return assemble(f".code64\n.text\n.globl start\nstart:\n{source}\n")
 
 
 def values_of(console: str) -> dict[str, int]:

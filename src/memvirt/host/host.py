@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import os
 import time
+import traceback
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
+from functools import partial
 from pathlib import Path
 
 from memvirt.address import PAGE_BYTES
@@ -29,17 +32,23 @@ from memvirt.vmkernel.statistics import Sample
 from memvirt.vmkernel.swap import WriteBuffers
 from memvirt.vmkernel.vmkernel import VmKernel
 from memvirt.vmkernel.vmm_memory import VmmMemory
-from memvirt.vmm.check import Violation, check_machine
+from memvirt.vmm.check import Violation, check_machine, check_vm
 from memvirt.vmm.statistics import MemoryStatistics
 
 CHECK_EVERY = 32  # quiescent points between two runs of the consistency checker
 _PARTS = 16  # times a VM may wait for frames in one quantum
 _STUCK_ROUNDS = 200  # rounds in which no VM could run, and nothing is wrong with swap
+_DISK_WAIT_SECONDS = 0.02  # between two tries of swap files that fail
 _WRITE_BUFFERS = (32, 1024)  # frames: 1/128 of machine memory, within these bounds
 
 
 class HostInterrupted(Exception):
     """Somebody asked for the run to end before its time."""
+
+
+def _check_one(entry: HostedVm) -> list[Violation]:
+    assert entry.vm is not None
+    return check_vm(entry.vm.vmm)
 
 
 class Host:
@@ -55,8 +64,10 @@ class Host:
         self._check_every = check_every
         self._quiescent_points = 0
         self.violations: list[Violation] = []
+        self.errors: list[str] = []  # tracebacks of errors inside memvirt, each of which ended a VM
         self.rounds = 0
         self._stuck = 0
+        self._wait: Callable[[float], object] = time.sleep
         self._final: dict[int, MemoryStatistics] = {}
         self._entries: list[HostedVm] = []
         for options in scenario.vm:
@@ -178,10 +189,13 @@ class Host:
         on_sample: Callable[[Sample], object] | None = None,
         sample_interval: float = 0.1,
         interrupted: Callable[[], bool] = lambda: False,
+        wait: Callable[[float], object] = time.sleep,
     ) -> bool:
         """Run every VM to its end; True if all verified their memory.
 
         ``interrupted`` is asked at each quiescent point; HostInterrupted is raised once it says so.
+        ``wait`` waits for so many seconds of host time when no VM can run, or less if it is
+        interrupted.
         ``on_tick`` is called about every ``tick`` seconds of host time, ``on_sample`` every
         ``sample_interval`` seconds of virtual time and once at the end, both while every
         processor is stopped.
@@ -189,6 +203,7 @@ class Host:
         deadline = time.monotonic() + self.scenario.timeout
         next_tick = time.monotonic()
         next_sample = 0
+        self._wait = wait
         workers = min(len(self._entries), os.cpu_count() or 1)
         with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="vm") as pool:
             while any(entry.live or entry.to_come for entry in self._entries):
@@ -229,7 +244,7 @@ class Host:
         self._balance(0 if stands else self._quantum_ns)
         for entry in self._live():
             if entry.remapper is not None:
-                entry.remapper()
+                self._guarded(entry, entry.remapper)
             if entry.vm is not None and entry.vm.outcome is not None:
                 self._power_off(entry)
         self._watch_progress(len(ran))
@@ -251,21 +266,40 @@ class Host:
         entries: Iterable[HostedVm],
         step: Callable[[VirtualMachine], Outcome | None],
     ) -> int:
-        """Run VMs in parallel until all have stopped; returns how many there were."""
-        running: list[Future[Outcome | None]] = [
-            pool.submit(step, entry.vm) for entry in entries if entry.vm is not None
+        """Run VMs in parallel until all have stopped; returns how many there were.
+
+        An error in one of them ends that VM alone.
+        """
+        running: list[tuple[HostedVm, Future[Outcome | None]]] = [
+            (entry, pool.submit(step, entry.vm)) for entry in entries if entry.vm is not None
         ]
         try:
-            for future in running:
-                future.result()
+            for entry, future in running:
+                self._guarded(entry, future.result)
         except BaseException:
             # Nothing may be torn down while a processor runs.
             for vm in self.vms:
                 if vm.outcome is None:
                     vm.processor.request_stop()
-            wait(running)
+            wait_for([future for _, future in running])
             raise
         return len(running)
+
+    def _guarded(self, entry: HostedVm, step: Callable[[], object]) -> bool:
+        """Do something for one VM; an error in it ends that VM, and the others go on.
+
+        The error is one of memvirt's: what a guest or a disk can cause has an outcome of its own.
+        Returns whether all went well.
+        """
+        try:
+            step()
+        except Exception as error:
+            assert entry.vm is not None
+            if entry.vm.outcome is None:
+                self.errors.append("".join(traceback.format_exception(error)))
+            entry.vm.stop(EndReason.INTERNAL_ERROR, f"{type(error).__name__}: {error}")
+            return False
+        return True
 
     def _balance(self, elapsed_ns: int) -> None:
         for entry in self._live():
@@ -292,7 +326,7 @@ class Host:
             for entry in self._live()
         )
         if troubled:
-            time.sleep(0.02)
+            self._wait(_DISK_WAIT_SECONDS)
             for entry in self._live():
                 if entry.swap is not None and entry.swap.error is not None:
                     entry.swap.retry()
@@ -309,7 +343,13 @@ class Host:
 
     def _check(self) -> None:
         vmms = [entry.vm.vmm for entry in self._live() if entry.vm is not None]
-        self.violations += check_machine(self.machine, vmms)
+        try:
+            self.violations += check_machine(self.machine, vmms)
+        except Exception:
+            # A checker that cannot bear what a VM has come to: whose, and nobody else's, end.
+            found = [self._guarded(entry, partial(_check_one, entry)) for entry in self._live()]
+            if all(found):
+                raise
 
     @property
     def succeeded(self) -> bool:

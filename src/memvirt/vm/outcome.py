@@ -20,6 +20,7 @@ class EndReason(Enum):
     OUT_OF_MEMORY = "machine memory is exhausted"
     PAGE_LOST = "a page could not be brought back"
     ENGINE_ERROR = "the processor engine failed"
+    INTERNAL_ERROR = "an error inside memvirt"
     TIMEOUT = "timeout"
     STOPPED = "stopped by the user"
 

@@ -169,14 +169,17 @@ def _check_derivation(
 ) -> Iterator[Violation]:
     """Entries of a traced table agree with the guest entries they were made from."""
     page = vmm.shadow.pages[index]
-    traced = vmm.pmap.flags[page["ppn"]] & control.FLAG_TRACED
-    if not traced:
+    # The guest may load any CR3, and point its entries anywhere: beyond its memory is the open bus,
+    # which has no page to trace and reads as ones.
+    in_memory = page["ppn"] < vmm.pmap.pages
+    if in_memory and not vmm.pmap.flags[page["ppn"]] & control.FLAG_TRACED:
         yield Violation("I1", f"shadow page {index}", f"PPN {page['ppn']:#x} not traced", "traced")
     wide = page["mode"] != 2
+    size = 8 if wide else 4
     for slot in slots.tolist():
         gpa = int(guest_entry_gpa(vmm.control_block[0], index, slot))
         try:
-            raw = vmm.read_physical(gpa, 8 if wide else 4)
+            raw = vmm.read_physical(gpa, size) if in_memory else b"\xff" * size
         except (BackingStoreError, PageCorrupted):
             return  # the table is where it cannot be read now: nothing can be said of it
         guest = int.from_bytes(raw, "little", signed=wide)
