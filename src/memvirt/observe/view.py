@@ -18,6 +18,7 @@ import numpy as np
 
 from memvirt.address import PAGE_BYTES, unsigned64
 from memvirt.mmu.control import CONTROL_DTYPE
+from memvirt.output_file import OutputFile
 from memvirt.vm.virtual_machine import VirtualMachine
 from memvirt.vmm.monitor import PagingMode
 from memvirt.vmm.pmap import PageState
@@ -124,7 +125,10 @@ def live_view(vm: VirtualMachine) -> VmView:
 
 
 def save_snapshot(vm: VirtualMachine, path: str | Path) -> None:
-    """Write what a view needs to ``path``, all or nothing."""
+    """Write what a view needs to ``path``, all or nothing, for its owner's eyes only.
+
+    Raises OutputFileError.
+    """
     view, vmm = live_view(vm), vm.vmm
     shared = vmm.pmap.frame[vmm.pmap.state == PageState.SHARED]
     mpns = np.unique(np.concatenate((vmm.machine.owned_by(vm.vm_id), shared)))
@@ -136,9 +140,7 @@ def save_snapshot(vm: VirtualMachine, path: str | Path) -> None:
         "paging": vm.paging.name,
         "registers": dict(view.registers),
     }
-    target = Path(path)
-    partial = target.with_name(target.name + ".part")
-    with partial.open("wb") as file:
+    with OutputFile(Path(path), private=True) as file:
         np.savez_compressed(
             file,
             meta=np.frombuffer(json.dumps(meta).encode(), np.uint8),
@@ -151,7 +153,6 @@ def save_snapshot(vm: VirtualMachine, path: str | Path) -> None:
             slots=slots,
             held=np.frombuffer(held, np.uint8),
         )
-    partial.replace(target)
 
 
 def load_snapshot(path: str | Path) -> VmView:
