@@ -13,9 +13,10 @@ from memvirt.images import image_path
 from memvirt.machine.machine import Machine
 from memvirt.machine.memory import MachineMemoryExhausted
 from memvirt.observe.address_map import map_address, render
+from memvirt.observe.snapshot import save_snapshot
 from memvirt.observe.statistics import as_json, vm_statistics
 from memvirt.observe.statistics import render as render_statistics
-from memvirt.observe.view import live_view, save_snapshot
+from memvirt.observe.view import live_view
 from memvirt.output_file import check_outputs, write_text
 from memvirt.platform.boot.detect import Protocol
 from memvirt.size import parse_size

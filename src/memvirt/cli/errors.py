@@ -11,7 +11,7 @@ from memvirt.cpu.unicorn.version import EngineLayoutError
 from memvirt.host.state_directory import StateDirectoryError
 from memvirt.machine.memory import MachineMemoryExhausted
 from memvirt.names import UnknownName
-from memvirt.observe.view import SnapshotError
+from memvirt.observe.snapshot import SnapshotError
 from memvirt.output_file import OutputFileError
 from memvirt.platform.boot.image import BootError
 from memvirt.scenario.scenario import ScenarioError
