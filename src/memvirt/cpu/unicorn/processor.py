@@ -300,6 +300,7 @@ def _exits_enable() -> int:
 
 _OFFSETS = {name: 8 * i for i, name in enumerate(reg.GENERAL_REGISTERS)} | {
     "rip": reg.RIP,
+    "rflags": reg.RAW_FLAGS,  # its condition codes lie elsewhere: get and set ask the engine
     "cr0": reg.CR0,
     "cr2": reg.CR2,
     "cr3": reg.CR3,
