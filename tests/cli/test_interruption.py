@@ -4,7 +4,12 @@
 from __future__ import annotations
 
 import os
+import pty
+import select
 import signal
+import subprocess
+import sys
+import termios
 import threading
 import time
 
@@ -80,3 +85,35 @@ def test_outside_the_main_thread_nothing_is_installed() -> None:
     thread.start()
     thread.join()
     assert seen == [False]
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_idle_vm_on_a_terminal_ends_at_once_and_leaves_it_as_it_was(
+    sent: signal.Signals,
+) -> None:
+    """As a person at the keyboard sees it: the report, status 130, the terminal restored."""
+    master, slave = pty.openpty()
+    before = termios.tcgetattr(slave)
+    command = [
+        sys.executable, "-m", "memvirt", "boot", "bundled", "--append",
+        "workload=idle percent=10 ticks=1000000000",
+    ]  # fmt: skip
+    with subprocess.Popen(
+        command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True
+    ) as process:
+        text = b""
+        try:
+            while b"workload idle" not in text:
+                text += os.read(master, 4096)
+            process.send_signal(sent)
+            while process.poll() is None or select.select([master], [], [], 0)[0]:
+                if select.select([master], [], [], 0.1)[0]:
+                    text += os.read(master, 4096)
+        finally:
+            process.kill()
+        assert process.returncode == 130, text
+        assert b"stopped by the user" in text
+        assert b"Traceback" not in text
+        assert termios.tcgetattr(slave) == before
+    os.close(master)
+    os.close(slave)
