@@ -84,9 +84,11 @@ def raise_software_event(vm: Any, vector: int) -> None:
     start = load64(vm.registers_at + _RIP) - 2
     if load32(vm.registers_at + _HFLAGS) & reg.HF_CS64 == 0:
         start = (start + load64(vm.registers_at + _CS + _BASE)) & 0xFFFF_FFFF
+    walks, references = vm.walks, vm.walk_references  # a processor has no need to look again
     if fetch_guest(vm, start, vm.scratch_at + 240, 2) == OK:
         if load8(vm.scratch_at + 240) == 0xCD and load8(vm.scratch_at + 241) == vector:
             vm.event_instruction_bytes = 2
+    vm.walks, vm.walk_references = walks, references
     vm.translation_status = OK
 
 
