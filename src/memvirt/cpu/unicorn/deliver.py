@@ -27,6 +27,7 @@ from .engine_state import (
     STACK_POINTER,
     EngineState,
     mmu_of,
+    vmm_of,
 )
 from .guest_memory import fetch_guest, read_guest, write_guest
 from .segments import load_control, read_flags, set_code_segment, set_segment, write_flags
@@ -88,9 +89,12 @@ def raise_software_event(engine: EngineState, vector: int) -> None:
     start = load64(engine.registers_at + _RIP) - 2
     if load32(engine.registers_at + _HFLAGS) & reg.HF_CS64 == 0:
         start = (start + load64(engine.registers_at + _CS + _BASE)) & _U32
+    vmm = vmm_of(engine)
+    walks, references = vmm.walks, vmm.mmu.walk_references  # a processor has no need to look again
     if fetch_guest(engine, start, engine.state_at + INSTRUCTION, 2) == OK:
         if engine.instruction & 0xFFFF == 0xCD | vector << 8:
             engine.event_instruction_bytes = 2
+    vmm.walks, vmm.mmu.walk_references = walks, references
     engine.translation_status = OK
 
 
