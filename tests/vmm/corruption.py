@@ -15,11 +15,12 @@ from memvirt.machine.memory import MachineMemory
 from memvirt.mmu import page_state
 from memvirt.mmu.entry import ENTRY_ADDRESS_MASK
 from memvirt.mmu.mmu_state import NESTED_TLB_ENTRIES
-from memvirt.vmkernel.compression import CompressionCache
 from memvirt.vmm.balloon import BalloonedPages
 from memvirt.vmm.check import CheckLevel, Violation, check_machine
+from memvirt.vmm.content import COMPRESS, SWAP
 from memvirt.vmm.monitor import PagingMode, VirtualMachineMonitor
 from memvirt.vmm.pmap import PageState
+from memvirt.vmm.stores.compression_cache import CompressionCache
 
 from .driver import PRESENT, USER, WRITABLE, Driver
 
@@ -48,7 +49,8 @@ class Subject:
         self.machine: MachineMemory = self.driver.machine
         self.vmm: VirtualMachineMonitor = self.driver.vmm
         self.paging = paging
-        self.vmm.compressed = CompressionCache(self.machine, self.vmm.vm_id, 8)
+        self.cache = CompressionCache(self.machine, self.vmm.vm_id, 8)
+        self.vmm.contents.set_store(COMPRESS, self.cache)
         self._fill()
 
     def _fill(self) -> None:
@@ -90,7 +92,7 @@ class Subject:
     def another_vm(self, vm_id: int) -> VirtualMachineMonitor:
         """A second VM on the machine, with the first one's backing store."""
         return VirtualMachineMonitor(
-            self.machine, 64, self.paging, vm_id=vm_id, backing=self.vmm.backing
+            self.machine, 64, self.paging, vm_id=vm_id, backing=self.vmm.contents.stores[SWAP]
         )
 
     def audited(self) -> list[Any]:

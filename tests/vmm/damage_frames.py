@@ -233,11 +233,11 @@ def slot_of_no_page(s: Subject) -> None:
 
 
 def no_cache(s: Subject) -> None:
-    s.vmm.compressed = None
+    s.vmm.contents._stores.pop("compress")
 
 
 def damaged_page(s: Subject) -> None:
-    held = s.vmm.backing._pages  # type: ignore[attr-defined]
+    held = s.vmm.contents.stores["swap"]._pages  # type: ignore[attr-defined]
     checksum, packed = held[s.slot(SWAPPED_PPN)]
     held[s.slot(SWAPPED_PPN)] = (checksum ^ 1, packed)
 
@@ -248,7 +248,7 @@ STORES = {
         slot_twice(SWAPPED_PPN, SWAPPED_TOO),
         "I4",
         "slot",
-        f"SWAPPED PPN {SWAPPED_PPN:#x} of VM 0 and PPN {SWAPPED_TOO:#x} of VM 0",
+        f"PPN {SWAPPED_PPN:#x} of VM 0 and PPN {SWAPPED_TOO:#x} of VM 0",
         "one page",
     ),
     "two pages in one compressed slot": Case(
@@ -256,7 +256,7 @@ STORES = {
         slot_twice(COMPRESSED_PPN, COMPRESSED_TOO),
         "I4",
         "slot",
-        f"COMPRESSED PPN {COMPRESSED_PPN:#x}",
+        f"PPN {COMPRESSED_PPN:#x} of VM 0 and",
         "one page",
     ),
     "swap slot that does not exist": Case(
@@ -264,7 +264,7 @@ STORES = {
         put("frame", SWAPPED_PPN, 0x777),
         "I4",
         f"PPN {SWAPPED_PPN:#x}",
-        "SWAPPED in slot 0x777",
+        "kept in swap slot 0x777",
         "a slot that holds a page",
     ),
     "compressed slot that does not exist": Case(
@@ -272,18 +272,18 @@ STORES = {
         put("frame", COMPRESSED_PPN, 0x777),
         "I4",
         f"PPN {COMPRESSED_PPN:#x}",
-        "COMPRESSED in slot 0x777",
+        "kept in compress slot 0x777",
         "a slot that holds a page",
     ),
-    "slot of no page": Case(BOTH, slot_of_no_page, "I4", "slot", "no PPN names", "a SWAPPED page"),
+    "slot of no page": Case(BOTH, slot_of_no_page, "I4", "slot", "no PPN names", "of the guest's"),
     "compressed page without a cache": Case(
-        BOTH, no_cache, "I4", f"PPN {COMPRESSED_PPN:#x}", "COMPRESSED", "there is no store"
+        BOTH, no_cache, "I4", f"PPN {COMPRESSED_PPN:#x}", "COMPRESSED in store", "no such store"
     ),
     "compressed page of another PPN": Case(
         BOTH,
         slot_twice(COMPRESSED_PPN, COMPRESSED_TOO),
         "I4",
-        "compressed page in slot",
+        "page in compress slot",
         f"kept for PPN {COMPRESSED_PPN:#x}",
         "the PPN that names the slot",
     ),

@@ -26,8 +26,8 @@ from memvirt.mmu.entry import (
     USER,
     WRITABLE,
 )
-from memvirt.vmm.backing import BackingStoreError, PageCorrupted
 from memvirt.vmm.pmap import PageState
+from memvirt.vmm.stores.backing import BackingStoreError, PageCorrupted
 
 from .sources import ShadowTables, words_of
 from .violation import Array, Told, Violation

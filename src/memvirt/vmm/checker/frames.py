@@ -124,7 +124,7 @@ def _check_guest_frames(machine: MachineMemory, vmm: VirtualMachineMonitor) -> I
         expected = f"a page of VM {vmm.vm_id} that is backed by it"
         yield Violation("I4", "orphan", frame_text(machine, mpn), expected)
     yield from told.rest()
-    held = 0 if vmm.compressed is None else vmm.compressed.frames
+    held = sum(store.frames for store in vmm.contents.stores.values())
     found = int(np.count_nonzero(kinds == FrameKind.COMPRESSED))
     if found != held:
         yield Violation("I4", f"VM {vmm.vm_id}", f"{found} COMPRESSED frames", f"{held}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from memvirt.mmu.page_state import FLAG_TRACED
-from memvirt.vmm.pmap import RESIDENT_STATES, PageState
+from memvirt.vmm.pmap import RESIDENT, PageState
 
 from .pages import state_name
 from .violation import Array, Told, Violation
@@ -34,7 +34,7 @@ def check_mappings(
     state[exist] = pmap.state[ppns[exist]]
     frame[exist] = pmap.frame[ppns[exist]]
     flags[exist] = pmap.flags[ppns[exist]]
-    resident = np.isin(state, RESIDENT_STATES)
+    resident = np.isin(state, list(RESIDENT))
 
     told = Told("I1", "mappings of pages without a frame")
     for i in told.first(~resident):
