@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 
-.PHONY: run test lint types unit bench packages guests linux-guest docs acceptance clean
+.PHONY: run test lint types unit checked bench packages guests linux-guest docs acceptance clean
 
 run: $(STAMP)
 	$(BIN)/memvirt run
@@ -34,7 +34,14 @@ types: $(DEV_STAMP)
 unit: $(DEV_STAMP)
 	$(BIN)/pytest
 
-test: packages lint types unit
+# The small suites with every raw access and every array index checked, then without compiled code.
+checked: $(DEV_STAMP)
+	MEMVIRT_CHECKED=1 NUMBA_BOUNDSCHECK=1 $(BIN)/python -m pytest --capture=sys -q \
+		tests/mmu tests/vmm tests/test_checked_build.py tests/guests/test_differential.py
+	MEMVIRT_CHECKED=1 NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -p tests.without_jit -q \
+		tests/mmu/test_guest_walk.py tests/mmu/test_nested_walk.py tests/vmm/test_large_pages.py
+
+test: packages lint types checked unit
 
 acceptance: packages $(DEV_STAMP)
 	$(BIN)/pytest -m acceptance --timeout 0
