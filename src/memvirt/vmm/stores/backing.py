@@ -71,7 +71,3 @@ class BackingStore(Protocol):
     def settle(self) -> None:
         """Give back frames that have become empty. Called with every processor stopped."""
         ...
-
-    def slots_in_use(self) -> Slots:
-        """Slots that hold a page, in any order: for the checker."""
-        ...

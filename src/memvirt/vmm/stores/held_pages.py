@@ -73,6 +73,3 @@ class HeldPages:
 
     def settle(self) -> None:
         """Nothing to give back."""
-
-    def slots_in_use(self) -> Slots:
-        return np.fromiter(self._pages, np.int64, len(self._pages))
