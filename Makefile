@@ -53,9 +53,10 @@ guests:
 	$(MAKE) -C guests/bundled install
 	$(MAKE) -C guests/multiboot32 install
 
-# The generated documents, and the plots of the bundled scenarios.
+# The generated documents, the README's transcripts, and the plots of the bundled scenarios.
 docs: $(DEV_STAMP)
 	$(BIN)/python docs/make_docs.py
+	$(BIN)/python docs/transcripts.py
 	$(BIN)/python docs/make_plots.py
 
 # The Linux test guest, from Debian's kernel and busybox packages, in build/linux-guest.
