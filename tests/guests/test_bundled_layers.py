@@ -21,7 +21,8 @@ def symbols_of(path: Path) -> tuple[set[str], set[str]]:
     defined, needed = set(), set()
     with path.open("rb") as file:
         table = ELFFile(file).get_section_by_name(".symtab")
-        assert isinstance(table, SymbolTableSection)
+        if not isinstance(table, SymbolTableSection):  # data alone
+            return defined, needed
         for symbol in table.iter_symbols():
             if symbol.name and symbol["st_info"]["bind"] == "STB_GLOBAL":
                 (needed if symbol["st_shndx"] == "SHN_UNDEF" else defined).add(symbol.name)
