@@ -50,7 +50,7 @@ class LiveAddressMap:
 
     vm: str
     pid: int
-    guest_mode: str
+    guest_mode: str  # "" if a guest-physical address was asked for
     gva: GuestVirtualAddress | None  # None if a guest-physical address was asked for
     entries: tuple[GuestEntry, ...]
     gpa: GuestPhysicalAddress | None
@@ -107,7 +107,7 @@ def map_guest_physical(vm: LiveVm, gpa: int, kernel: KernelPages | None) -> Live
     """The host's side of a guest-physical address."""
     frame = frame_behind(vm, gpa, kernel)
     return LiveAddressMap(
-        vm.name, vm.pid, "physical address", None, (), GuestPhysicalAddress(gpa), None, frame,
+        vm.name, vm.pid, "", None, (), GuestPhysicalAddress(gpa), None, frame,
         "" if frame else "no RAM there: a device, or the open bus",
     )  # fmt: skip
 
@@ -229,7 +229,8 @@ def _flags_of(value: int) -> str:
 
 def render_live_map(result: LiveAddressMap) -> str:
     """The map as text, a line a step, for a terminal."""
-    lines = [f"{result.vm}: process {result.pid}, {result.guest_mode} guest"]
+    mode = f", {result.guest_mode} guest" if result.guest_mode else ""
+    lines = [f"{result.vm}: process {result.pid}{mode}"]
     if result.gva is not None:
         lines.append(f"guest virtual    gVA {result.gva:#018x}")
     lines += [

@@ -12,6 +12,7 @@ same from one scan to the next: the forecast is of the moment.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +32,12 @@ from .vm import LiveVm
 Hashes = np.ndarray[Any, np.dtype[np.uint64]]
 
 _BATCH_PAGES = 4096
-ZERO_HASH = np.uint64(hash_pages(np.zeros(PAGE_BYTES, np.uint8), np.zeros(1, np.int64))[0])
+
+
+@functools.cache
+def zero_hash() -> np.uint64:
+    """The hash of a page of zeroes."""
+    return np.uint64(hash_pages(np.zeros(PAGE_BYTES, np.uint8), np.zeros(1, np.int64))[0])
 
 
 @dataclass(frozen=True)
@@ -187,8 +193,8 @@ def _mergeable(vm: LiveVm, states: PageStates, resident: Any) -> int:
 
 def _saved_by_pool(hashes: Sequence[Hashes]) -> tuple[int, int, int]:
     """Frames one pool saves: of zero pages, within VMs, across VMs."""
-    zero = sum(int(np.count_nonzero(part == ZERO_HASH)) for part in hashes)
-    rest = [part[part != ZERO_HASH] for part in hashes]
+    zero = sum(int(np.count_nonzero(part == zero_hash())) for part in hashes)
+    rest = [part[part != zero_hash()] for part in hashes]
     distinct = [np.unique(part) for part in rest]
     within = sum(part.size - unique.size for part, unique in zip(rest, distinct, strict=True))
     total = sum(unique.size for unique in distinct)
@@ -203,7 +209,7 @@ def _ksm_saved(hashes: Sequence[Hashes], most_sharers: int, use_zero_pages: bool
     unique, counts = np.unique(np.concatenate(hashes), return_counts=True)
     frames = -(-counts // most_sharers)
     if use_zero_pages:
-        frames[unique == ZERO_HASH] = 0
+        frames[unique == zero_hash()] = 0
     return int(np.sum(counts - frames))
 
 
@@ -213,7 +219,7 @@ def forecast(
     """The forecast from the VMs' hashes."""
     status = ksm_status()
     zero, within, across = _saved_by_pool([vm.hashes for vm in hashed])
-    distinct = {vm.name: np.unique(vm.hashes[vm.hashes != ZERO_HASH]) for vm in hashed}
+    distinct = {vm.name: np.unique(vm.hashes[vm.hashes != zero_hash()]) for vm in hashed}
     by_salt: dict[str, list[VmHashes]] = {}
     for vm in hashed:
         by_salt.setdefault(vm.salt, []).append(vm)
@@ -252,7 +258,7 @@ def forecast(
 
 
 def _vm_forecast(vm: VmHashes, distinct: Hashes) -> VmForecast:
-    zero = int(np.count_nonzero(vm.hashes == ZERO_HASH))
+    zero = int(np.count_nonzero(vm.hashes == zero_hash()))
     resident = int(vm.hashes.size)
     return VmForecast(
         vm.name, vm.salt, resident, zero, int(distinct.size),

@@ -84,7 +84,7 @@ class Pagemap:
         Raises ProcessGone.
         """
         out = np.zeros(pages, np.uint64)
-        view = memoryview(out.view(np.uint8))
+        view = out.view(np.uint8).data
         done = 0
         while done < view.nbytes:
             part = view[done : done + _READ_BYTES]

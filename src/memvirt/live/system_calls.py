@@ -79,7 +79,7 @@ def pagemap_scan(
         argument["start"], argument["end"] = start, end
         argument["vec"], argument["vec_len"] = regions.ctypes.data, most
         argument["category_anyof_mask"] = argument["return_mask"] = any_of
-        count = fcntl.ioctl(pagemap, _PAGEMAP_SCAN, memoryview(argument.view(np.uint8)), True)
+        count = fcntl.ioctl(pagemap, _PAGEMAP_SCAN, argument.view(np.uint8).data, True)
         found += [
             (int(region["start"]), int(region["end"]), int(region["categories"]))
             for region in regions[:count]

@@ -33,7 +33,16 @@ from memvirt.mmu.control import (
     STATE_UNMAPPED,
     new_control_block,
 )
-from memvirt.mmu.entry import LEVEL_NAMES, MODE_2LEVEL, MODE_4LEVEL, MODE_5LEVEL, MODE_OFF
+from memvirt.mmu.entry import (
+    ENTRY_ADDRESS_MASK,
+    LEVEL_NAMES,
+    MODE_2LEVEL,
+    MODE_4LEVEL,
+    MODE_5LEVEL,
+    MODE_OFF,
+    MODE_PAE,
+    PRESENT,
+)
 from memvirt.mmu.guest_walk import guest_walk, paging_mode
 from memvirt.mmu.native import record_reference
 
@@ -88,6 +97,7 @@ class GuestWalker:
         self.pages_fetched = 0
         pages = vm.layout.guest_pages
         self._cache = np.zeros(_CACHE_PAGES * PAGE_BYTES, np.uint8)
+        self._pointers: dict[int, int] = {}  # PDPTEs of PAE paging as memory has them, by gPA
         self._cached: list[int] = []  # PPNs, in the order of their cache frames
         self._state = np.full(pages, STATE_UNMAPPED, np.uint8)
         self._flags = np.zeros(pages, np.uint8)
@@ -140,12 +150,7 @@ class GuestWalker:
                 break
             self._fetch(int(control.violation_gpa) >> PAGE_SHIFT)
         entries = tuple(
-            GuestEntry(
-                LEVEL_NAMES[level],
-                level,
-                GuestPhysicalAddress(int(control.walk_entry_gpa[level])),
-                unsigned64(int(control.walk_entry[level])),
-            )
+            self._entry(level, int(control.walk_entry_gpa[level]), int(control.walk_entry[level]))
             for level in range(self.mode, 0, -1)
             if control.walk_entry_gpa[level] >= 0
         )
@@ -166,6 +171,26 @@ class GuestWalker:
             fault_error=0 if found else int(control.fault_error),
         )
 
+    def _entry(self, level: int, gpa: int, value: int) -> GuestEntry:
+        if self.mode == MODE_PAE and level == 3:
+            value = self._pointers.get(gpa, value)
+        return GuestEntry(LEVEL_NAMES[level], level, GuestPhysicalAddress(gpa), unsigned64(value))
+
+    def _accept_pointers(self, ppn: int, page: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
+        """Take the reserved bits out of the four PDPTEs of PAE paging, in the copy in the cache.
+
+        The processor has checked them when CR3 was loaded and holds them in registers since (SDM
+        vol. 3A section 4.4.1); what memory says there later changes nothing. QEMU (7.2, TCG) sets
+        the accessed bit, which is reserved in them.
+        """
+        first = self.cr3 & 0xFFFF_FFE0
+        if self.mode != MODE_PAE or first >> PAGE_SHIFT != ppn:
+            return
+        words = page.view(np.uint64)[(first & 0xFFF) >> 3 :][:4]
+        for index, word in enumerate(words):
+            self._pointers[first + 8 * index] = int(word)
+        words &= np.uint64(ENTRY_ADDRESS_MASK | PRESENT)
+
     def _fetch(self, ppn: int) -> None:
         """Bring the guest's page ``ppn`` into the cache, dropping everything once it is full."""
         if len(self._cached) == _CACHE_PAGES:
@@ -173,6 +198,7 @@ class GuestWalker:
         frame = len(self._cached)
         page = self._cache[frame * PAGE_BYTES : (frame + 1) * PAGE_BYTES]
         read_table(self._vm, ppn, page)
+        self._accept_pointers(ppn, page)
         self._frame[ppn] = frame
         self._state[ppn] = STATE_PRIVATE
         self._cached.append(ppn)

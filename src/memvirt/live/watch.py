@@ -2,8 +2,9 @@
 """Watching this host's live VMs: a sample whenever one is asked for. Changes nothing.
 
 What costs little (QMP, ``/proc/PID/status``) is read for every sample; the monitor is let go at
-once, since QEMU serves one client at a time. The look at all pages is repeated only as often as keeps it
-below a share of one processor, so big VMs are looked at less often; the sample says how old it is.
+once, since QEMU serves one client at a time. The look at all pages is repeated only as often as
+keeps it below a share of one processor, so big VMs are looked at less often; the sample says how
+old it is.
 """
 
 from __future__ import annotations
