@@ -87,7 +87,7 @@ class Qemu:
         qmp = ["-qmp", f"unix:{self.socket},server=on,wait=off"] if monitor else []
         self.process = subprocess.Popen(
             [
-                "nice", "-n", "10", QEMU, "-name", name, "-display", "none", "-nic", "none",
+                QEMU, "-name", name, "-display", "none", "-nic", "none",
                 "-no-reboot", *qmp,
                 "-chardev", f"socket,id=serial,path={serial},server=on,wait=off",
                 "-serial", "chardev:serial", *arguments,

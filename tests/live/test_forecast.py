@@ -65,15 +65,14 @@ def test_why_ksm_finds_nothing(memfd_vm: Qemu, start_qemu: Callable[..., Qemu]) 
         assert not vm.layout.blocks[0].ksm_can_merge
 
 
-def frames_saved(vms: list[LiveVm]) -> int:
-    """Pages of the VMs less the different frames behind them."""
+def frames_held(vms: list[LiveVm]) -> int:
+    """Different frames behind the VMs' pages; the host's page of zeroes is none of theirs."""
     frames = []
     for vm in vms:
         states = vm.page_states(None)
         kept = states.where(LivePageState.PRIVATE, LivePageState.UNKNOWN)
         frames.append(states.mpn[kept])
-    together = np.concatenate(frames)
-    return int(together.size - np.unique(together).size)
+    return int(np.unique(np.concatenate(frames)).size)
 
 
 @pytest.mark.qemu
@@ -95,21 +94,23 @@ def test_the_forecast_is_what_ksm_saves(
         try:
             foretold = forecast_sharing(vms, kernel)
             assert foretold.ksm_saved > 10_000
-            already = frames_saved(vms)
+            held = frames_held(vms)
             (KSM_DIRECTORY / "smart_scan").write_text("0")
             (KSM_DIRECTORY / "pages_to_scan").write_text("20000")
             (KSM_DIRECTORY / "sleep_millisecs").write_text("10")
             (KSM_DIRECTORY / "run").write_text("1")
             _until_ksm_is_done()
-            saved = frames_saved(vms) - already
+            saved = held - frames_held(vms)
             assert abs(saved - foretold.ksm_saved) <= foretold.ksm_saved / 100
             counts = [vm.page_states(kernel).counts() for vm in vms]
             assert all(count.shared and count.shared > 1000 for count in counts)
-            charged = sum(count.shared_saved or 0 for count in counts)
+            # Where KSM splits a large page, Linux maps the host's page of zeroes for the zero pages
+            # in it (since 6.13), instead of merging them.
+            charged = sum((count.shared_saved or 0) + (count.zero or 0) for count in counts)
             # Others on this host may share some of these frames too: then a little more is saved.
             assert charged >= 0.99 * saved
             again = forecast_sharing(vms, kernel)
-            assert abs(again.ksm_saved - foretold.ksm_saved) <= foretold.ksm_saved / 100
+            assert (again.within, again.across) == (foretold.within, foretold.across)
         finally:
             for vm in vms:
                 vm.ask().execute("cont")

@@ -20,7 +20,7 @@ from memvirt.live import qmp
 from memvirt.live.discovery import discover, find_vm
 from memvirt.live.errors import VmNotFound
 from memvirt.live.watch import LiveHost
-from memvirt.live.working_set import WorkingSetWay
+from memvirt.live.working_set import WorkingSetWay, uses_kvm
 from memvirt.observe.live_esxtop import LIVE_COLUMNS, LIVE_PRIORITY
 from memvirt.observe.record import read_record
 
@@ -169,6 +169,22 @@ def test_a_vm_without_a_monitor(start_qemu: Callable[..., Qemu]) -> None:
     assert vm.condition == "unreachable"
     assert vm.memory is None
     assert f"quiet (process {quiet.pid}): no QMP socket; add to its command line: -qmp" in vm.reason
+
+
+def test_a_vm_under_kvm_is_told_from_one_under_tcg(start_qemu: Callable[..., Qemu]) -> None:
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        pytest.skip("no /dev/kvm")
+    fast = start_qemu("fast", "-accel", "kvm", "-m", "16M", "-S")
+    with fast.open() as vm:
+        assert uses_kvm(vm.process)
+        assert vm.registers().cr0 & 1 == 0  # stopped before its first instruction
+        assert vm.layout.pages == 16 << 8
+
+
+def test_the_documentation_names_every_column() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "live.md").read_text()
+    for column in LIVE_COLUMNS:
+        assert re.search(rf"^\|[^|]*{re.escape(column.name)}[ ,|]", text, re.MULTILINE), column.name
 
 
 def test_a_vm_that_hangs_and_one_that_ends(

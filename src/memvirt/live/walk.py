@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from memvirt.address import (
     PAGE_BYTES,
@@ -24,7 +23,6 @@ from memvirt.address import (
     unsigned64,
 )
 from memvirt.mmu.control import (
-    CONTROL_RECORD,
     NEED_PAGE,
     OK,
     PAGING_FLAT,
@@ -43,19 +41,13 @@ from memvirt.mmu.entry import (
     MODE_PAE,
     PRESENT,
 )
-from memvirt.mmu.guest_walk import guest_walk, paging_mode
-from memvirt.mmu.native import record_reference
+from memvirt.mmu.guest_walk import paging_mode
+from memvirt.mmu.inspection import inspect_walk
 
 from .page_states import LivePageState
 from .vm import ControlRegisters, LiveVm
 
 _CACHE_PAGES = 1024
-_record = record_reference(CONTROL_RECORD)
-
-
-@njit(nogil=True, cache=True)
-def _walk(control_at: int, gva: int, access: int) -> int:
-    return int(guest_walk(_record(control_at), gva, access, False))
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +137,7 @@ class GuestWalker:
         control = self._control
         while True:
             control.walk_entry_gpa[:] = -1
-            status = _walk(self._block.ctypes.data, signed64(gva), READ)
+            status = inspect_walk(self._block.ctypes.data, signed64(gva), READ)
             if status != NEED_PAGE:
                 break
             self._fetch(int(control.violation_gpa) >> PAGE_SHIFT)

@@ -9,6 +9,7 @@ old it is.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -26,7 +27,7 @@ from .vm import LiveVm, open_kernel_pages
 from .working_set import DEFAULT_PERIOD_SECONDS, SampledVm, WorkingSets, WorkingSetWay, uses_kvm
 
 _DISCOVER_SECONDS = 5.0
-_RETRY_SECONDS = 10.0  # after a VM could not be opened
+_RETRY_SECONDS = 10.0  # after a VM could not be opened or asked
 DEFAULT_SCAN_SHARE = 0.01  # of one processor, for looking at all pages
 
 
@@ -46,6 +47,8 @@ class _Watched:
     balloon: int | None = None
     balloon_driver: bool | None = None
     condition: str = "unknown"
+    ask_problem: str = ""
+    ask_at: float = 0.0  # not before: a monitor that hangs costs two seconds each time
     notes: list[str] = field(default_factory=list)
 
 
@@ -73,7 +76,9 @@ class LiveHost:
         self._cost_before = (time.monotonic(), time.process_time())
         self._cost_percent = 0.0
         self.kernel, self.kernel_problem = open_kernel_pages()
-        self._working_sets = WorkingSets(self._sampled_vms, way=way, period=period)
+        self._working_sets = WorkingSets(
+            self._sampled_vms, way=way, period=period, kernel=self.kernel
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -93,8 +98,13 @@ class LiveHost:
 
     def _sampled_vms(self) -> list[SampledVm]:
         """The VMs that can be looked into now, for another thread; it closes them."""
+        found = []
         with self._lock:
-            return [SampledVm(watched.vm) for watched in self._vms.values() if watched.vm]
+            for watched in self._vms.values():
+                if watched.vm is not None:
+                    with contextlib.suppress(LiveError):  # gone, or not to be looked into
+                        found.append(SampledVm(watched.vm))
+        return found
 
     def _discover(self) -> None:
         now = time.monotonic()
@@ -145,6 +155,9 @@ class LiveHost:
     def _ask(self, watched: _Watched, vm: LiveVm) -> None:
         """Run state, balloon and size, by QMP; what cannot be asked becomes unknown."""
         watched.condition, watched.balloon, watched.balloon_driver = "unknown", None, None
+        if time.monotonic() < watched.ask_at:
+            watched.notes.append(watched.ask_problem)
+            return
         try:
             monitor = vm.ask()
             watched.condition = str(monitor.execute("query-status")["status"])
@@ -162,7 +175,9 @@ class LiveHost:
                     raise
                 watched.balloon_driver, watched.balloon = False, 0
         except MonitorError as error:
-            watched.notes.append(str(error))
+            watched.ask_problem = str(error)
+            watched.ask_at = time.monotonic() + _RETRY_SECONDS
+            watched.notes.append(watched.ask_problem)
         finally:
             vm.release_monitor()
 

@@ -31,7 +31,7 @@ from .activity import LiveActivity
 from .damon import Damon, damon_problem
 from .errors import KernelFeatureMissing, LiveError, ProcessGone
 from .idle_pages import IdlePages, idle_pages_problem
-from .kernel_pages import PAGEMAP_FRAME, PAGEMAP_PRESENT, Pagemap
+from .kernel_pages import PAGEMAP_FRAME, PAGEMAP_PRESENT, ZERO_PAGE, KernelPages, Pagemap
 from .process import Process
 from .ram import RamLayout
 from .vm import LiveVm
@@ -138,11 +138,15 @@ def draw_sample(vm: SampledVm, pages: int, random: np.random.Generator) -> Any:
     return np.sort(random.choice(vm.layout.pages, count, replace=False))
 
 
-def _frames_of(vm: SampledVm, indices: Any) -> Any:
-    """Frames of pages now, 0 for none; one look at the pagemap for each run of pages."""
+def _frames_of(vm: SampledVm, indices: Any, kernel: KernelPages | None) -> Any:
+    """Frames of pages now, 0 for none. The host's page of zeroes is no frame of a VM's: all its
+    users would count as touched with any of them."""
     addresses = vm.layout.host_addresses_of(indices)
     entries = np.array([vm.pagemap.entries(int(address), 1)[0] for address in addresses], np.uint64)
-    return np.where((entries & PAGEMAP_PRESENT) != 0, entries & PAGEMAP_FRAME, np.uint64(0))
+    mpns = np.where((entries & PAGEMAP_PRESENT) != 0, entries & PAGEMAP_FRAME, np.uint64(0))
+    if kernel is not None:
+        mpns[(kernel.flags(mpns) & ZERO_PAGE) != 0] = 0
+    return mpns
 
 
 def sample_frames(
@@ -151,24 +155,26 @@ def sample_frames(
     seconds: float,
     pages: int,
     random: np.random.Generator,
+    kernel: KernelPages | None,
 ) -> list[PeriodResult]:
     """One period by random sampling; waits ``seconds``.
 
-    A page without a frame counts as untouched, unless it has one at the end. A VM that ends
-    meanwhile, or whose frames this user may not see, gets a result with an error.
+    A page without a frame counts as untouched, unless it has one at the end. A merged frame counts
+    as touched with any of its pages. A VM that ends meanwhile, or whose frames this user may not
+    see, gets a result with an error. ``kernel`` tells the host's page of zeroes from frames.
     """
     watched, results = [], []
     for vm in vms:
         try:
             indices = draw_sample(vm, pages, random)
-            watched.append(_Watched(vm, indices, _frames_of(vm, indices)))
+            watched.append(_Watched(vm, indices, _frames_of(vm, indices, kernel)))
         except (LiveError, OSError) as error:
             results.append(PeriodResult(vm.name, 0, 0, str(error)))
     frames = [int(mpn) for item in watched for mpn in item.mpns if mpn]
     answers = watcher.touched(frames, seconds) if frames else {}
     for item in watched:
         try:
-            after = _frames_of(item.vm, item.indices)
+            after = _frames_of(item.vm, item.indices, kernel)
         except (LiveError, OSError) as error:
             results.append(PeriodResult(item.vm.name, 0, 0, str(error)))
             continue
@@ -256,7 +262,9 @@ class WorkingSets:
         period: float = DEFAULT_PERIOD_SECONDS,
         pages: int = DEFAULT_SAMPLE_PAGES,
         seed: int | None = None,
+        kernel: KernelPages | None = None,
     ) -> None:
+        self._kernel = kernel
         self._vms = vms
         self._period, self._pages = period, pages
         self._random = np.random.default_rng(seed)
@@ -294,8 +302,10 @@ class WorkingSets:
                 return []
             if self._watcher is None:
                 return sample_references(vms, self._period, self._stop.wait)
-            return sample_frames(self._watcher, vms, self._period, self._pages, self._random)
-        except LiveError as error:
+            return sample_frames(
+                self._watcher, vms, self._period, self._pages, self._random, self._kernel
+            )
+        except (LiveError, OSError) as error:
             return [PeriodResult(vm.name, 0, 0, str(error)) for vm in vms]
 
     def _add(self, results: Sequence[PeriodResult]) -> None:
