@@ -192,11 +192,15 @@ class GuestWalker:
 
 def read_table(vm: LiveVm, ppn: int, out: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
     """A page of the guest's tables. A page without a frame is zeroes and is not touched; where no
-    RAM is, all bits are set, as on an open bus. A swapped table is brought back by reading it."""
+    RAM is, all bits are set, as on an open bus. A table that was swapped, or that a pager keeps, is
+    brought back by reading it."""
     index = vm.layout.indices_of(np.array([ppn]))
     if index[0] < 0:
         out[:] = 0xFF
     elif vm.page_state(int(index[0])) is LivePageState.UNTOUCHED:
-        out[:] = 0
+        if vm.has_pager(int(index[0])):
+            vm.content.read_through_process(int(index[0]), out)
+        else:
+            out[:] = 0
     else:
         vm.content.read(index, out)
