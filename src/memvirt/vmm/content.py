@@ -93,7 +93,7 @@ class PageContents:
 
         Raises ValueError, with nothing changed, if the store there now still has pages.
         """
-        if name in self._stores and self._kept_in(name).size:
+        if name in self._stores and self.kept_in(name).size:
             raise ValueError(f'store "{name}" still has pages: it cannot be replaced')
         if store is None:
             self._stores.pop(name, None)
@@ -106,7 +106,7 @@ class PageContents:
         """What each store holds and has done, by name."""
         return {
             name: StoreUse(
-                pages=int(self._kept_in(name).size),
+                pages=int(self.kept_in(name).size),
                 frames=store.frames,
                 put_total=self._put[name],
                 taken_total=self._taken[name],
@@ -122,7 +122,8 @@ class PageContents:
         """Pages that store ``name`` gave back to the guest since power-on; 0 if there is none."""
         return self._taken.get(name, 0)
 
-    def _kept_in(self, name: str) -> PpnArray:
+    def kept_in(self, name: str) -> PpnArray:
+        """PPNs of the pages in store ``name``, ascending; none if there is no such store."""
         state = _STATES.get(name)
         if state is not None:
             return np.flatnonzero(self.pmap.state == state)

@@ -20,6 +20,7 @@ from memvirt.machine.memory import (
     MachineMemory,
     MachineMemoryExhausted,
 )
+from memvirt.mmu.host_ranges import host_address
 from memvirt.mmu.page_state import (
     FLAG_BALLOONED,
     FLAG_SAMPLED,
@@ -74,6 +75,7 @@ class VirtualMachineMonitor:
         self.share_salt = 0
         self._record = new_record(VMM_DTYPE)
         self.state: VmmState = self._record[0]
+        self._address = host_address(self._record, f"state of the VMM of VM {vm_id}")
         self.reserve = FrameReserve(machine, vm_id, self.state)
         self.contents = PageContents(machine, self.pmap, self.reserve, vm_id, self._invalidate)
         self.contents.set_store(SWAP, backing if backing is not None else HeldPages())
@@ -92,7 +94,7 @@ class VirtualMachineMonitor:
     @property
     def state_address(self) -> int:
         """Host address of ``state``, valid as long as this object."""
-        return int(self._record.ctypes.data)
+        return self._address
 
     def state_bytes(self) -> bytes:
         """A copy of ``state``, for snapshots."""
@@ -327,7 +329,7 @@ class VirtualMachineMonitor:
                 self._invalidate(page)
                 self.page_tables.forget_guest_tables()
             else:
-                self._stale.add(page, self.pmap.frame[page], False)
+                self._stale.add(page, self.pmap.frame[page])
             self.machine.page(mpn)[offset : offset + size] = np.frombuffer(view[:size], np.uint8)
             view, gpa = view[size:], gpa + size
 

@@ -64,6 +64,10 @@ class BackingStore(Protocol):
         """Forget the pages in ``slots``."""
         ...
 
+    def slots_in_use(self) -> Slots:
+        """Slots that hold a page, in any order: for the checker."""
+        ...
+
     def settle(self) -> None:
         """Give back frames that have become empty. Called with every processor stopped."""
         ...

@@ -198,6 +198,10 @@ class CompressionCache:
                 del partial[kept.mpn]
                 self._emptied.append(kept.mpn)
 
+    def slots_in_use(self) -> Slots:
+        """Slots that hold a page."""
+        return np.fromiter(self._kept, np.int64, len(self._kept))
+
     def settle(self) -> None:
         """Give empty frames back. Called with every processor stopped."""
         if self._emptied:

@@ -67,5 +67,9 @@ class HeldPages:
             del self._pages[slot]
             self._free.append(slot)
 
+    def slots_in_use(self) -> Slots:
+        """Slots that hold a page."""
+        return np.fromiter(self._pages, np.int64, len(self._pages))
+
     def settle(self) -> None:
         """Nothing to give back."""

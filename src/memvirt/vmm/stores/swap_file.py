@@ -281,6 +281,13 @@ class SwapFile:
             if slot not in self._writing:
                 self._waiting.remove(slot)
 
+    def slots_in_use(self) -> Slots:
+        """Slots that hold a page of the guest's."""
+        in_use = np.ones(self.slots, bool)
+        in_use[self._free] = False
+        in_use[list(self._dropped)] = False
+        return np.flatnonzero(in_use)
+
     def close(self) -> None:
         """Wait for the writer, give the buffers back, delete the file."""
         if self._fd < 0:
