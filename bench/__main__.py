@@ -8,6 +8,7 @@ import sys
 from bench import (
     exits,
     linux_boot,
+    live_watch,
     overcommit,
     page_sharing,
     reclaim,
@@ -25,6 +26,7 @@ _BENCHMARKS = {
     "overcommit": overcommit.main,
     "vmkernel_scale": vmkernel_scale.main,
     "linux_boot": linux_boot.main,
+    "live_watch": live_watch.main,
 }
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from memvirt.cpu.processor import ProcessorError
 from memvirt.host.state_directory import StateDirectoryError
+from memvirt.live.errors import LiveError
 from memvirt.machine.memory import MachineMemoryExhausted
 from memvirt.names import UnknownName
 from memvirt.observe.snapshot import SnapshotError
@@ -35,6 +36,7 @@ _MISTAKES = (
     OutputFileError,
     UnknownName,
     ProcessorError,
+    LiveError,
 )
 
 
