@@ -32,12 +32,13 @@ Series = np.ndarray[Any, np.dtype[np.float32]]
 
 @dataclass(frozen=True, slots=True)
 class PlannedVm:
-    """One VM. ``apart``: VMs of one name here may not share a host. Pages."""
+    """One VM. ``apart``: VMs of one name here may not share a host; ``together``: they must."""
 
     settings: VmSettings
-    overhead: float
+    overhead: float  # pages of machine memory beside its own
     host: str = ""
     apart: str = ""
+    together: str = ""
     driver: bool = True  # a balloon driver; assumed where no file says otherwise
 
     @property
@@ -143,6 +144,7 @@ def _merge(one: VmReading, other: VmReading, findings: Findings) -> VmReading:
     series = _join(one, other)
     return replace(
         other, **amounts, group=other.group or one.group, apart=other.apart or one.apart,
+        together=other.together or one.together,
         host=other.host or one.host, powered_on=one.powered_on and other.powered_on,
         driver=one.driver if other.driver is None else other.driver,
         times=series[0], in_use=series[1], active=series[2],
@@ -253,7 +255,7 @@ def _planned(vm: VmReading, findings: Findings) -> PlannedVm:
         vm.name, memory, max(round(shares), 1), reservation, limit, vm.group or ""
     )
     return PlannedVm(
-        settings, overhead, vm.host or "", vm.apart or "",
+        settings, overhead, vm.host or "", vm.apart or "", vm.together or "",
         True if vm.driver is None else vm.driver,
     )  # fmt: skip
 

@@ -37,6 +37,7 @@ class VmReading:
     overhead: float = float("nan")
     group: str | None = None
     apart: str | None = None
+    together: str | None = None
     host: str | None = None
     powered_on: bool = True
     driver: bool | None = None

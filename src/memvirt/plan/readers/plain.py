@@ -2,9 +2,9 @@
 """The plain CSV of docs/plan.md: a row for each VM, or for each VM and time, columns in any order.
 
 ``vm`` and ``memory_UNIT`` are needed; ``time``, ``in_use_UNIT``, ``active_UNIT``,
-``reservation_UNIT``, ``limit_UNIT``, ``overhead_UNIT``, ``shares``, ``group``, ``apart``, ``host``,
-``power`` and ``balloon`` may be there. UNIT is bytes, kib, mib, gib or tib, or stands in each cell.
-Other columns are named in a note and not used.
+``reservation_UNIT``, ``limit_UNIT``, ``overhead_UNIT``, ``shares``, ``group``, ``apart``,
+``together``, ``host``, ``power`` and ``balloon`` may be there. UNIT is bytes, kib, mib, gib or tib,
+or stands in each cell. Other columns are named in a note and not used.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .series import make_series, seconds_of
 from .tables import Table, normal, read_csv
 
 _AMOUNTS = ("memory", "reservation", "limit", "overhead")
-_WORDS = ("shares", "group", "apart", "host", "power", "balloon")
+_WORDS = ("shares", "group", "apart", "together", "host", "power", "balloon")
 _KNOWN = {"vm", "time", "inuse", "active", *_AMOUNTS, *_WORDS}
 _OFF = {"off", "poweredoff", "false", "0", "no", "suspended"}
 
@@ -93,6 +93,7 @@ def _describe(
         vm.shares = shares[row] if not math.isnan(shares[row]) else vm.shares
         vm.group = words["group"][row] or vm.group
         vm.apart = words["apart"][row] or vm.apart
+        vm.together = words["together"][row] or vm.together
         vm.host = words["host"][row] or vm.host
         if words["power"][row]:
             vm.powered_on = normal(words["power"][row]) not in _OFF

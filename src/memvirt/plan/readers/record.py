@@ -37,7 +37,11 @@ def read_own_record(path: Path) -> Reading:
     last: dict[str, int] = {str(name): row for row, name in enumerate(rows["name"])}
     for name, vm in vms.items():
         _describe(vm, rows, last[name])
-        vm.driver = bool(np.any(rows["balloon_driver"][rows["name"] == name]))
+        own = rows["name"] == name
+        vm.driver = bool(np.any(rows["balloon_driver"][own]))
+        # With plenty of memory a VM keeps a large reserve of frames, which it would give back.
+        overhead = rows["overhead"][own]
+        vm.overhead = float(overhead[overhead.size // 2 :].min())
     host = HostReading(str(about.get("name", path.stem)), float(columns["host_total"][-1]))
     for vm in vms.values():
         vm.host = host.name
@@ -51,4 +55,3 @@ def _describe(vm: Any, rows: dict[str, Any], row: int) -> None:
     vm.limit = limit if limit < vm.memory else float("nan")
     vm.shares = float(rows["shares"][row])
     vm.group = str(rows["group"][row]) or None
-    vm.overhead = float(rows["overhead"][row])
