@@ -206,8 +206,8 @@ def _check(vm: VmReading, findings: Findings) -> None:
                 f"{values.size} points; taken as all of it. Is a unit wrong?"
             )
         setattr(vm, what, np.minimum(values, vm.memory))
-    with np.errstate(invalid="ignore"):
-        vm.in_use = np.fmax(vm.in_use, np.where(np.isnan(vm.in_use), np.nan, vm.active))
+    # Activity is an estimate: what has no content cannot be active.
+    vm.active = np.where(np.isnan(vm.active), np.nan, np.fmin(vm.active, vm.in_use))
 
 
 def _place(vm: VmReading, in_use: Series, active: Series, start: float, step: float) -> None:

@@ -164,7 +164,7 @@ class _Rounds:
                 state[t] = states.update(int(self.free[t]))
                 continue
             before = float(left[t - 1] if t else self.free[0])
-            now, came_back, evicted = self._round(t, before, now)
+            now, came_back, lowest = self._round(t, before, now)
             left[t] = self._have(t, now)
             gone = np.stack((now.balloon, now.zipped, now.swapped))
             missing = self.active[:, t] - (self.in_use[:, t] - gone.sum(axis=0))
@@ -172,11 +172,9 @@ class _Rounds:
             affected += pages >= 1
             np.maximum(peak, pages, out=peak)
             out[:3, t], out[3, t] = gone.sum(axis=1), came_back
-            if evicted:  # the interval has seen state hard, whatever free memory is at its end
-                state[t] = states.update(min(int(left[t]), int(self.hard) - 1))
-                states.update(int(left[t]))
-            else:
-                state[t] = states.update(int(left[t]))
+            # The interval has seen the state that made it reclaim, whatever is free at its end.
+            state[t] = states.update(int(min(lowest, left[t])))
+            states.update(int(left[t]))
             reclaimed = bool(now.freed.sum() >= 1)
         return HostRun(
             self.rules.managed, self.rules.min_free, total, left, state,
@@ -196,22 +194,24 @@ class _Rounds:
         """Free frames."""
         return float(self.room[t] - self._held(t, now).sum())
 
-    def _round(self, t: int, before: float, last: _Now) -> tuple[_Now, float, bool]:
-        """What is reclaimed at point ``t``; pages read back from swap; whether any were evicted."""
+    def _round(self, t: int, before: float, last: _Now) -> tuple[_Now, float, float]:
+        """What is reclaimed at point ``t``; pages read back from swap; free frames at the worst."""
         host = self.host
         weight = host.weight(self.active[:, t])
         now = self._kept(t, last)
         came_back = float((last.swapped - now.swapped).sum())
         self._enforce_limits(self.over[:, t] - now.freed, now)
         growth = float(self.free[t - 1] - self.free[t]) * self.burst if t else 0.0
-        evicted = False
+        lowest = np.inf
         if growth > 0 and before - growth < self.hard:
             need = min(self.soft - (before - growth), self.soft - self._have(t, now))
-            evicted = need > 0
-            if evicted:
+            if need > 0:
+                lowest = self.hard - 1
                 host.evict(need, weight, now, self._held(t, now))
         have = self._have(t, now)
-        need = self.clear - have if have < self.soft else 0.0
+        need = 0.0
+        if have < self.soft:  # balloons act before free memory falls to the border of hard
+            need, lowest = self.clear - have, min(lowest, max(have, self.hard))
         if last.balloon.sum() >= 1:  # balloons deflate late
             need = max(need, min(float(last.balloon.sum()), self.deflate - have))
         if need > 0:
@@ -220,11 +220,12 @@ class _Rounds:
             have = self._have(t, now)
             if have >= self.hard:
                 break
+            lowest = min(lowest, self.hard - 1)
             host.evict(self.soft - have, weight, now, self._held(t, now))
             if self._have(t, now) - have < 1:
+                lowest = min(lowest, have)  # nobody can give any more
                 break
-            evicted = True
-        return now, came_back, evicted
+        return now, came_back, float(lowest)
 
     def _kept(self, t: int, last: _Now) -> _Now:
         """What stays compressed and swapped: what the VM has neither touched nor given back."""
