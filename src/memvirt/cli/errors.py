@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from memvirt.host.state_directory import StateDirectoryError
 from memvirt.machine.memory import MachineMemoryExhausted
 from memvirt.observe.view import SnapshotError
+from memvirt.plan.dumps.dump import DumpError
 from memvirt.plan.executor import SchedulerError
 from memvirt.plan.findings import PlanDataError
 from memvirt.plan.question import QuestionError
@@ -33,6 +34,7 @@ _MISTAKES = (
     SwapSpaceError,
     StateDirectoryError,
     PlanDataError,
+    DumpError,
     QuestionError,
     AmountError,
     SchedulerError,

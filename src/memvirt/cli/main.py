@@ -275,6 +275,47 @@ def plan_command(
     sys.exit(status)
 
 
+class Sharers(StrEnum):
+    """Which VMs may share pages with each other."""
+
+    all = "all"
+    folder = "folder"
+    vm = "vm"
+
+
+@app.command("analyze")
+def analyze_command(
+    dumps: Annotated[list[Path], typer.Argument(help="memory dumps", show_default=False)],
+    share: Annotated[
+        Sharers, typer.Option(help="who may share: all VMs, those of one folder, each by itself")
+    ] = Sharers.all,
+    pages: Annotated[
+        Path | None, typer.Option(help="write the class of every page as Parquet")
+    ] = None,
+    scratch: Annotated[
+        Path | None, typer.Option(help="folder for intermediate files, seen by all workers")
+    ] = None,
+    workers: Workers = 0,
+    scheduler: Scheduler = None,
+    memory_per_worker: MemoryPerWorker = "auto",
+    json_file: JsonFile = None,
+    html: HtmlFile = None,
+) -> None:
+    """What is in the memory of VMs: zero, equal, similar, compressible pages; what sharing saves.
+
+    Reads ELF dumps of QEMU, kdump-compressed dumps, LiME, raw memory, and memvirt's snapshots.
+    """
+    with user_errors():
+        with planning_tools():
+            from .analyze import AnalyzeOptions, analyze_dumps  # noqa: PLC0415
+        analyze_dumps(
+            AnalyzeOptions(
+                dumps, share.value, pages, scratch, workers, scheduler, memory_per_worker,
+                json_file, html,
+            )
+        )  # fmt: skip
+
+
 def main() -> None:
     """Entry point of the console script."""
     status: int | str | None = 0

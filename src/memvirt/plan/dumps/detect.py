@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Open a dump of any known format, by what it begins with."""
+
+from __future__ import annotations
+
+import functools
+import struct
+from pathlib import Path
+
+from .dump import Dump, DumpError
+from .elf_core import open_elf_core
+from .kdump import FLATTENED, SIGNATURE, KdumpDump
+from .lime import MAGIC, open_lime
+from .raw import open_raw
+from .snapshot import open_snapshot
+
+
+@functools.lru_cache(maxsize=64)
+def open_dump(path: Path) -> Dump:
+    """The dump, kept open for the tasks of this process. Raises DumpError."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(16)
+        if start[:4] == b"\x7fELF":
+            return open_elf_core(path)
+        if start[:8] == SIGNATURE or start[:12] == FLATTENED:
+            return KdumpDump(path)
+        if start[:4] == struct.pack("<I", MAGIC):
+            return open_lime(path)
+        if start[:4] == b"PK\x03\x04":
+            return open_snapshot(path)
+        return open_raw(path)
+    except OSError as error:
+        raise DumpError(f"{path}: {error.strerror or error}") from error
