@@ -41,7 +41,9 @@ class Range:
 
 def parse_range(text: str, what: str) -> Range:
     """ "30%", "20%..60%" or "0.2..0.6". Raises AmountError that names ``what``."""
-    match = re.fullmatch(r"\s*([\d.]+)(%?)\s*(?:(?:\.\.|-|to)\s*([\d.]+)(%?))?\s*", text)
+    match = re.fullmatch(
+        r"\s*(\d+(?:\.\d+)?)(%?)\s*(?:(?:\.\.|-|to)\s*(\d+(?:\.\d+)?)(%?))?\s*", text
+    )
     try:
         if match is None:
             raise ValueError

@@ -99,7 +99,7 @@ def assemble(readings: list[Reading], *, interval: float | None = None) -> Fleet
             f"VMs without measurements, planned as always on and in use by a range: "
             f"{name_some(unmeasured)}"
         )
-    start, step, points = _grid(measured, interval, findings)
+    start, step, points = _grid([vm for vm in measured if not vm.moment], interval, findings)
     in_use = np.full((len(kept), points), np.nan, np.float32)
     active = np.full((len(kept), points), np.nan, np.float32)
     for row, vm in enumerate(kept):
@@ -148,13 +148,14 @@ def _merge(one: VmReading, other: VmReading, findings: Findings) -> VmReading:
         host=other.host or one.host, powered_on=one.powered_on and other.powered_on,
         driver=one.driver if other.driver is None else other.driver,
         times=series[0], in_use=series[1], active=series[2],
+        moment=all(vm.moment or not vm.times.size for vm in (one, other)),
     )  # fmt: skip
 
 
 def _join(one: VmReading, other: VmReading) -> tuple[Any, Any, Any]:
-    if one.times.size == 0 or (one.times.size == 1 and other.times.size > 1):
+    if one.times.size == 0 or (one.moment and not other.moment and other.times.size):
         return other.times, other.in_use, other.active  # an inventory's moment against a series
-    if other.times.size == 0 or (other.times.size == 1 and one.times.size > 1):
+    if other.times.size == 0 or (other.moment and not one.moment):
         return one.times, one.in_use, one.active
     times = np.union1d(one.times, other.times)
     out = [times]
@@ -173,7 +174,7 @@ def _grid(
 ) -> tuple[float, float, int]:
     """Start, step and number of points for all series: the most common step between samples."""
     if not vms:
-        findings.note("no measurements: the plan is for one moment")
+        findings.note("no series of measurements: the plan is for one moment")
         return 0.0, 3600.0, 1
     start = min(float(vm.times[0]) for vm in vms)
     end = max(float(vm.times[-1]) for vm in vms)
@@ -215,7 +216,7 @@ def _place(vm: VmReading, in_use: Series, active: Series, start: float, step: fl
     if vm.times.size == 0:
         in_use[:], active[:] = UNKNOWN, UNKNOWN
         return
-    if vm.times.size == 1 and in_use.size > 1:
+    if vm.moment:
         at = np.arange(in_use.size)  # an inventory's one moment stands for all
         samples = np.zeros(at.size, np.int64)
     else:

@@ -24,7 +24,8 @@ class VmReading:
     """One VM in one file. Amounts are 4 KiB pages; NaN or None: the file does not say.
 
     ``times`` are seconds since 1970 (or since the start of the series, if the file has no dates),
-    rising; ``in_use`` and ``active`` have a value for each. *In use* is guest memory that has
+    rising; ``in_use`` and ``active`` have a value for each. ``moment``: the one value they have is
+    an inventory's and stands for any time. *In use* is guest memory that has
     content somewhere, in machine memory or reclaimed: what a host with memory enough would have to
     back. *Active* is an estimate of the working set.
     """
@@ -44,6 +45,7 @@ class VmReading:
     times: Floats = field(default_factory=_nothing)
     in_use: Floats = field(default_factory=_nothing)
     active: Floats = field(default_factory=_nothing)
+    moment: bool = False
 
 
 @dataclass

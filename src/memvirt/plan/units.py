@@ -18,7 +18,7 @@ _HEADING = re.compile(
     re.IGNORECASE,
 )
 _CELL = re.compile(
-    r"^\s*(?P<number>[-+]?[\d.,'\s\u00a0\u202f]*\d)\s*(?P<unit>bytes?|[KMGT]i?B?|B)?\s*$",
+    r"^\s*(?P<number>[-+]?[\d.,'\s\u00a0\u202f]*\d(?:[eE][-+]?\d+)?)\s*(?P<unit>bytes?|[KMGT](?:i?B(?:ytes)?)?|B)?\s*$",
     re.IGNORECASE,
 )
 _GROUPS = re.compile(r"[\s'\u00a0\u202f]")

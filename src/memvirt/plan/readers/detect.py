@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from memvirt.plan.findings import Findings, PlanDataError
@@ -67,7 +68,10 @@ def _reader_of(path: Path) -> Reader:
     with path.open("rb") as file:
         start = file.read(8)
     if start[:4] == b"PAR1":
-        metadata = pq.read_schema(path).metadata or {}
+        try:
+            metadata = pq.read_schema(path).metadata or {}
+        except pa.ArrowInvalid as error:
+            raise PlanDataError(f"{path}: damaged Parquet file ({error})") from error
         return read_own_record if b"memvirt" in metadata else read_prometheus
     if start[:4] == b"PK\x03\x04" or start == b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1":
         return read_rvtools

@@ -73,11 +73,11 @@ def read_esxtop(path: Path) -> Reading:
         )
     wanted = sorted({0, *hosts.values(), *(c for key in vm_keys for c in chosen[key].values())})
     frame = _columns(path, wanted, findings)
-    times, kept = _times(frame[:, 0].to_list(), findings)
+    times, kept = _times(frame[:, 0].str.strip_chars(' "').to_list(), findings)
     place = {column: position for position, column in enumerate(wanted)}
 
     def values(column: int) -> Floats:
-        text = frame[:, place[column]].str.strip_chars()
+        text = frame[:, place[column]].str.strip_chars(' "\r')
         return text.cast(pl.Float64, strict=False).to_numpy().astype(np.float64)[kept] * _PAGES
 
     names = Counter(name for _, name, _ in vm_keys)
@@ -101,7 +101,8 @@ def read_esxtop(path: Path) -> Reading:
 def _columns(path: Path, wanted: list[int], findings: Findings) -> pl.DataFrame:
     try:
         return pl.read_csv(
-            path, has_header=False, skip_rows=1, columns=wanted, infer_schema=False,
+            path, has_header=False, skip_rows=1, columns=wanted, infer_schema=False, quote_char=None,
+           
             encoding="utf8-lossy", truncate_ragged_lines=True,
         )  # fmt: skip
     except pl.exceptions.NoDataError:

@@ -63,6 +63,8 @@ def read_plain(path: Path) -> Reading:
     times = np.where(np.array([bool(name) for name in names], bool), times, np.nan)
     vms = make_series(names, times, in_use, active, findings)
     _describe(table, names, vms, findings)
+    for vm in vms.values():
+        vm.moment = time_column is None
     if not measured:
         for vm in vms.values():
             vm.times, vm.in_use, vm.active = np.zeros(0), np.zeros(0), np.zeros(0)

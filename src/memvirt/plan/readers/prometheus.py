@@ -22,6 +22,8 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from memvirt.plan.findings import Findings, name_some
 from memvirt.plan.readings import Reading, VmReading
@@ -147,10 +149,23 @@ def _json_series(path: Path, findings: Findings) -> Any:
         raise findings.error(f"is no answer of Prometheus' query_range ({error!r})") from error
 
 
+def _frame(table: Any) -> pl.DataFrame:
+    """A table with a map of labels made into columns."""
+    names = table.column_names
+    if "labels" in names and pa.types.is_map(table.schema.field("labels").type):
+        cells = [dict(cell or ()) for cell in table["labels"].to_pylist()]
+        table = table.drop_columns(["labels"])
+        for key in sorted({key for cell in cells for key in cell} - set(names)):
+            table = table.append_column(key, pa.array([cell.get(key) for cell in cells]))
+    found = pl.from_arrow(table)
+    assert isinstance(found, pl.DataFrame)
+    return found
+
+
 def _parquet_series(path: Path, findings: Findings) -> Any:
     try:
-        frame = pl.read_parquet(path)
-    except (pl.exceptions.PolarsError, OSError) as error:
+        frame = _frame(pq.read_table(path))
+    except (pa.ArrowInvalid, OSError) as error:
         raise findings.error(f"is no Parquet file ({str(error).splitlines()[0]})") from error
     names = {name.lower(): name for name in frame.columns}
     time = names.get("timestamp") or names.get("time") or names.get("ts")
@@ -161,12 +176,7 @@ def _parquet_series(path: Path, findings: Findings) -> Any:
         )
     if isinstance(frame[time].dtype, pl.Datetime):
         frame = frame.with_columns(pl.col(time).dt.epoch("ms") / 1000)
-    if "labels" in frame.columns and isinstance(frame["labels"].dtype, pl.List):
-        keys = sorted({pair["key"] for cell in frame["labels"].to_list() for pair in cell or []})
-        cells = [{p["key"]: p["value"] for p in cell or []} for cell in frame["labels"].to_list()]
-        extra = pl.DataFrame({key: [cell.get(key) for cell in cells] for key in keys})
-        frame = frame.drop("labels").hstack(extra.select(k for k in keys if k not in frame.columns))
-    elif "labels" in frame.columns and isinstance(frame["labels"].dtype, pl.Struct):
+    if "labels" in frame.columns and isinstance(frame["labels"].dtype, pl.Struct):
         frame = frame.unnest("labels")
     if "__name__" not in frame.columns and "metric" in frame.columns:
         frame = frame.rename({"metric": "__name__"})

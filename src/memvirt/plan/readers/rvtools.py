@@ -22,6 +22,7 @@ from memvirt.plan.readings import Floats, HostReading, Reading, VmReading
 from .tables import Table, normal, read_csv, read_sheets
 
 _MIB = 1 << 20
+_IDENTITIES = (("VM UUID", "UUID"), ("VM ID",))
 _SHEETS = ("vInfo", "vMemory", "vHost")
 _ON = {"poweredon", "on", "running"}
 
@@ -41,9 +42,10 @@ def read_rvtools(path: Path) -> Reading:
         table = read_csv(path, findings)
         tables = {_tab(table): table}
     vms: dict[str, VmReading] = {}
-    for sheet in ("vInfo", "vMemory"):
-        if sheet in tables:
-            _read_vms(tables[sheet], vms, findings)
+    sheets = [tables[sheet] for sheet in ("vInfo", "vMemory") if sheet in tables]
+    identity = next((names for names in _IDENTITIES if _identifies(names, sheets)), None)
+    for sheet in sheets:
+        _read_vms(sheet, identity, vms, findings)
     hosts = _read_hosts(tables["vHost"], findings) if "vHost" in tables else []
     return Reading(path, "RVTools", list(vms.values()), hosts, findings.list)
 
@@ -54,14 +56,20 @@ def _tab(table: Table) -> str:
     return "vMemory" if table.find(["Ballooned"]) is not None else "vInfo"
 
 
-def _keys(table: Table, vms: dict[str, VmReading]) -> list[str]:
+def _identifies(names: tuple[str, ...], sheets: list[Table]) -> bool:
+    """Whether a column tells the VMs of all sheets apart."""
+    for sheet in sheets:
+        heading = sheet.find(names)
+        cells = sheet.text(heading)
+        if heading is None or not all(cells) or len(set(cells)) < len(cells):
+            return False
+    return True
+
+
+def _keys(table: Table, identity: tuple[str, ...] | None) -> list[str]:
     """One key for each row: its VM's identity, so that clones of a name stay apart."""
-    for names in (["VM UUID", "UUID"], ["VM ID"]):
-        heading = table.find(names)
-        if heading is not None:
-            cells = table.text(heading)
-            if all(cells) and len(set(cells)) == len(cells):
-                return cells
+    if identity is not None:
+        return table.text(table.find(identity))
     # Without identities the n-th row of a name is the n-th VM of that name, in every sheet.
     seen: dict[str, int] = {}
     keys = []
@@ -71,7 +79,9 @@ def _keys(table: Table, vms: dict[str, VmReading]) -> list[str]:
     return keys
 
 
-def _read_vms(table: Table, vms: dict[str, VmReading], findings: Findings) -> None:
+def _read_vms(
+    table: Table, identity: tuple[str, ...] | None, vms: dict[str, VmReading], findings: Findings
+) -> None:
     names = table.text(table.need(["VM", "Name"], "the VM's name"))
     memory = table.pages(table.need(["Size", "Memory", "Memory Size"], "configured memory"), _MIB)
     power = table.text(table.find(["Powerstate", "Power State"]))
@@ -89,7 +99,7 @@ def _read_vms(table: Table, vms: dict[str, VmReading], findings: Findings) -> No
     shares = table.numbers(table.find(["Shares"]))
     host = table.text(table.find(["Host"]))
     templates = []
-    for row, key in enumerate(_keys(table, vms)):
+    for row, key in enumerate(_keys(table, identity)):
         if not names[row]:
             findings.warn(f"row {row + 2} has no VM name; left out", table.where)
             continue
@@ -113,7 +123,7 @@ def _read_vms(table: Table, vms: dict[str, VmReading], findings: Findings) -> No
         vm.shares = shares[row] if not math.isnan(shares[row]) else vm.shares
         in_use, active = _in_use({n: column[n][row] for n in column}), column["active"][row]
         if vm.powered_on and not (math.isnan(in_use) and math.isnan(active)):
-            vm.times = np.zeros(1)
+            vm.times, vm.moment = np.zeros(1), True
             vm.in_use = np.array([in_use if not math.isnan(in_use) else _last(vm.in_use)])
             vm.active = np.array([active if not math.isnan(active) else _last(vm.active)])
     if templates:
