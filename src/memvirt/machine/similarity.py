@@ -25,7 +25,7 @@ RUN_HEADER = 3
 PATCH_HEADER = 8  # the reference's number, and the number of runs
 _WORDS = PAGE_BYTES // 8
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
-_ZERO, _SHIFT = np.uint64(0), np.uint64(29)
+_ZERO, _ONE, _SHIFT = np.uint64(0), np.uint64(1), np.uint64(29)
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 Keys = np.ndarray[tuple[int, int], np.dtype[np.uint64]]
@@ -35,13 +35,13 @@ Keys = np.ndarray[tuple[int, int], np.dtype[np.uint64]]
 def _block_keys(words: Any, places: Any, out: Any) -> None:
     for row in range(words.shape[0]):
         for place in range(places.size):
-            key, seen = np.uint64(place + 1), _ZERO
+            key, seen = _MULTIPLIER + np.uint64(place), _ZERO
             for i in range(8):
                 word = words[row, places[place] + i]
                 seen |= word
                 key = (key ^ word) * _MULTIPLIER
                 key ^= key >> _SHIFT
-            out[row, place] = _ZERO if seen == _ZERO else key
+            out[row, place] = _ZERO if seen == _ZERO else key | _ONE
 
 
 @njit(nogil=True, cache=True)

@@ -107,14 +107,19 @@ class _Host:
         floor = np.maximum(np.minimum(self.reservation, held), held - room)
         now.balloon = now.balloon + revoke(need, weight, held, floor)
 
-    def evict(self, need: float, weight: Pages, now: _Now, held: Pages) -> None:
+    def evict(self, need: float, weight: Pages, now: _Now, demand: Pages) -> None:
         """Compress what compresses and fits the caches, swap the rest, until ``need`` is free."""
+        held = np.maximum(demand - now.freed, 0)
         frames = revoke(need, weight, held, np.minimum(self.reservation, held))
+        resident = np.maximum(held - now.zipped / 2, 0)
+        taken = np.minimum(frames, resident)
         part = self.draw.compressible
-        zipped = np.minimum(frames * part / (1 - part / 2), self.cache_pages - now.zipped)
-        zipped = np.maximum(zipped, 0)
-        now.zipped = now.zipped + zipped
-        now.swapped = now.swapped + frames - zipped / 2
+        zipped = np.minimum(taken * part / (1 - part / 2), self.cache_pages - now.zipped)
+        zipped = np.clip(zipped, 0, 2 * (resident - taken))
+        # What is wanted beyond resident pages leaves the caches for swap.
+        spilled = np.minimum(2 * (frames - taken), now.zipped)
+        now.zipped = now.zipped + zipped - spilled
+        now.swapped = now.swapped + taken - zipped / 2 + spilled
 
 
 def simulate_host(
@@ -207,7 +212,7 @@ class _Rounds:
             need = min(self.soft - (before - growth), self.soft - self._have(t, now))
             if need > 0:
                 lowest = self.hard - 1
-                host.evict(need, weight, now, self._held(t, now))
+                host.evict(need, weight, now, self.in_use[:, t])
         have = self._have(t, now)
         need = 0.0
         if have < self.soft:  # balloons act before free memory falls to the border of hard
@@ -221,7 +226,7 @@ class _Rounds:
             if have >= self.hard:
                 break
             lowest = min(lowest, self.hard - 1)
-            host.evict(self.soft - have, weight, now, self._held(t, now))
+            host.evict(self.soft - have, weight, now, self.in_use[:, t])
             if self._have(t, now) - have < 1:
                 lowest = min(lowest, have)  # nobody can give any more
                 break

@@ -15,9 +15,18 @@ from .raw import open_raw
 from .snapshot import open_snapshot
 
 
-@functools.lru_cache(maxsize=64)
 def open_dump(path: Path) -> Dump:
     """The dump, kept open for the tasks of this process. Raises DumpError."""
+    try:
+        about = path.stat()
+    except OSError as error:
+        raise DumpError(f"{path}: {error.strerror or error}") from error
+    return _open(path, (about.st_ino, about.st_size, about.st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=64)
+def _open(path: Path, state: tuple[int, int, int]) -> Dump:
+    """Opened once for each state of the file: what lies under its name may change."""
     try:
         with path.open("rb") as file:
             start = file.read(16)

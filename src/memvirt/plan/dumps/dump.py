@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,6 +81,7 @@ class FileDump:
             if before.ppn + before.count > after.ppn:
                 raise DumpError(f"{self.path}: holds PPN {after.ppn:#x} twice")
         self._file = self.path.open("rb")
+        weakref.finalize(self, self._file.close)
 
     @property
     def pages(self) -> int:

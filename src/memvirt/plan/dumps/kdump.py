@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import bisect
 import struct
+import weakref
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -56,6 +57,7 @@ class _File:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = path.open("rb")
+        weakref.finalize(self, self._file.close)
         self._offsets: list[int] = []
         self._pieces: list[tuple[int, int, int]] = []  # (offset, size, place in the file)
         if self._file.read(12) == FLATTENED:

@@ -101,9 +101,8 @@ def read_esxtop(path: Path) -> Reading:
 def _columns(path: Path, wanted: list[int], findings: Findings) -> pl.DataFrame:
     try:
         return pl.read_csv(
-            path, has_header=False, skip_rows=1, columns=wanted, infer_schema=False, quote_char=None,
-           
-            encoding="utf8-lossy", truncate_ragged_lines=True,
+            path, has_header=False, skip_rows=1, columns=wanted, infer_schema=False,
+            quote_char=None, encoding="utf8-lossy", truncate_ragged_lines=True,
         )  # fmt: skip
     except pl.exceptions.NoDataError:
         raise findings.error("has headings but no samples") from None
