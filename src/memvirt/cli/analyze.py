@@ -106,7 +106,3 @@ def print_analysis(out: Console, found: Analysis) -> None:
     if found.partners:
         out.print("\nVMs to put together")
         print_table(out, rows.PAIR_HEADINGS, rows.pair_rows(found, _PAIRS_SHOWN), left=2)
-    guests = rows.guest_rows(found)
-    if guests:
-        out.print("\nwhat guests use their memory for")
-        print_table(out, rows.GUEST_HEADINGS, guests, left=2)

@@ -17,7 +17,6 @@ from memvirt.machine.similarity import PATCH_HEADER
 from memvirt.plan.dumps.detect import open_dump
 from memvirt.plan.executor import Executor, Progress
 
-from .guest_kind import GuestPages, guest_pages
 from .similar import references
 from .tasks import (
     COMPRESSED_SLOTS,
@@ -79,7 +78,6 @@ class VmContent:
     group: str
     pages: int
     classes: dict[str, int]
-    guest: GuestPages | None
 
 
 @dataclass(frozen=True)
@@ -278,7 +276,7 @@ class _Analyzer:
         vms = tuple(
             VmContent(
                 names[n], str(self.paths[n]), self.dumps[n].kind, self.groups[n],
-                self.dumps[n].pages, _by_name(per_vm[n]), guest_pages(self.dumps[n]),
+                self.dumps[n].pages, _by_name(per_vm[n]),
             )
             for n in range(len(names))
         )  # fmt: skip

@@ -21,7 +21,6 @@ _MOST_PAIRS = 20
 VM_HEADINGS = ("VM", "dump", "memory", "zero", "equal", "similar", "compressible", "other")
 SAVINGS_HEADINGS = ("", "saves", "of all pages")
 PAIR_HEADINGS = ("VM", "with", "sharing saves")
-GUEST_HEADINGS = ("VM", "guest", "page tables", "page cache", "anonymous", "free")
 
 
 def vm_row(vm: VmContent) -> tuple[str, ...]:
@@ -54,17 +53,6 @@ def pair_rows(found: Analysis, most: int = _MOST_PAIRS) -> list[tuple[str, ...]]
     return [(a, b, format_size(pages * PAGE_BYTES)) for a, b, pages in found.partners[:most]]
 
 
-def guest_rows(found: Analysis) -> list[tuple[str, ...]]:
-    """What guests use their memory for, where it could be read."""
-    rows = []
-    for vm in found.vms:
-        if vm.guest is not None:
-            uses = (vm.guest.page_tables, vm.guest.page_cache, vm.guest.anonymous, vm.guest.free)
-            cells = ["-" if pages is None else format_size(pages * PAGE_BYTES) for pages in uses]
-            rows.append((vm.name, vm.guest.system, *cells))
-    return rows
-
-
 def analysis_report(found: Analysis) -> str:
     """The report as one HTML file."""
     mib = PAGE_BYTES / (1 << 20)
@@ -84,9 +72,6 @@ def analysis_report(found: Analysis) -> str:
     ]
     if found.partners:
         body += ["<h2>VMs to put together</h2>", table(PAIR_HEADINGS, pair_rows(found))]
-    guests = guest_rows(found)
-    if guests:
-        body += ["<h2>What the guests use memory for</h2>", table(GUEST_HEADINGS, guests)]
     return page("memvirt analyze", body)
 
 
