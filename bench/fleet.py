@@ -2,8 +2,8 @@
 """A fleet of hosts over a week, and the pages of many dumps, on one worker and on two.
 
 CPU seconds of all processes. Hosts are made where they are simulated, from the seed, so that what
-is measured is the policy and not the shipping of data. The yardstick of the analysis is a plain sort
-of as many 64-bit hashes in Polars, without reading or hashing a page.
+is measured is the policy and not the shipping of data. The yardstick of the analysis is a plain
+sort of as many 64-bit hashes in Polars, without reading or hashing a page.
 """
 
 from __future__ import annotations

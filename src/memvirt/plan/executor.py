@@ -123,7 +123,8 @@ def executor(
                 cluster = stack.enter_context(
                     LocalCluster(
                         n_workers=workers, threads_per_worker=1, processes=True,
-                        host="127.0.0.1", dashboard_address="127.0.0.1:0", memory_limit=memory_per_worker,
+                        host="127.0.0.1", dashboard_address="127.0.0.1:0",
+                        memory_limit=memory_per_worker,
                     )
                 )  # fmt: skip
                 client = stack.enter_context(Client(cluster))
