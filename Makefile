@@ -47,7 +47,7 @@ acceptance: packages $(DEV_STAMP)
 # One plan and one analysis on generated data, with their reports in build/plan-demo.
 plan-demo: $(PLAN_STAMP)
 	$(BIN)/python -m memvirt.plan.demo build/plan-demo
-	-$(BIN)/memvirt plan build/plan-demo/fleet.csv --host 384G --what-if memory=+64G \
+	-$(BIN)/memvirt plan build/plan-demo/fleet.csv --host 352G --what-if memory=+64G \
 	    --what-if sharing=on --workers 1 --html build/plan-demo/plan.html
 	$(BIN)/memvirt analyze build/plan-demo/dumps --workers 1 --html build/plan-demo/analysis.html
 

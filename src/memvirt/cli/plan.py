@@ -53,14 +53,15 @@ class PlanOptions:
 
 @contextlib.contextmanager
 def progress_bar(what: str) -> Iterator[Report]:
-    """A progress bar on standard error."""
+    """A progress bar on standard error, if that is a terminal."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    screen = Console(stderr=True)
+    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
         task = bar.add_task(what, total=None)
 
         def report(done: int, total: int) -> None:

@@ -2,7 +2,7 @@
 """Writes the data of ``make plan-demo``: a week of 60 VMs as plain CSV, and dumps of four VMs.
 
 ``python -m memvirt.plan.demo FOLDER``. The dumps are raw, 32 MiB each, with what guests of one
-operating system have: zero pages, common pages, common pages with small changes, and their own.
+operating system have: zero pages, common pages, common pages with small changes, text, and their own.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def write_dump(path: Path, number: int) -> None:
     changed = pages[2 * part : 3 * part]  # of the kind, with a few bytes of this VM's own
     at = own.integers(0, PAGE_BYTES, (part, 12))
     changed[np.arange(part)[:, None], at] = own.integers(0, 256, (part, 12), dtype=np.uint8)
-    text = own.integers(97, 123, (part, PAGE_BYTES // 4), dtype=np.uint8)
-    pages[3 * part : 4 * part] = np.repeat(text, 4, axis=1)
+    lines = own.integers(97, 123, (part, PAGE_BYTES // 32), dtype=np.uint8)
+    pages[3 * part : 4 * part] = np.tile(lines, 32)
     pages[4 * part : 6 * part] = own.integers(0, 256, (2 * part, PAGE_BYTES), dtype=np.uint8)
     own.shuffle(pages, axis=0)
     path.write_bytes(pages.tobytes())

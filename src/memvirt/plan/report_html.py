@@ -104,7 +104,7 @@ def _setting(answer: PlanAnswer) -> str:
     length = f"{days:.1f} days" if days >= 1 else f"{days * 24:.2f} hours"
     vms = sum(host.vms for host in answer.hosts)
     return (
-        f'<p class="dim">{vms} VMs on {len(answer.hosts)} hosts; {answer.points:,} '
+        f'<p class="dim">{vms} VMs on {len(answer.hosts)} host{"s" * (len(answer.hosts) != 1)}; {answer.points:,} '
         f"intervals of {answer.interval_s:g} s, {length}{when}; {answer.draws} draws of what was "
         f"not measured, seed {answer.seed}.</p>"
     )
