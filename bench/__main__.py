@@ -7,6 +7,7 @@ import sys
 
 from bench import (
     exits,
+    fleet,
     linux_boot,
     live_watch,
     overcommit,
@@ -25,6 +26,7 @@ _BENCHMARKS = {
     "swap_victims": swap_victims.main,
     "overcommit": overcommit.main,
     "vmkernel_scale": vmkernel_scale.main,
+    "fleet": fleet.main,
     "linux_boot": linux_boot.main,
     "live_watch": live_watch.main,
 }
