@@ -105,7 +105,8 @@ def _setting(answer: PlanAnswer) -> str:
     vms = sum(host.vms for host in answer.hosts)
     return (
         f'<p class="dim">{vms} VMs on {len(answer.hosts)} host{"s" * (len(answer.hosts) != 1)}; '
-        f"{answer.points:,} intervals of {answer.interval_s:g} s, {length}{when}; {answer.draws} draws of what was "
+        f"{answer.points:,} intervals of {answer.interval_s:g} s, {length}{when}; "
+        f"{answer.draws} draws of what was "
         f"not measured, seed {answer.seed}.</p>"
     )
 
