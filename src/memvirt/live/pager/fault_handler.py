@@ -132,11 +132,11 @@ class FaultHandler:
 
     def _answer_one(self) -> bool:
         """Read and answer one message of the kernel; False if there is none."""
+        begun = time.perf_counter_ns()
         event = self._faults.read()
         if event is None:
             return False
         if event.kind == EVENT_PAGE_FAULT:
-            begun = time.perf_counter_ns()
             page = self._memory.page_at(event.second)  # type: ignore[arg-type]
             if page is None:
                 return True  # of a range unregistered meanwhile
@@ -201,7 +201,7 @@ class FaultHandler:
         elif packet.request is Request.DETACH:
             if not (yield from self._bring_all_back()):
                 request = Request.FAILED
-        self._answer(Packet(request, packet.epoch, result))
+        self._answer(Packet(request, packet.epoch, packet.number, result))
 
     def _answer(self, packet: Packet) -> None:
         if self._channel is not None:
