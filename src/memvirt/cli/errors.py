@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 
 from memvirt.host.state_directory import StateDirectoryError
+from memvirt.live.errors import LiveError
 from memvirt.machine.memory import MachineMemoryExhausted
 from memvirt.observe.view import SnapshotError
 from memvirt.platform.boot.image import BootError
@@ -28,6 +29,7 @@ _MISTAKES = (
     AdmissionError,
     SwapSpaceError,
     StateDirectoryError,
+    LiveError,
 )
 
 

@@ -26,6 +26,7 @@ from memvirt.scenario.scenario import (
 
 from .boot import BootOptions, boot, make_vm
 from .errors import UsageError, user_errors
+from .page_command import page_command
 from .run import RunOptions, run
 
 app = typer.Typer(
@@ -189,6 +190,9 @@ def map_command(
         except ValueError as error:
             raise UsageError(str(error)) from error
         print(json.dumps(result.as_json(), indent=2) if as_json else render(result))
+
+
+app.command("page")(page_command)
 
 
 def main() -> None:

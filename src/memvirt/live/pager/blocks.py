@@ -20,7 +20,6 @@ import zlib
 from enum import IntEnum
 from pathlib import Path
 
-
 import lz4.block
 import zstandard
 
@@ -112,9 +111,7 @@ class BlockReader:
 
     def __init__(self, directory: Path, memory_file: int | None = None) -> None:
         self._paths = {kind: block_path(directory, kind) for kind in BLOCK_BYTES}
-        self._files = [
-            os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in self._paths.values()
-        ]
+        self._files = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in self._paths.values()]
         self._memory_file = memory_file
         self._zstd = zstandard.ZstdDecompressor()
 
@@ -173,5 +170,3 @@ def give_back(file: int, offset: int, size: int) -> None:
 def memory_file_entry(page: int) -> int:
     """The entry of page ``page`` of a memory file."""
     return entry_of(Kind.MEMORY_FILE, page, 0)
-
-

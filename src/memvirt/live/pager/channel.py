@@ -81,9 +81,7 @@ class Channel:
         if not data:
             raise EOFError
         request, epoch, number, count = _HEAD.unpack_from(data)
-        runs = [
-            (PageIndex(first), pages) for first, pages in _RUN.iter_unpack(data[_HEAD.size :])
-        ]
+        runs = [(PageIndex(first), pages) for first, pages in _RUN.iter_unpack(data[_HEAD.size :])]
         assert len(runs) == count
         return Packet(Request(request), epoch, number, runs)
 

@@ -273,5 +273,3 @@ def enter_evictor_process(evictor: Evictor) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: evictor.stop())
     os.nice(5)
-
-

@@ -23,6 +23,8 @@ from enum import IntEnum
 
 import numpy as np
 
+from memvirt.address import PAGE_BYTES, HostVirtualAddress
+
 from .blocks import PageDamaged
 from .channel import Channel, Packet, Request, Runs
 from .latency import bucket
@@ -33,9 +35,11 @@ from .userfaultfd import (
     EVENT_PAGE_FAULT,
     EVENT_REMOVE,
     FAULT_FLAG_WRITE_PROTECT,
+    AlreadyPresent,
     EventPending,
     ProcessGone,
     UserFaultFd,
+    UserFaultFdError,
 )
 
 _PIECE = 8  # pages of a request handled before faults are looked at again
@@ -137,9 +141,10 @@ class FaultHandler:
         if event is None:
             return False
         if event.kind == EVENT_PAGE_FAULT:
-            page = self._memory.page_at(event.second)  # type: ignore[arg-type]
+            page = self._memory.page_at(HostVirtualAddress(event.second))
             if page is None:
-                return True  # of a range unregistered meanwhile
+                self._answer_unknown(HostVirtualAddress(event.second & -PAGE_BYTES))
+                return True
             if event.first & FAULT_FLAG_WRITE_PROTECT:
                 self._machine.write_fault(page)
             else:
@@ -150,12 +155,22 @@ class FaultHandler:
             self._discard(event.first, event.second)
         return True
 
+    def _answer_unknown(self, address: HostVirtualAddress) -> None:
+        """Memory registered after the attach (a VMM that hands off adds some): zeros, for it is
+        new. Without an answer now the kernel repeats the fault when the thread is woken."""
+        try:
+            self._faults.zero(address)
+        except (AlreadyPresent, EventPending):
+            self._faults.wake(address, PAGE_BYTES)
+        except UserFaultFdError:
+            pass  # unregistered meanwhile, and woken by that
+
     def _discard(self, start: int, end: int) -> None:
         for region in self._memory.regions:
             begin, stop = max(start, region.start), min(end, region.end)
             if begin < stop:
-                first = PageIndex(region.first_page + (begin - region.start) // 4096)
-                self._machine.discard(first, (stop - begin) // 4096)
+                first = PageIndex(region.first_page + (begin - region.start) // PAGE_BYTES)
+                self._machine.discard(first, (stop - begin) // PAGE_BYTES)
 
     # Requests ----------------------------------------------------------------------------------
 
@@ -239,13 +254,13 @@ class FaultHandler:
             yield  # what is left had to wait for an event, or for its own fault
             if self._machine.damaged:
                 return False
+        while True:
+            try:
+                self._memory.allow_writes(PageIndex(0), self._memory.pages)
+                break
+            except EventPending:
+                yield
         for region in self._memory.regions:
-            while True:
-                try:
-                    self._faults.allow_writes(region.start, region.size)
-                    break
-                except EventPending:
-                    yield
             self._faults.unregister(region.start, region.size)
         self._detached = True
         return True

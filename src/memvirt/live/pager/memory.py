@@ -94,15 +94,12 @@ class VirtualMachineMemory:
         self.regions = regions
         self.files = files
         self._only = regions[0] if len(regions) == 1 else None
+        # True if every region has a file to read and punch.
+        self.evictable = all(file is not None for file in files)
 
     @property
     def pages(self) -> int:
         return sum(region.pages for region in self.regions)
-
-    @property
-    def evictable(self) -> bool:
-        """True if every region has a file to read and punch."""
-        return all(file is not None for file in self.files)
 
     def page_at(self, address: HostVirtualAddress) -> PageIndex | None:
         """The page that holds an address of the process, None outside every region."""
@@ -142,6 +139,8 @@ class VirtualMachineMemory:
             self._faults.write_protect(self._address(begin), length * PAGE_BYTES)
 
     def allow_writes(self, first: PageIndex, count: int) -> None:
+        if not self.evictable:
+            return  # never write-protected, and not registered for it
         if count == 1:
             self._faults.allow_writes(self._address(first), PAGE_BYTES)
             return

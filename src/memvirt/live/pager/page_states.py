@@ -184,6 +184,10 @@ class PageTableFile:
         """How many pages are in ``state``."""
         return int(np.count_nonzero(self.states == state))
 
+    def count_stored(self) -> int:
+        """How many pages are out of memory."""
+        return int(np.count_nonzero(self.states >= PageState.STORED))
+
     def note_restored(self, page: PageIndex, now: int) -> None:
         """A page came back because the VM wanted it: it will be a victim less soon."""
         self.restored_at_view[page] = now

@@ -193,9 +193,7 @@ class PageStore:
             f"{self._directory}: evicted pages cannot be written: {error.strerror}"
         )
 
-    def _find_equal(
-        self, kind: Kind, block: bytes, checksum: int, fresh: dict[int, bytes]
-    ) -> int:
+    def _find_equal(self, kind: Kind, block: bytes, checksum: int, fresh: dict[int, bytes]) -> int:
         entry = self._sharing.find(kind, checksum)
         if entry == NO_COPY:
             return NO_COPY

@@ -124,7 +124,9 @@ class UserFaultFd:
 
     def register(self, start: HostVirtualAddress, size: int) -> None:
         """From now on, faults on missing and on write-protected pages of the range are ours."""
-        message = bytearray(struct.pack("<QQQQ", start, size, _REGISTER_MISSING_AND_WRITE_PROTECT, 0))
+        message = bytearray(
+            struct.pack("<QQQQ", start, size, _REGISTER_MISSING_AND_WRITE_PROTECT, 0)
+        )
         self._call("register", start, size, _REGISTER_CALL, message)
 
     def unregister(self, start: HostVirtualAddress, size: int) -> None:
