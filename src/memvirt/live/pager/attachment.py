@@ -221,6 +221,7 @@ def remove_attachment(directory: Path) -> None:
         link = runtime_directory() / str(read_record(directory).pid)
         if link.resolve() == directory.resolve():
             link.unlink()
+            link.parent.rmdir()  # fails, rightly, while other VMs are paged
     salt, store = directory.parent, directory.parent.parent
     with store_lock(store):
         shutil.rmtree(directory, ignore_errors=True)

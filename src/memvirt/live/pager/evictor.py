@@ -27,6 +27,7 @@ from .userfaultfd import EventPending, ProcessGone, UserFaultFdError
 from .victims import VictimSelection
 
 BATCH_PAGES = 256
+_LEAST_BATCH = 16
 _IDLE_SECONDS = 0.1
 _WATCH_SECONDS = 0.5
 _BACK_OFF_SECONDS = 1.0
@@ -68,7 +69,7 @@ class Pace:
 class Evictor:
     """Evicts until it is told to stop.
 
-    ``resident_target`` bytes may stay in memory (None: no limit, evict what is cold).
+    ``resident_target`` bytes may stay in memory (None: no limit).
     ``on_step`` is called with the name of each step of an eviction as it is reached; tests use it
     to die there.
     """
@@ -155,10 +156,9 @@ class Evictor:
             self._watch()
         if self._table.words[Word.DAMAGED] or self._table.words[Word.LEAVE]:
             return _IDLE_SECONDS
-        if not self._wanted():
-            self._supervision.close()
-            return _IDLE_SECONDS
-        runs = self._victims.next_batch(self._batch_pages())
+        above = self._pages_above_target()
+        most = max(min(self._pace.batch, above), _LEAST_BATCH) if above else self._pace.batch
+        runs = self._victims.next_batch(most, forced=above > 0)
         if not runs:
             self._supervision.close()
             return _IDLE_SECONDS
@@ -169,14 +169,10 @@ class Evictor:
             return 0.0
         return max(self._begun_at + self._evicted / limit - time.monotonic(), 0.0)
 
-    def _batch_pages(self) -> int:
+    def _pages_above_target(self) -> int:
         if self._target is None:
-            return self._pace.batch
-        above = (self._memory.resident_bytes() - self._target) // PAGE_BYTES
-        return max(min(self._pace.batch, above), 16)
-
-    def _wanted(self) -> bool:
-        return self._target is None or self._memory.resident_bytes() > self._target
+            return 0
+        return max(self._memory.resident_bytes() - self._target, 0) // PAGE_BYTES
 
     def _watch(self) -> None:
         words = self._table.words
@@ -243,7 +239,9 @@ class Evictor:
         store, words = self._store, self._table.words
         blocks = [store.pack(self._memory.read(first, count)) for first, count in runs]
         with store.locked():
-            store.make_room(sum(map(len, blocks)))
+            dropped = words[Word.RESTORED] + words[Word.DISCARDED]
+            kept = self._table.count_stored()
+            store.make_room(sum(map(len, blocks)), dropped, kept)
             entries = [store.put(part) for part in blocks]
             for (first, count), part in zip(runs, entries, strict=True):
                 self._table.index[first : first + count] = part

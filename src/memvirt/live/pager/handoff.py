@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""VMMs that hand their userfaultfd over by themselves: Firecracker's and Cloud Hypervisor's formats.
+"""VMMs that hand their userfaultfd over by themselves: Firecracker's and Cloud Hypervisor's way.
 
 The pager listens on a Unix socket; the VMM connects, and sends its regions with the descriptor
 (SCM_RIGHTS). It has done UFFDIO_API and registered its memory itself, and keeps its own copy.
 
-* Firecracker (docs/snapshotting/handling-page-faults-on-snapshot-resume.md, since 1.1): one message,
-  a bare JSON array of {base_host_virt_addr, size, offset, page_size, page_size_kib}, no answer.
+* Firecracker (docs/snapshotting/handling-page-faults-on-snapshot-resume.md, since 1.1): one
+  message, a bare JSON array of {base_host_virt_addr, size, offset, page_size, page_size_kib}, no
+  answer.
   ``offset`` is the place in the snapshot's memory file; ``page_size_kib`` is in bytes in spite of
   its name. The memory is anonymous: its pages are restored from the memory file and cannot be
   evicted, for nobody outside can take an anonymous page away.
@@ -262,8 +263,8 @@ class HandOffSupervision:
     def drain(self) -> None:
         if not self._no_direct_io:
             raise NotNow(
-                f"{self._name}: nothing is evicted: direct I/O of its devices cannot be drained from "
-                "here; --no-direct-io vouches that it has none"
+                f"{self._name}: nothing is evicted: direct I/O of its devices cannot be drained "
+                "from here; --no-direct-io vouches that it has none"
             )
 
     def migrating(self) -> str:

@@ -26,35 +26,11 @@ _WAIT_ALL = 0x40000000  # __WALL: threads as well as processes
 _STOP_DEADLINE = 2.0  # seconds for a thread to stop; one in an uninterruptible wait never does
 _SYSCALL_INSTRUCTION = b"\x0f\x05"  # Intel SDM vol. 2B, SYSCALL
 # struct user_regs_struct of <sys/user.h>
-_REGISTERS = [
-    "r15",
-    "r14",
-    "r13",
-    "r12",
-    "rbp",
-    "rbx",
-    "r11",
-    "r10",
-    "r9",
-    "r8",
-    "rax",
-    "rcx",
-    "rdx",
-    "rsi",
-    "rdi",
-    "orig_rax",
-    "rip",
-    "cs",
-    "eflags",
-    "rsp",
-    "ss",
-    "fs_base",
-    "gs_base",
-    "ds",
-    "es",
-    "fs",
+_REGISTERS = (
+    "r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx", "rsi",
+    "rdi", "orig_rax", "rip", "cs", "eflags", "rsp", "ss", "fs_base", "gs_base", "ds", "es", "fs",
     "gs",
-]
+)  # fmt: skip
 _ARGUMENTS = ("rdi", "rsi", "rdx", "r10", "r8", "r9")
 
 SYS_CLOSE = 3

@@ -85,23 +85,22 @@ def store_bytes(store: Path) -> int:
 def status_of(
     directory: Path, table: PageTableFile, memory: VirtualMachineMemory | None = None
 ) -> PagingStatus:
-    """The status of an attachment; ``memory`` if the caller has it open. Raises PagerError."""
+    """The status of an attachment; ``memory`` from its supervisor, which has it open.
+
+    Raises PagerError if there is no such attachment.
+    """
     record = read_record(directory)
     running = is_running(record.pid, record.started)
     size = sum(region.size for region in record.regions)
-    if memory is None and running:
-        memory = VirtualMachineMemory(
-            UserFaultFd.__new__(UserFaultFd),
-            record.regions,
-            open_backing(record.pid, record.regions),
-        )
+    resident = 0
+    if memory is not None:
         resident = _resident(memory, table, size)
-        memory.close()
-    else:
-        resident = _resident(memory, table, size) if memory is not None else 0
-    lock = RoleLock(directory, Role.SUPERVISOR)
-    supervised = lock.holder() is not None
-    lock.release()
+    elif running:
+        files = open_backing(record.pid, record.regions)
+        theirs = VirtualMachineMemory(UserFaultFd(-1), record.regions, files)
+        resident = _resident(theirs, table, size)
+        theirs.close()
+    supervised = memory is not None or _is_supervised(directory)
     words, histogram = table.words, list(table.histogram)
     return PagingStatus(
         name=record.name,
@@ -127,6 +126,15 @@ def status_of(
         running=running,
         message=table.message,
     )
+
+
+def _is_supervised(directory: Path) -> bool:
+    # Never in the supervisor itself: closing the file would drop its own lock (fcntl(2)).
+    lock = RoleLock(directory, Role.SUPERVISOR)
+    try:
+        return lock.holder() is not None
+    finally:
+        lock.release()
 
 
 def _resident(memory: VirtualMachineMemory, table: PageTableFile, size: int) -> int:

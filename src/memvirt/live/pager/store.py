@@ -56,6 +56,7 @@ from .sharing_table import SharingTable
 _FIRST_SLOTS = 1024
 _COLLECT_SECONDS = 1.0  # not more often than that while the store grows,
 _COLLECT_SHARE = 20  # nor for more than a twentieth of the time
+_LEAST_DROPPED = 4096  # entries; fewer are not worth a collection
 _GIVE_BACK_BYTES = 64 << 10  # free runs shorter than that stay allocated
 
 Entries = NDArray[np.uint64]
@@ -123,6 +124,7 @@ class PageStore:
         self._sharing = SharingTable(directory / "sharing")
         self._reader = BlockReader(directory)
         self._grown = False
+        self._dropped = 0
         self._collected_at = 0.0
         self._collect_took = 0.0
         self.shared = 0
@@ -240,16 +242,20 @@ class PageStore:
                 data, offset = data[written:], offset + written
             start = end
 
-    def make_room(self, blocks: int) -> None:
+    def make_room(self, blocks: int, dropped: int, kept: int) -> None:
         """Call under the lock before ``put``: collect if it is worth it, and check the limit.
 
         ``blocks`` bounds what will be put (a collection inside ``put`` would free its own blocks,
-        which no index names yet). Raises StoreFull at the limit.
+        which no index names yet). ``dropped`` counts the VM's entries dropped so far, ``kept``
+        those it has: once as many have been dropped, half of its blocks may be free. Raises
+        StoreFull at the limit.
         """
         most = blocks * PAGE_BYTES
         pause = max(_COLLECT_SECONDS, _COLLECT_SHARE * self._collect_took)
-        if self._grown and time.monotonic() - self._collected_at >= pause:
+        worth_it = self._grown or dropped - self._dropped > max(kept, _LEAST_DROPPED)
+        if worth_it and time.monotonic() - self._collected_at >= pause:
             self.collect()
+            self._dropped = dropped
         if self._limit is None or self.taken_bytes() + most <= self._limit:
             return
         self.collect()

@@ -6,8 +6,9 @@ Linux 6.1. Every address is a host virtual address of the process the descriptor
 whoever holds a copy of the descriptor.
 
 Errno values become words: ``EventPending`` (EAGAIN: an event is unread, or the thread that caused
-it has not run on; *read events, then try again*, for no call can succeed before), ``AlreadyPresent``
-(EEXIST), ``ProcessGone`` (ESRCH), ``UserFaultFdError`` (everything else, a fault of ours).
+it has not run on; *read events, then try again*, for no call can succeed before),
+``AlreadyPresent`` (EEXIST), ``ProcessGone`` (ESRCH), ``UserFaultFdError`` (everything else, a fault
+of ours).
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ _RANGE = struct.Struct("<QQ")
 
 
 class UserFaultFd:
-    """A copy of a userfaultfd descriptor, owned by this object and closed by ``close``.
+    """A copy of a userfaultfd descriptor (-1: none), owned by this object, closed by ``close``.
 
     Closing the *last* copy anywhere while threads wait in faults gives them pages of zeros,
     silently: the owner must know of another copy, or have unregistered every range.
@@ -105,7 +106,8 @@ class UserFaultFd:
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
-        os.set_blocking(descriptor, False)
+        if descriptor >= 0:
+            os.set_blocking(descriptor, False)
         self._copy = bytearray(_COPY.size)
         self._zero = bytearray(_ZERO.size)
         self._protection = bytearray(_PROTECTION.size)

@@ -30,7 +30,7 @@ _LOOK_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Goal:
-    """What to evict: memory above ``target`` bytes, or whatever is ``cold`` seconds old; None for
+    """What to evict: memory above ``target`` bytes, and whatever is ``cold`` seconds old; None for
     neither. A page's age is the time since it came back last (or since the attach)."""
 
     target: int | None = None
@@ -48,10 +48,19 @@ class VictimSelection:
         self._queue: list[int] = []  # clusters, next at the end
         self._eligible: NDArray[np.bool_] = np.zeros(0, bool)
         self._looked_at = 0.0
+        self._forced = False
 
-    def next_batch(self, most: int) -> Runs:
-        """Runs of at most ``most`` pages to evict now; empty if there is nothing to evict."""
+    def next_batch(self, most: int, *, forced: bool) -> Runs:
+        """Runs of at most ``most`` pages to evict now; empty if there is nothing to evict.
+
+        ``forced``: memory must become free, so that hot pages go after all others, too; else only
+        cold ones are chosen.
+        """
+        if not forced and self._goal.cold is None:
+            return []
         now = time.monotonic()
+        if forced != self._forced:
+            self._queue, self._looked_at, self._forced = [], 0.0, forced
         if not self._queue:
             if now - self._looked_at < _LOOK_SECONDS and self._looked_at:
                 return []
@@ -72,18 +81,19 @@ class VictimSelection:
         table = self._table
         resident = (table.states == PageState.RESIDENT) & self._memory.present()
         age = np.maximum(now - table.restored_at.astype(np.float64), 0)
-        spared = _SPARED_SECONDS if self._goal.cold is None else self._goal.cold
-        self._eligible = resident & (age >= spared * np.exp2(table.refaults))
-        padded = -(-len(resident) // _CLUSTER) * _CLUSTER
-        eligible = np.zeros(padded, bool)
-        eligible[: len(resident)] = self._eligible
-        clusters = eligible.reshape(-1, _CLUSTER)
-        refaults = np.zeros(padded, np.uint8)
-        refaults[: len(resident)] = np.where(self._eligible, table.refaults, 0)
-        candidates = np.flatnonzero(clusters.any(axis=1))
+        factor = np.exp2(table.refaults)
+        if self._forced:
+            self._eligible = resident & (age >= _SPARED_SECONDS)
+            hotness = np.where(age < _SPARED_SECONDS * factor, 256, 0) + table.refaults
+        else:
+            assert self._goal.cold is not None
+            self._eligible = resident & (age >= self._goal.cold * factor)
+            hotness = table.refaults.astype(np.int64)
+        hottest = _by_cluster(np.where(self._eligible, hotness, -1)).max(axis=1)
+        candidates = np.flatnonzero(hottest >= 0)
         self._random.shuffle(candidates)
-        hotness = refaults.reshape(-1, _CLUSTER).max(axis=1)[candidates]
-        self._queue = candidates[np.argsort(-hotness.astype(np.int16), kind="stable")].tolist()
+        order = np.argsort(-hottest[candidates], kind="stable")  # the coldest at the end
+        self._queue = candidates[order].tolist()
 
     def note_evicted(self, runs: Runs) -> None:
         """These pages have left: the memory of their returns fades."""
@@ -91,6 +101,12 @@ class VictimSelection:
         for first, count in runs:
             part = refaults[first : first + count]
             part -= part > 0
+
+
+def _by_cluster(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    padded = np.full(-(-len(values) // _CLUSTER) * _CLUSTER, -1, np.int64)
+    padded[: len(values)] = values
+    return padded.reshape(-1, _CLUSTER)
 
 
 def _runs(wanted: NDArray[np.bool_]) -> list[tuple[int, int]]:
