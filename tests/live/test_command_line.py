@@ -26,7 +26,9 @@ def test_properties_know_doubled_commas_switches_and_implied_keys() -> None:
 
 
 def test_json_objects_are_read_as_lists_are() -> None:
-    text = json.dumps({"qom-type": "memory-backend-memfd", "id": "pc.ram", "share": True, "size": 4})
+    text = json.dumps(
+        {"qom-type": "memory-backend-memfd", "id": "pc.ram", "share": True, "size": 4}
+    )
     assert parse_properties(text) == {
         "qom-type": "memory-backend-memfd",
         "id": "pc.ram",

@@ -7,8 +7,8 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,7 +68,7 @@ def page_hand_off(
     with connection:
         transport = HandOffTransport(connection, no_direct_io=no_direct_io)
         known = find_attachment(transport.pid)
-        return _page(transport, known, options, memory_file, connection)
+        return _page(transport, known, options, memory_file, transport.take_messages)
 
 
 def _page(
@@ -76,7 +76,7 @@ def _page(
     known: Path | None,
     options: PageOptions,
     memory_file: Path | None,
-    connection: socket.socket | None = None,
+    turn: Callable[[], None] = lambda: None,
 ) -> int:
     if known is not None:
         lock = _supervisor_lock(transport.name, known)
@@ -85,15 +85,17 @@ def _page(
     else:
         session = attach(transport, options.store, memory_file)
         lock = _supervisor_lock(transport.name, session.directory)
-    supervisor = Supervisor(
-        session, transport, options.policy, _say, _StatusLines(session, options.interval)
-    )
+    lines = _StatusLines(session, options.interval)
+
+    def each_turn() -> None:
+        turn()
+        lines()
+
+    supervisor = Supervisor(session, transport, options.policy, _say, each_turn)
     try:
         return _run(supervisor, transport)
     finally:
         lock.release()
-        if connection is not None and isinstance(transport, HandOffTransport):
-            transport.take_messages()
 
 
 def _run(supervisor: Supervisor, transport: Transport) -> int:

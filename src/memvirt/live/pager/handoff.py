@@ -200,16 +200,29 @@ class HandOffTransport:
     way = Way.HAND_OFF
 
     def __init__(self, connection: socket.socket, *, no_direct_io: bool) -> None:
-        self.connection = connection
+        self._connection: socket.socket | None = connection
         self._no_direct_io = no_direct_io
         self.pid = peer_process(connection)
-        self.message, self._descriptor = receive_hand_off(connection)
-        connection.setblocking(False)
         self.name = f"vmm-{self.pid}"
+        message, self._descriptor = receive_hand_off(connection)
+        self._regions = message.regions
+        self._answers = message.dialect is Dialect.CLOUD_HYPERVISOR
+        connection.setblocking(False)
         self._pending = b""
 
+    @classmethod
+    def resumed(cls, pid: int, *, no_direct_io: bool) -> HandOffTransport:
+        """For a VMM that handed over to an earlier pager and does not do so again: ``resume``
+        takes the descriptor from its process."""
+        transport = cls.__new__(cls)
+        transport._connection, transport._no_direct_io = None, no_direct_io
+        transport.pid, transport.name = pid, f"vmm-{pid}"
+        transport._regions, transport._descriptor = (), -1
+        transport._answers, transport._pending = False, b""
+        return transport
+
     def regions(self) -> tuple[Region, ...]:
-        return self.message.regions
+        return self._regions
 
     def open(self) -> Offer:
         for entry in os.listdir(f"/proc/{self.pid}/fd"):
@@ -223,23 +236,26 @@ class HandOffTransport:
 
     def serving(self) -> None:
         """Cloud Hypervisor waits (2 s at most) for one byte."""
-        if self.message.dialect is Dialect.CLOUD_HYPERVISOR:
+        if self._answers and self._connection is not None:
             with contextlib.suppress(OSError):
-                self.connection.send(_ACKNOWLEDGED)
+                self._connection.send(_ACKNOWLEDGED)
 
-    def take_messages(self) -> bool:
-        """Answer what the VMM sends after the hand-off; False once it has closed the socket.
+    def take_messages(self) -> None:
+        """Answer what the VMM sends after the hand-off. Call several times a second.
 
         Memory that it adds is served with zeros and never evicted.
         """
+        if self._connection is None:
+            return
         try:
-            part = self.connection.recv(1 << 16)
+            part = self._connection.recv(1 << 16)
         except BlockingIOError:
-            return True
+            return
         except OSError:
-            return False
-        if not part:
-            return False
+            part = b""
+        if not part:  # closed: Firecracker before 1.12 does so at once
+            self._connection = None
+            return
         self._pending += part
         while len(self._pending) >= 4:
             end = 4 + int.from_bytes(self._pending[:4], "little")
@@ -247,7 +263,6 @@ class HandOffTransport:
                 break
             self._pending = self._pending[end:]
             self.serving()
-        return True
 
     def supervision(self, table: PageTableFile) -> HandOffSupervision:
         return HandOffSupervision(self.name, no_direct_io=self._no_direct_io)

@@ -24,6 +24,7 @@ from .attachment import (
     Record,
     Role,
     RoleLock,
+    Way,
     open_backing,
     publish,
     read_record,
@@ -216,14 +217,12 @@ def resume(directory: Path, transport: Transport | None = None) -> Session:
     record = read_record(directory)
     for role in (Role.EVICTOR, Role.HANDLER):
         _end_role(directory, role)
-    if transport is not None and transport.way is record.way:
-        descriptor = transport.open().ours if record.way.value == "hand-off" else -1
+    if transport is not None and transport.way is Way.HAND_OFF:
+        descriptor = transport.open().ours
     else:
-        descriptor = -1
-    if descriptor < 0:
         descriptor = take_descriptor(record.pid, record.descriptor)
     session = _open(directory, record, descriptor)
-    if record.way.value == "qemu":
+    if record.way is Way.QEMU:
         try:
             _register(session)
         except (UserFaultFdError, ProcessGone) as error:
