@@ -17,8 +17,10 @@ from memvirt.live.pager.attachment import (
     PagerError,
     Role,
     RoleLock,
+    Way,
     all_attachments,
     find_attachment,
+    read_record,
 )
 from memvirt.live.pager.handoff import HandOffTransport, listen
 from memvirt.live.pager.page_states import PageTableFile
@@ -131,10 +133,13 @@ class _StatusLines:
 
 def detach(vm: str) -> int:
     """End the paging of a VM, whatever is left of its pager; the exit status."""
-    transport = _transport_of(vm)
-    directory = find_attachment(transport.pid)
-    if directory is None:
-        raise PagerError(f"{transport.name}: is not paged")
+    directory = _attachment_named(vm)
+    record = read_record(directory)
+    transport: Transport
+    if record.way is Way.HAND_OFF:
+        transport = HandOffTransport.resumed(record.pid, no_direct_io=False)
+    else:
+        transport = _transport_of(str(record.pid))
     lock = RoleLock(directory, Role.SUPERVISOR)
     if lock.acquire():
         session = resume(directory, transport)

@@ -59,7 +59,7 @@ class VerifyingVm:
     ) -> None:
         self.name = f"paged-{os.getpid()}-{directory.name}"
         self.serial = directory / "serial.log"
-        self.monitor_path = directory / "qmp"
+        self.monitor_path = directory / "qmp-of-the-test"
         # An exact line of arguments: what each of them is for is told by its name.
         arguments = [
             "qemu-system-x86_64", "-name", self.name, "-accel", "tcg,thread=multi", "-smp", "2",
@@ -68,6 +68,8 @@ class VerifyingVm:
             "-kernel", str(kernel), "-initrd", str(initrd),
             "-append", f"console=ttyS0 quiet panic=-1 {command_line}",
             "-serial", f"file:{self.serial}",
+            # The pager takes the first one, the test the second.
+            "-qmp", f"unix:{directory / 'qmp'},server=on,wait=off",
             "-qmp", f"unix:{self.monitor_path},server=on,wait=off",
             "-device", "virtio-balloon-pci,id=balloon,free-page-reporting=on", *extra,
         ]  # fmt: skip
@@ -122,7 +124,7 @@ class VerifyingVm:
         assert all(wrong == 0 for _, wrong in self.results().values())
 
     def monitor(self) -> QmpMonitor:
-        """The VM's QMP socket; waits while the pager has it."""
+        """A QMP socket the pager leaves alone."""
         return QmpMonitor(UnixAddress(str(self.monitor_path)), name=self.name, pid=self.pid)
 
     def open_files(self) -> list[str]:
@@ -176,7 +178,10 @@ class PagerProcess:
         def attached() -> bool:
             self._check()
             directory = find_attachment(self.vm.pid)
-            return directory is not None and self.role(Role.HANDLER, directory) is not None
+            if directory is None or self.role(Role.SUPERVISOR, directory) != self.pid:
+                return False
+            parent = Path(f"/proc/{self.role(Role.HANDLER, directory)}/stat")
+            return parent.exists() and parent.read_text().split()[3] == str(self.pid)
 
         until(attached, f"the pager attaches: {self.text()}")
         directory = find_attachment(self.vm.pid)

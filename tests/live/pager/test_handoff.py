@@ -32,6 +32,7 @@ from memvirt.live.pager.session import StoreOptions, attach, resume
 from memvirt.live.pager.supervisor import Policy, Supervisor
 from memvirt.live.pager.victims import Goal
 
+from .kvm_guest import FIRST_DATA_PAGE
 from .qemu_guest import until
 
 PAGES = 512
@@ -267,6 +268,24 @@ def test_cloud_hypervisor_hands_the_same_descriptor_over_to_the_next_pager(
 def test_cloud_hypervisor_adds_memory(start: StartToy) -> None:
     toy, _ = start("cloud-hypervisor", Goal(), None)
     assert toy.ask("add") == "0"
+
+
+def test_a_kvm_guest_is_paged(start: StartToy) -> None:
+    try:
+        os.close(os.open("/dev/kvm", os.O_RDWR))
+    except OSError as error:
+        pytest.skip(f"/dev/kvm: {error.strerror}")
+    toy, pager = start("cloud-hypervisor", Goal(target=64 << 10), None)
+    table = _table(toy)
+    assert toy.ask("kvm") == "ok"
+    total = EXPECTED_SUM - sum(page * 7 + 1 for page in range(FIRST_DATA_PAGE))
+    for _ in range(5):
+        until(lambda: table.count(PageState.STORED) > PAGES - 64, f"evicted: {table.message}")
+        assert toy.ask("run") == str(total)
+        total += PAGES - FIRST_DATA_PAGE
+    assert table.words[Word.RESTORED] > 4 * (PAGES - 64)
+    pager.detach()
+    assert toy.ask("run") == str(total)
 
 
 # What is refused -------------------------------------------------------------------------------

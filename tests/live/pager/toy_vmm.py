@@ -11,6 +11,8 @@ Needs the standard library only. Commands on standard input, one line of answer 
     discard PAGE COUNT    madvise(MADV_DONTNEED), and a hole in the memfd; "ok"
     hand-off              again; "ok" once the pager has answered (cloud-hypervisor)
     add                   register one more region and say so; the first word of its first page
+    kvm                   make a guest on /dev/kvm in this memory (kvm_guest.py); "ok"
+    run                   run that guest; the sum it found
 """
 
 import ctypes
@@ -21,6 +23,8 @@ import os
 import socket
 import struct
 import sys
+
+import kvm_guest
 
 PAGE = 4096
 SYS_USERFAULTFD = 323
@@ -130,6 +134,11 @@ class ToyVmm:
             return "ok"
         if words[0] == "add":
             return self.add()
+        if words[0] == "kvm":
+            self.guest = kvm_guest.KvmGuest(self.memory, self.start, self.pages)
+            return "ok"
+        if words[0] == "run":
+            return self.guest.run()
         raise ValueError(words)
 
 

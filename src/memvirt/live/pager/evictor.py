@@ -3,12 +3,14 @@
 
 It changes no page state (``page_states.py``). An eviction that fails at any point before the commit
 is given up: the pages stay where they are, writable again. It also watches the VM's monitor, for it
-is the only process of the pager that talks to it: a migration that begins makes the pager leave,
-and a page that cannot be read back makes it stop the VM.
+is the only process of the pager that talks to it: a migration that begins makes the pager leave.
+A page that cannot be read back makes it stop the VM's process (SIGSTOP: QEMU's own ``stop`` waits
+for the very thread that waits for the page), until the page can be read.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -21,7 +23,7 @@ from memvirt.live.errors import LiveError
 
 from .channel import HandlerChanged, NoAnswer, Request, Requester, Runs
 from .memory import VirtualMachineMemory
-from .page_states import Leave, PageState, PageTableFile, Word
+from .page_states import Leave, PageState, PageTableFile, Stopped, Word
 from .store import PageStore, StoreError
 from .userfaultfd import EventPending, ProcessGone, UserFaultFdError
 from .victims import VictimSelection
@@ -51,9 +53,6 @@ class Supervision(Protocol):
     def migrating(self) -> str:
         """Why paging must end (a migration), or ""."""
 
-    def stop(self, reason: str) -> None:
-        """Stop the VM for good, until its user continues it."""
-
     def close(self) -> None:
         """Give the monitor back: others may want it."""
 
@@ -69,13 +68,14 @@ class Pace:
 class Evictor:
     """Evicts until it is told to stop.
 
-    ``resident_target`` bytes may stay in memory (None: no limit).
+    ``pid`` is the VM's process. ``resident_target`` bytes may stay in memory (None: no limit).
     ``on_step`` is called with the name of each step of an eviction as it is reached; tests use it
     to die there.
     """
 
     def __init__(
         self,
+        pid: int,
         table: PageTableFile,
         memory: VirtualMachineMemory,
         store: PageStore,
@@ -86,6 +86,7 @@ class Evictor:
         pace: Pace,
         on_step: Callable[[str], None] = lambda step: None,
     ) -> None:
+        self._pid = pid
         self._table = table
         self._memory = memory
         self._store = store
@@ -98,7 +99,6 @@ class Evictor:
         self._stopping = False
         self._parent = os.getppid()
         self._watched_at = 0.0
-        self._vm_stopped = False
         self._begun_at = time.monotonic()
         self._evicted = 0
 
@@ -177,11 +177,10 @@ class Evictor:
     def _watch(self) -> None:
         words = self._table.words
         if words[Word.DAMAGED]:
-            if not self._vm_stopped:
-                self._supervision.stop(self._table.message)
-                self._vm_stopped = True
+            words[Word.STOPPED_BY_US] = Stopped.DAMAGE
+            os.kill(self._pid, signal.SIGSTOP)
             return
-        self._vm_stopped = False
+        continue_after_damage(self._table, self._pid)
         reason = self._supervision.migrating()
         if reason:
             self._table.message = reason
@@ -263,6 +262,15 @@ class Evictor:
             self._withdraw(runs)
         except NoAnswer:
             pass
+
+
+def continue_after_damage(table: PageTableFile, pid: int) -> None:
+    """Let a VM go on that was stopped because of damaged pages, if there are none any more."""
+    words = table.words
+    if words[Word.STOPPED_BY_US] == Stopped.DAMAGE and not words[Word.DAMAGED]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+        words[Word.STOPPED_BY_US] = Stopped.NO
 
 
 def enter_evictor_process(evictor: Evictor) -> None:

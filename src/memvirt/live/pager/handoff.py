@@ -269,7 +269,7 @@ class HandOffTransport:
 
 
 class HandOffSupervision:
-    """There is no monitor: nothing can be drained, watched or stopped."""
+    """There is no monitor: nothing can be drained or watched."""
 
     def __init__(self, name: str, *, no_direct_io: bool) -> None:
         self._name = name
@@ -284,9 +284,6 @@ class HandOffSupervision:
 
     def migrating(self) -> str:
         return ""
-
-    def stop(self, reason: str) -> None:
-        """The faulting thread waits; the others run on."""
 
     def close(self) -> None:
         pass

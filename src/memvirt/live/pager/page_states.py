@@ -73,7 +73,7 @@ class Word(IntEnum):
     EPOCH = 2  # how many handlers have taken over
     DAMAGED = 3  # pages whose copy cannot be read
     DAMAGED_PAGE = 4  # one of them, plus 1
-    STOPPED_BY_US = 5  # the VM stands still for a drain, or because of a damaged page
+    STOPPED_BY_US = 5  # a Stopped
     LEAVE = 6  # the evictor asks to detach: a Leave
     # Counters, never reset.
     EVICTED = 8
@@ -93,6 +93,14 @@ class Word(IntEnum):
     STORE_FAILURES = 22
     STORE_BYTES = 23  # of this VM's salt, all VMs together
     COMMIT_MICROSECONDS = 24
+
+
+class Stopped(IntEnum):
+    """Why the VM stands still, as far as it is our doing."""
+
+    NO = 0
+    DRAIN = 1  # between QEMU's stop and cont
+    DAMAGE = 2  # SIGSTOP: a page that it wants cannot be read back
 
 
 class Leave(IntEnum):

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import time
 
 from memvirt.live.discovery import DiscoveredVm
 from memvirt.live.errors import LiveError
@@ -23,7 +22,7 @@ from .attachment import PagerError, Way, take_descriptor
 from .collisions import migration_under_way, refuse_collisions
 from .evictor import NotNow
 from .memory import Region
-from .page_states import PageIndex, PageTableFile, Word
+from .page_states import PageIndex, PageTableFile, Stopped, Word
 from .ptrace import SYS_CLOSE, SYS_IOCTL, SYS_USERFAULTFD, InjectionError, run_system_call
 from .transport import Offer
 
@@ -142,21 +141,21 @@ class QemuSupervision:
             if status != "running":
                 raise NotNow(f"{self._vm.name}: nothing is evicted while its status is {status}")
             # On disk first: if we die in between, the next evictor knows who has stopped the VM.
-            self._words[Word.STOPPED_BY_US] = 1
+            self._words[Word.STOPPED_BY_US] = Stopped.DRAIN
             monitor.execute("stop")
             monitor.execute("cont")
-            self._words[Word.STOPPED_BY_US] = 0
+            self._words[Word.STOPPED_BY_US] = Stopped.NO
         except LiveError:
             self.close()
             raise
 
     def recover(self) -> None:
         """Continue the VM if a pager died between its stop and its cont. Raises LiveError."""
-        if not self._words[Word.STOPPED_BY_US]:
+        if self._words[Word.STOPPED_BY_US] != Stopped.DRAIN:
             return
         if self._monitor().execute("query-status")["status"] == "paused":
             self._monitor().execute("cont")
-        self._words[Word.STOPPED_BY_US] = 0
+        self._words[Word.STOPPED_BY_US] = Stopped.NO
 
     def migrating(self) -> str:
         """Why paging must end, or "". Raises LiveError."""
@@ -167,29 +166,8 @@ class QemuSupervision:
             self.close()
             raise
 
-    def stop(self, reason: str) -> None:
-        """Stop the VM for good, because of a page that is lost."""
-        self._monitor().execute("stop")
-
     def close(self) -> None:
         if self._open is not None:
             with contextlib.suppress(LiveError):
                 self._open.close()
             self._open = None
-
-
-def continue_vm(vm: DiscoveredVm, table: PageTableFile, seconds: float = 5.0) -> None:
-    """Make sure no drain left the VM stopped; tries for ``seconds``, then raises LiveError."""
-    deadline = time.monotonic() + seconds
-    supervision = QemuSupervision(vm, table)
-    while True:
-        try:
-            supervision.recover()
-            return
-        except LiveError:
-            supervision.close()
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
-        finally:
-            supervision.close()

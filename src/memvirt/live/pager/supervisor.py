@@ -28,9 +28,9 @@ from memvirt.size import format_size
 from .attachment import PagerError, Role, RoleLock
 from .blocks import BlockReader
 from .channel import Channel, HandlerChanged, NoAnswer, Request, Requester, channel_pair
-from .evictor import Evictor, Pace, enter_evictor_process
+from .evictor import Evictor, Pace, continue_after_damage, enter_evictor_process
 from .fault_handler import Ending, FaultHandler, enter_handler_process
-from .page_states import Leave, PageTableFile, Word
+from .page_states import Leave, PageTableFile, Stopped, Word
 from .session import Session
 from .store import Entries, PageStore
 from .transport import Transport
@@ -136,6 +136,7 @@ class Supervisor:
         store = PageStore(session.store_directory, record.codec, record.store_limit, indices)
         supervision = self._transport.supervision(table)
         evictor = Evictor(
+            record.pid,
             table,
             session.memory,
             store,
@@ -320,9 +321,11 @@ class Supervisor:
 
     def _continue_stopped_vm(self) -> None:
         """If the evictor was killed in the middle of a drain the VM still stands."""
-        if not self._session.table.words[Word.STOPPED_BY_US]:
+        table = self._session.table
+        continue_after_damage(table, self._session.record.pid)
+        if table.words[Word.STOPPED_BY_US] == Stopped.NO:
             return
-        supervision = self._transport.supervision(self._session.table)
+        supervision = self._transport.supervision(table)
         try:
             supervision.migrating()
         except LiveError as error:
