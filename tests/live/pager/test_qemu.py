@@ -106,7 +106,7 @@ def _churn(
             deaths += pager.kill_role(choose.choice([Role.HANDLER, Role.EVICTOR]))
         try:
             with vm.monitor() as monitor:
-                size = choose.choice([130, 150, 192]) << 20
+                size = choose.choice([150, 165, 192]) << 20
                 monitor.execute("balloon", {"value": size})
                 balloons += 1
         except LiveError:
