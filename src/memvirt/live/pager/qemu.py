@@ -142,8 +142,11 @@ class QemuSupervision:
                 raise NotNow(f"{self._vm.name}: nothing is evicted while its status is {status}")
             # On disk first: if we die in between, the next evictor knows who has stopped the VM.
             self._words[Word.STOPPED_BY_US] = Stopped.DRAIN
-            monitor.execute("stop")
-            monitor.execute("cont")
+            if isinstance(monitor, QmpMonitor):
+                monitor.execute_together("stop", "cont")
+            else:
+                monitor.execute("stop")
+                monitor.execute("cont")
             self._words[Word.STOPPED_BY_US] = Stopped.NO
         except LiveError:
             self.close()
