@@ -10,6 +10,7 @@ from bench import (
     linux_boot,
     overcommit,
     page_sharing,
+    paging_live,
     reclaim,
     swap_victims,
     tlb_miss,
@@ -23,6 +24,7 @@ _BENCHMARKS = {
     "reclaim": reclaim.main,
     "swap_victims": swap_victims.main,
     "overcommit": overcommit.main,
+    "paging_live": paging_live.main,
     "vmkernel_scale": vmkernel_scale.main,
     "linux_boot": linux_boot.main,
 }

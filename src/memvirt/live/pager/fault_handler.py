@@ -281,5 +281,6 @@ def enter_handler_process() -> None:
     gc.collect()
     gc.freeze()
     gc.disable()  # the loop makes no reference cycles
+    # The VM's threads wait for this process as they would for the kernel's own fault handler.
     with contextlib.suppress(OSError):
-        os.nice(-5)
+        os.setpriority(os.PRIO_PROCESS, 0, -20)
