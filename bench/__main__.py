@@ -8,6 +8,7 @@ import sys
 from bench import (
     exits,
     linux_boot,
+    live_watch,
     overcommit,
     page_sharing,
     paging_live,
@@ -27,6 +28,7 @@ _BENCHMARKS = {
     "paging_live": paging_live.main,
     "vmkernel_scale": vmkernel_scale.main,
     "linux_boot": linux_boot.main,
+    "live_watch": live_watch.main,
 }
 
 

@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from memvirt import __version__
+from memvirt.live.working_set import DEFAULT_PERIOD_SECONDS, WorkingSetWay
 from memvirt.observe.address_map import map_address, render
 from memvirt.observe.view import live_view, load_snapshot
 from memvirt.platform.boot.detect import Protocol
@@ -26,8 +27,11 @@ from memvirt.scenario.scenario import (
 
 from .boot import BootOptions, boot, make_vm
 from .errors import UsageError, user_errors
+from .forecast import parse_salts, run_forecast
+from .live_map import LiveMapOptions, live_map, parse_range
 from .page_command import page_command
 from .run import RunOptions, run
+from .watch import WatchOptions, chosen_vms, watch
 
 app = typer.Typer(
     add_completion=False,
@@ -151,7 +155,11 @@ def schema_command(
 @app.command("map")
 def map_command(
     words: Annotated[
-        list[str], typer.Argument(metavar="[SNAPSHOT] ADDRESS", help="guest virtual address")
+        list[str],
+        typer.Argument(
+            metavar="[SNAPSHOT] ADDRESS",
+            help="guest virtual address; with --vm also FIRST-LAST or FIRST+BYTES",
+        ),
     ],
     boot_image: Annotated[
         str | None, typer.Option("--boot", metavar="IMAGE", help="boot this instead of a snapshot")
@@ -165,9 +173,32 @@ def map_command(
     append: Append = "",
     initrd: Initrd = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON, for programs")] = False,
+    vm_name: Annotated[
+        str | None,
+        typer.Option("--vm", metavar="NAME", help="a live QEMU VM: name, process or domain"),
+    ] = None,
+    physical: Annotated[
+        bool, typer.Option("--physical", help="with --vm: ADDRESS is guest physical")
+    ] = False,
+    frame: Annotated[
+        bool, typer.Option("--frame", help="with --vm: ADDRESS is a page frame number of the host")
+    ] = False,
+    cpu: Annotated[int, typer.Option(min=0, help="with --vm: virtual processor")] = 0,
+    cr3: Annotated[
+        str | None, typer.Option(help="with --vm: another root of page tables than its CR3")
+    ] = None,
 ) -> None:
     """Show every step from a guest virtual address to the machine page behind it."""
     with user_errors():
+        if vm_name is not None:
+            if boot_image is not None or len(words) != 1:
+                raise UsageError("map --vm NAME takes one ADDRESS, and no --boot")
+            root = None if cr3 is None else parse_range(cr3)[0]
+            sys.exit(
+                live_map(LiveMapOptions(vm_name, words[0], physical, frame, cpu, root, as_json))
+            )
+        if physical or frame or cpu or cr3 is not None:
+            raise UsageError("--physical, --frame, --cpu and --cr3 need --vm NAME")
         wanted = 1 if boot_image is not None else 2
         if len(words) != wanted:
             what = "ADDRESS" if wanted == 1 else "SNAPSHOT ADDRESS"
@@ -190,6 +221,74 @@ def map_command(
         except ValueError as error:
             raise UsageError(str(error)) from error
         print(json.dumps(result.as_json(), indent=2) if as_json else render(result))
+
+
+@app.command("watch")
+def watch_command(
+    vms: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[VM]...", help="names, processes or domains; without any, all"),
+    ] = None,
+    interval: Annotated[float, typer.Option(min=0.05, help="seconds between two samples")] = 2.0,
+    iterations: Annotated[
+        int | None, typer.Option("--iterations", "-n", min=1, help="samples, then end")
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", help="one sample")] = False,
+    batch: Annotated[
+        bool, typer.Option("--batch", help="CSV in esxtop's batch layout on standard output")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON, for programs")] = False,
+    record: Annotated[Path | None, typer.Option(help="keep all samples in a Parquet file")] = None,
+    columns: Annotated[str, typer.Option(help="columns to show, separated by commas")] = "",
+    working_set: Annotated[
+        WorkingSetWay, typer.Option(help="how the working set is measured")
+    ] = WorkingSetWay.AUTO,
+    period: Annotated[
+        float, typer.Option(min=1, help="seconds a working set is sampled")
+    ] = DEFAULT_PERIOD_SECONDS,
+    scan_percent: Annotated[
+        float, typer.Option(min=0.01, max=100, help="of a processor, for looking at all pages")
+    ] = 1.0,
+    forecast: Annotated[
+        bool, typer.Option("--forecast", help="what page sharing would save, then end")
+    ] = False,
+    salt: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=SALT", help="with --forecast: VMs of other salts never share"),
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(min=0.1, help="with --forecast: MB a second to read, at most")
+    ] = None,
+) -> None:
+    """Watch the VMs that QEMU runs on this host; change nothing.
+
+    Ends with Ctrl-C, or after its samples; exit status 0, or 2 if something is amiss.
+    """
+    with user_errors():
+        if batch and as_json:
+            raise UsageError("--batch and --json exclude each other")
+        if forecast:
+            chosen = chosen_vms(vms or [])
+            salts = parse_salts(salt or [], [vm.name for vm in chosen])
+            pages = None if rate is None else rate * 256
+            sys.exit(run_forecast(chosen, salts, pages_per_second=pages, as_json=as_json))
+        if salt or rate is not None:
+            raise UsageError("--salt and --rate need --forecast")
+        status = watch(
+            WatchOptions(
+                names=vms or [],
+                interval=interval,
+                iterations=1 if once else iterations,
+                batch=batch,
+                as_json=as_json,
+                record=record,
+                columns=columns,
+                way=working_set,
+                period=period,
+                scan_percent=scan_percent,
+            )
+        )
+    sys.exit(status)
 
 
 app.command("page")(page_command)

@@ -140,6 +140,14 @@ def _name(line: CommandLine, pid: int) -> str:
 def _look_at(pid: int, domains: dict[str, str]) -> DiscoveredVm | None:
     """The VM of process ``pid``, or None if that is no QEMU or has gone meanwhile."""
     try:
+        # Most processes are dismissed here; only who may not see the link looks further.
+        if not _PROGRAM.match(os.path.basename(os.readlink(f"/proc/{pid}/exe"))):
+            return None
+    except PermissionError:
+        pass
+    except OSError:
+        return None
+    try:
         with Process(pid) as process:
             arguments = process.read("cmdline").decode("utf-8", "surrogateescape").split("\0")[:-1]
             if not arguments:

@@ -67,6 +67,13 @@ class Process:
                 raise
             raise ProcessGone(f"process {pid} is gone") from error
 
+    def duplicate(self) -> Process:
+        """Another handle of the same process, to be closed by itself: for another thread."""
+        other = Process.__new__(Process)
+        other.pid = self.pid
+        other._directory = os.dup(self._directory)
+        return other
+
     def __enter__(self) -> Self:
         return self
 
@@ -109,6 +116,24 @@ class Process:
             return b"".join(parts)
         except OSError as error:
             raise self._translate(error, name) from error
+        finally:
+            os.close(descriptor)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write ``data`` to the file ``name`` below ``/proc/PID``; raises as ``open`` does."""
+        descriptor = self.open(name, os.O_WRONLY)
+        try:
+            os.write(descriptor, data)
+        except OSError as error:
+            raise self._translate(error, name) from error
+        finally:
+            os.close(descriptor)
+
+    def list(self, name: str) -> list[str]:
+        """Names in the directory ``name`` below ``/proc/PID``; raises as ``open`` does."""
+        descriptor = self.open(name, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            return os.listdir(descriptor)
         finally:
             os.close(descriptor)
 

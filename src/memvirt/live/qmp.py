@@ -260,6 +260,11 @@ class QmpMonitor:
             self._abandon()
 
     @property
+    def closed(self) -> bool:
+        """True once the connection has been closed or given up."""
+        return self._closed
+
+    @property
     def version(self) -> tuple[int, int, int]:
         """QEMU's version, as the greeting gave it."""
         greeting = self._client.greeting

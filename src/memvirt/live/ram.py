@@ -162,10 +162,10 @@ class RamLayout:
 
 
 # "  0000000000100000-000000000fffffff (prio 0, ram): pc.ram @0000000000100000", also with the
-# suffixes newer versions add ("KVM").
+# suffixes newer versions add ("KVM", "gmem=12").
 _FLAT_RANGE = re.compile(
     r"^\s+([0-9a-f]{16})-([0-9a-f]{16}) \(prio -?\d+, (ram|rom|nv-ram)\): (.+?)"
-    r"(?: @([0-9a-f]{16}))?(?: KVM)?\s*$"
+    r"(?: @([0-9a-f]{16}))?(?: KVM| gmem=\S+)*\s*$"
 )
 _HOST_ADDRESS = re.compile(r"\((.*)\) is (0x[0-9a-f]+)")
 

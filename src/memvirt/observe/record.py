@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from memvirt.live.statistics import LiveSample
 from memvirt.vmkernel.events import Event, EventLog
 from memvirt.vmkernel.statistics import HostMemory, Sample, VmMemory
 
@@ -27,13 +28,14 @@ _TYPES = {"int": pa.int64(), "float": pa.float64(), "str": pa.string(), "bool": 
 
 
 def _column_type(annotation: str) -> Any:
-    return _TYPES.get(annotation, pa.string())
+    return _TYPES.get(annotation.removesuffix(" | None"), pa.string())
 
 
-_SCHEMA = pa.schema(
-    [(f"host_{field.name}", _column_type(str(field.type))) for field in fields(HostMemory)]
-    + [(field.name, _column_type(str(field.type))) for field in fields(VmMemory)]
-)
+def _schema(host: type[Any], vm: type[Any]) -> Any:
+    return pa.schema(
+        [(f"host_{field.name}", _column_type(str(field.type))) for field in fields(host)]
+        + [(field.name, _column_type(str(field.type))) for field in fields(vm)]
+    )
 
 
 class RecordError(Exception):
@@ -42,14 +44,24 @@ class RecordError(Exception):
 
 class Recorder:
     """Writes samples to ``path``. Use as a context manager: leaving it completes the file,
-    whatever ended the run."""
+    whatever ended the run. ``host`` and ``vm`` are the records samples consist of."""
 
-    def __init__(self, path: Path, *, scenario: str, name: str, version: str) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        scenario: str,
+        name: str,
+        version: str,
+        host: type[Any] = HostMemory,
+        vm: type[Any] = VmMemory,
+    ) -> None:
         self.path = path
+        self._schema = _schema(host, vm)
         self._partial = path.with_name(path.name + ".part")
         about = {"format": FORMAT, "scenario": scenario, "name": name, "version": version}
         self._writer = pq.ParquetWriter(
-            self._partial, _SCHEMA.with_metadata({"memvirt": json.dumps(about)})
+            self._partial, self._schema.with_metadata({"memvirt": json.dumps(about)})
         )
         self._rows: list[dict[str, Any]] = []
         self.samples = 0
@@ -60,10 +72,11 @@ class Recorder:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def add(self, sample: Sample) -> None:
+    def add(self, sample: Sample | LiveSample) -> None:
         """Keep one sample: a row for each VM, the ended ones included."""
         host = {f"host_{name}": value for name, value in asdict(sample.host).items()}
-        host["host_state"] = sample.host.state.name.lower()
+        if isinstance(sample, Sample):
+            host["host_state"] = sample.host.state.name.lower()
         self._rows += [host | asdict(vm) for vm in sample.vms]
         self.samples += 1
         if len(self._rows) >= _ROWS_IN_MEMORY:
@@ -71,7 +84,7 @@ class Recorder:
 
     def _flush(self) -> None:
         if self._rows:
-            self._writer.write_table(pa.Table.from_pylist(self._rows, schema=_SCHEMA))
+            self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
             self._rows = []
 
     def close(self) -> None:
