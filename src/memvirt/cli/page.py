@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memvirt.live.discovery import find_vm
+from memvirt.live.errors import LiveError
 from memvirt.live.pager.attachment import (
     PagerError,
     Role,
@@ -23,7 +24,7 @@ from memvirt.live.pager.attachment import (
     read_record,
 )
 from memvirt.live.pager.handoff import HandOffTransport, listen
-from memvirt.live.pager.page_states import PageTableFile
+from memvirt.live.pager.page_states import NOT_DETACHED, PageTableFile
 from memvirt.live.pager.qemu import QemuTransport
 from memvirt.live.pager.session import Session, StoreOptions, attach, resume
 from memvirt.live.pager.status import PagingStatus, status_of
@@ -151,22 +152,24 @@ def detach(vm: str) -> int:
     holder = lock.holder()
     lock.release()
     if holder is not None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(holder, signal.SIGTERM)
-        _wait_for_end(holder, directory, transport.name)
+        _ask_to_detach(holder, directory, transport.name)
     _say(f"{transport.name}: detached, all of it is in memory")
     return 0
 
 
-def _wait_for_end(supervisor: int, directory: Path, name: str) -> None:
-    """The other pager detaches; raises PagerError if it says that it cannot."""
+def _ask_to_detach(supervisor: int, directory: Path, name: str) -> None:
+    """Wait until the other pager has detached; raises PagerError if it says that it cannot."""
     table = PageTableFile(directory / "pages")
+    if table.message.startswith(NOT_DETACHED):
+        table.message = ""  # of an earlier try
     before = table.count_stored()
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(supervisor, signal.SIGTERM)
     shown = time.monotonic()
     while directory.exists():
         if not Path(f"/proc/{supervisor}").exists() and directory.exists():
             raise PagerError(f"{name}: its pager ended without detaching; run --detach again")
-        if table.message:
+        if table.message.startswith(NOT_DETACHED):
             raise PagerError(f"{name}: {table.message}")
         if time.monotonic() - shown > 1:
             shown = time.monotonic()
@@ -182,7 +185,7 @@ def show_status(vm: str | None, *, as_json: bool) -> int:
         directories = [_attachment_named(vm)]
     statuses: list[PagingStatus] = []
     for directory in directories:
-        with contextlib.suppress(PagerError, OSError, ValueError):
+        with contextlib.suppress(LiveError, OSError, ValueError):
             statuses.append(status_of(directory, PageTableFile(directory / "pages")))
     if as_json:
         print(json.dumps([status.as_json() for status in statuses], indent=2))

@@ -117,8 +117,8 @@ def _churn(
 def _storm(
     start_vm: StartVm, start_pager: StartPager, seconds: float, *, kill_everything: bool
 ) -> None:
-    # Small enough for the smallest balloon: the guest's kernel takes what it likes, too. It does not
-    # clear the pages it gives to the balloon, so that stored ones are discarded.
+    # Small enough for the smallest balloon: the guest's kernel takes what it likes, too. Here it
+    # does not clear the pages it gives to the balloon, so that stored ones are discarded.
     vm = start_vm(command_line="memory=40 churn=12 init_on_alloc=0")
     policy = Policy(Goal(target=40 << 20), Pace(batch=64, pages_per_second=20_000))
     pager = start_pager(vm, policy)

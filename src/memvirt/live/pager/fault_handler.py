@@ -29,7 +29,7 @@ from .blocks import PageDamaged
 from .channel import Channel, Packet, Request, Runs
 from .latency import bucket
 from .memory import VirtualMachineMemory
-from .page_states import PageIndex, PageState, PageTableFile, Word
+from .page_states import NOT_DETACHED, PageIndex, PageState, PageTableFile, Word
 from .transitions import CopyReader, PageStateMachine
 from .userfaultfd import (
     EVENT_PAGE_FAULT,
@@ -245,15 +245,12 @@ class FaultHandler:
                 except EventPending:
                     yield
                 except (PageDamaged, OSError) as error:
-                    self._table.message = (
-                        f"page {page} of the VM cannot be brought back: {error}; it stays paged"
-                    )
-                    return False
+                    return self._refuse_detach(page, str(error))
                 if number % _PIECE == 0:
                     yield
             yield  # what is left had to wait for an event, or for its own fault
-            if self._machine.damaged:
-                return False
+            for page, why in self._machine.damaged.items():
+                return self._refuse_detach(page, why)
         while True:
             try:
                 self._memory.allow_writes(PageIndex(0), self._memory.pages)
@@ -264,6 +261,10 @@ class FaultHandler:
             self._faults.unregister(region.start, region.size)
         self._detached = True
         return True
+
+    def _refuse_detach(self, page: int, why: str) -> bool:
+        self._table.message = f"{NOT_DETACHED}page {page} of the VM cannot be brought back: {why}"
+        return False
 
 
 def _pieces(runs: Runs) -> Runs:

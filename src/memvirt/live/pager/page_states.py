@@ -110,6 +110,7 @@ class Leave(IntEnum):
     MIGRATION = 1
 
 
+NOT_DETACHED = "not detached: "  # how messages begin that refuse a detach
 _MAGIC = 0x6D656D7669727431
 _WORDS = 64
 _HISTOGRAM_WORDS = 448  # fault latencies, see latency.py

@@ -30,7 +30,7 @@ from .blocks import BlockReader
 from .channel import Channel, HandlerChanged, NoAnswer, Request, Requester, channel_pair
 from .evictor import Evictor, Pace, continue_after_damage, enter_evictor_process
 from .fault_handler import Ending, FaultHandler, enter_handler_process
-from .page_states import Leave, PageTableFile, Stopped, Word
+from .page_states import NOT_DETACHED, Leave, PageTableFile, Stopped, Word
 from .session import Session
 from .store import Entries, PageStore
 from .transport import Transport
@@ -227,7 +227,7 @@ class Supervisor:
         for child in (self._handler, self._evictor):
             if child.pidfd in ready:
                 status = self._reap(child)
-                if child is self._handler and status == Ending.PROCESS_GONE:
+                if child is self._handler and status == Ending.PROCESS_GONE and self._vm_gone(5000):
                     return True
                 if not self._leave or child is self._handler:
                     self._say(f"the {child.role.value} ended ({_ending(status)}); the next starts")
@@ -272,12 +272,10 @@ class Supervisor:
         why, table = self._leave, self._session.table
         needed, available = table.count_stored() * PAGE_BYTES, available_memory()
         if needed > available and self._asked == 1:
-            self._say(
-                f"not detached: {format_size(needed)} must come back and {format_size(available)} "
+            return self._stay(
+                f"{NOT_DETACHED}{format_size(needed)} must come back and {format_size(available)} "
                 "are available; make room, or ask once more to do it nevertheless"
             )
-            self._leave = ""
-            return False
         self._end_evictor()
         self._say(f"detaching ({why}): bringing {table.count_stored()} pages back")
         requester = Requester(Channel(self._evictor_end), table)
@@ -293,10 +291,7 @@ class Supervisor:
                     self._leave = ""
                     return False  # the loop sees it as well
         if answer.request is Request.FAILED:
-            self._say(f"not detached: {table.message}")
-            self._leave = ""
-            table.words[Word.LEAVE] = 0
-            return False
+            return self._stay(table.message)
         self._reap(self._handler)
         self._continue_stopped_vm()
         with contextlib.suppress(PagerError):
@@ -304,6 +299,14 @@ class Supervisor:
         self._close()
         self._session.end()
         return True
+
+    def _stay(self, why: str) -> bool:
+        """Go on paging. A ``memvirt page --detach`` that waits reads the reason from the table."""
+        self._session.table.message = why
+        self._say(why)
+        self._leave = ""
+        self._session.table.words[Word.LEAVE] = Leave.NO
+        return False
 
     def _cannot_go_on(self) -> bool:
         """While waiting for the handler: replace it if it died; True if the VM has ended."""
@@ -314,10 +317,11 @@ class Supervisor:
             self._start_handler()
         return False
 
-    def _vm_gone(self) -> bool:
+    def _vm_gone(self, milliseconds: int = 0) -> bool:
+        """True if the VM's process has ended, or does so in time: its memory goes first."""
         poll = select.poll()
         poll.register(self._process, select.POLLIN)
-        return bool(poll.poll(0))
+        return bool(poll.poll(milliseconds))
 
     def _continue_stopped_vm(self) -> None:
         """If the evictor was killed in the middle of a drain the VM still stands."""
