@@ -62,7 +62,9 @@ class VerifyingVm:
         self.monitor_path = directory / "qmp-of-the-test"
         # An exact line of arguments: what each of them is for is told by its name.
         arguments = [
-            "qemu-system-x86_64", "-name", self.name, "-accel", "tcg,thread=multi", "-smp", "2",
+            # It, and with it its pager, does not outlive a test run that is killed.
+            "setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64",
+            "-name", self.name, "-accel", "tcg,thread=multi", "-smp", "2",
             "-m", memory, "-object", f"memory-backend-memfd,id=ram,size={memory},{backend}",
             "-machine", "q35,memory-backend=ram", "-nodefaults", "-no-user-config", "-nographic",
             "-kernel", str(kernel), "-initrd", str(initrd),
@@ -86,7 +88,10 @@ class VerifyingVm:
                 arguments += ["-drive", drive, "-device", f"virtio-blk-pci,drive={name}"]
         self.log = (directory / "qemu.log").open("wb")
         self.process = subprocess.Popen(
-            arguments, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log
+            arguments,
+            stdin=subprocess.DEVNULL,
+            stdout=self.log,
+            stderr=self.log,
         )
         self.pid = self.process.pid
 
@@ -126,6 +131,17 @@ class VerifyingVm:
     def monitor(self) -> QmpMonitor:
         """A QMP socket the pager leaves alone."""
         return QmpMonitor(UnixAddress(str(self.monitor_path)), name=self.name, pid=self.pid)
+
+    def threads(self) -> list[str]:
+        """What each thread of QEMU that does not sleep in a futex is doing."""
+        found = []
+        for task in sorted(Path(f"/proc/{self.pid}/task").iterdir()):
+            with contextlib.suppress(OSError):
+                waits = (task / "wchan").read_text()
+                if "futex" not in waits:
+                    state = (task / "stat").read_text().rpartition(")")[2].split()[0]
+                    found.append(f"{(task / 'comm').read_text().strip()} {state} {waits}")
+        return found
 
     def open_files(self) -> list[str]:
         links = []

@@ -104,14 +104,18 @@ def _churn(
         assert not pager.ended(), pager.text()
         if kill_everything and choose.random() < 0.2:
             deaths += pager.kill_role(choose.choice([Role.HANDLER, Role.EVICTOR]))
-        try:
-            with vm.monitor() as monitor:
-                size = choose.choice([150, 170, 192]) << 20
-                monitor.execute("balloon", {"value": size})
-                balloons += 1
-        except LiveError:
-            continue  # QEMU's main thread waits in a fault that nobody answers just now
+        balloons += _set_balloon(vm, choose.choice([150, 170, 192]))
     return deaths, balloons
+
+
+def _set_balloon(vm: VerifyingVm, mebibytes: int) -> bool:
+    """False if QEMU's main thread waits in a fault that nobody answers just now."""
+    try:
+        with vm.monitor() as monitor:
+            monitor.execute("balloon", {"value": mebibytes << 20})
+    except LiveError:
+        return False
+    return True
 
 
 def _storm(
@@ -127,8 +131,7 @@ def _storm(
     assert balloons > 0
     assert not kill_everything or deaths > 0
     assert pager.word(Word.DISCARDS) > 0
-    with vm.monitor() as monitor:
-        monitor.execute("balloon", {"value": 192 << 20})
+    until(lambda: _set_balloon(vm, 192), f"QEMU answers; its threads: {vm.threads()}", 120)
     vm.wait_for_progress(seconds=120)
     print(
         f"evicted {pager.word(Word.EVICTED)}, restored {pager.word(Word.RESTORED)}, "
