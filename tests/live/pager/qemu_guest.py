@@ -33,7 +33,7 @@ WORKERS = ("memory", "churn", "direct", "buffered", "cached")
 _STARTED_SECONDS = 180.0
 
 
-def until(condition: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
+def until(condition: Callable[[], bool], what: str, seconds: float = 180.0) -> None:
     """Wait for a condition; fails with ``what`` if it does not come true."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -237,7 +237,7 @@ class PagerProcess:
                 self.status = os.waitstatus_to_exitcode(status)
         return self.status is not None
 
-    def wait_for_evictions(self, pages: int, seconds: float = 90.0) -> None:
+    def wait_for_evictions(self, pages: int, seconds: float = 300.0) -> None:
         before = self.word(Word.EVICTED)
 
         def evicted() -> bool:

@@ -177,7 +177,7 @@ class Evictor:
     def _watch(self) -> None:
         words = self._table.words
         if words[Word.DAMAGED]:
-            words[Word.STOPPED_BY_US] = Stopped.DAMAGE
+            words[Word.STOPPED_BY_US] |= Stopped.DAMAGE
             os.kill(self._pid, signal.SIGSTOP)
             return
         continue_after_damage(self._table, self._pid)
@@ -267,10 +267,10 @@ class Evictor:
 def continue_after_damage(table: PageTableFile, pid: int) -> None:
     """Let a VM go on that was stopped because of damaged pages, if there are none any more."""
     words = table.words
-    if words[Word.STOPPED_BY_US] == Stopped.DAMAGE and not words[Word.DAMAGED]:
+    if words[Word.STOPPED_BY_US] & Stopped.DAMAGE and not words[Word.DAMAGED]:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
-        words[Word.STOPPED_BY_US] = Stopped.NO
+        words[Word.STOPPED_BY_US] &= ~Stopped.DAMAGE
 
 
 def enter_evictor_process(evictor: Evictor) -> None:

@@ -43,7 +43,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 from pathlib import Path
 from typing import NewType
 
@@ -73,7 +73,7 @@ class Word(IntEnum):
     EPOCH = 2  # how many handlers have taken over
     DAMAGED = 3  # pages whose copy cannot be read
     DAMAGED_PAGE = 4  # one of them, plus 1
-    STOPPED_BY_US = 5  # a Stopped
+    STOPPED_BY_US = 5  # a Stopped, written by the evictor only (by the supervisor after its end)
     LEAVE = 6  # the evictor asks to detach: a Leave
     # Counters, never reset.
     EVICTED = 8
@@ -95,10 +95,10 @@ class Word(IntEnum):
     COMMIT_MICROSECONDS = 24
 
 
-class Stopped(IntEnum):
-    """Why the VM stands still, as far as it is our doing."""
+class Stopped(IntFlag):
+    """Why the VM stands still, as far as it is our doing; both can be true at once: a drain's
+    ``stop`` hangs when a processor of the VM waits for a damaged page."""
 
-    NO = 0
     DRAIN = 1  # between QEMU's stop and cont
     DAMAGE = 2  # SIGSTOP: a page that it wants cannot be read back
 

@@ -141,24 +141,24 @@ class QemuSupervision:
             if status != "running":
                 raise NotNow(f"{self._vm.name}: nothing is evicted while its status is {status}")
             # On disk first: if we die in between, the next evictor knows who has stopped the VM.
-            self._words[Word.STOPPED_BY_US] = Stopped.DRAIN
+            self._words[Word.STOPPED_BY_US] |= Stopped.DRAIN
             if isinstance(monitor, QmpMonitor):
                 monitor.execute_together("stop", "cont")
             else:
                 monitor.execute("stop")
                 monitor.execute("cont")
-            self._words[Word.STOPPED_BY_US] = Stopped.NO
+            self._words[Word.STOPPED_BY_US] &= ~Stopped.DRAIN
         except LiveError:
             self.close()
             raise
 
     def recover(self) -> None:
         """Continue the VM if a pager died between its stop and its cont. Raises LiveError."""
-        if self._words[Word.STOPPED_BY_US] != Stopped.DRAIN:
+        if not self._words[Word.STOPPED_BY_US] & Stopped.DRAIN:
             return
         if self._monitor().execute("query-status")["status"] == "paused":
             self._monitor().execute("cont")
-        self._words[Word.STOPPED_BY_US] = Stopped.NO
+        self._words[Word.STOPPED_BY_US] &= ~Stopped.DRAIN
 
     def migrating(self) -> str:
         """Why paging must end, or "". Raises LiveError."""

@@ -327,7 +327,7 @@ class Supervisor:
         """If the evictor was killed in the middle of a drain the VM still stands."""
         table = self._session.table
         continue_after_damage(table, self._session.record.pid)
-        if table.words[Word.STOPPED_BY_US] == Stopped.NO:
+        if not table.words[Word.STOPPED_BY_US] & Stopped.DRAIN:
             return
         supervision = self._transport.supervision(table)
         try:
