@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import fcntl
 import mmap
 import os
+import struct
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,7 +21,7 @@ from memvirt.live.content import GuestContent
 from memvirt.live.errors import ProcessGone
 from memvirt.live.forecast import hash_vm
 from memvirt.live.kernel_pages import PAGEMAP_FRAME, Pagemap
-from memvirt.live.page_states import LivePageState, read_page_states
+from memvirt.live.page_states import LivePageState, has_pager, read_page_states
 from memvirt.live.process import Process
 from memvirt.live.ram import Backing, RamBlock, RamLayout
 from memvirt.live.vm import LiveVm, open_kernel_pages
@@ -174,3 +178,59 @@ def test_a_process_that_ends_in_the_middle(paging_guest: Any) -> None:
 def _ask(vm: LiveVm) -> None:
     vm.release_monitor()
     vm.ask()
+
+
+@pytest.mark.qemu
+def test_memory_without_a_pager(memfd_vm: Qemu) -> None:
+    with memfd_vm.open() as vm:
+        assert not vm.has_pager(0)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_memory_with_a_pager_is_read_through_it(shared: bool) -> None:
+    """A page that is missing is brought by whoever holds the userfaultfd, here a thread."""
+    with own_memory(shared) as (memory, layout, _), Process(os.getpid()) as process:
+        block = layout.blocks[0]
+        assert not has_pager(process, block)
+        try:
+            pager = Pager(block.host_address, block.bytes)
+        except OSError as error:
+            pytest.skip(f"userfaultfd: {error}")
+        with pager:
+            assert has_pager(process, block)
+            out = np.zeros(4096, np.uint8)
+            with GuestContent(process, layout) as content:
+                content.read_through_process(5, out)
+            assert (out == 7).all()
+            assert memory[5 * 4096] == 7
+
+
+class Pager:
+    """A userfaultfd over a run of this process's memory; pages it brings are all sevens.
+
+    ioctls and structures: include/uapi/linux/userfaultfd.h.
+    """
+
+    def __init__(self, address: int, size: int) -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        self._descriptor = libc.syscall(323, os.O_CLOEXEC)  # userfaultfd
+        if self._descriptor < 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        fcntl.ioctl(self._descriptor, 0xC018AA3F, bytearray(struct.pack("<3Q", 0xAA, 0, 0)))
+        register = bytearray(struct.pack("<4Q", address, size, 1, 0))
+        fcntl.ioctl(self._descriptor, 0xC020AA00, register)
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        message = os.read(self._descriptor, 32)
+        (fault,) = struct.unpack_from("<Q", message, 16)
+        page = ctypes.create_string_buffer(b"\x07" * 4096, 4096)
+        copy = struct.pack("<5Q", fault & ~0xFFF, ctypes.addressof(page), 4096, 0, 0)
+        fcntl.ioctl(self._descriptor, 0xC028AA03, bytearray(copy))
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *exception: object) -> None:
+        self._thread.join(60)
+        os.close(self._descriptor)

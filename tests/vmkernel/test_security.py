@@ -13,11 +13,12 @@ from memvirt.address import PAGE_BYTES
 from memvirt.machine.memory import FrameKind
 from memvirt.vmkernel.admission import VmSettings
 from memvirt.vmkernel.options import MemoryOptions
+from memvirt.vmm.content import COMPRESS, SWAP
 from memvirt.vmm.monitor import PagingMode
 from memvirt.vmm.pmap import PageState
+from tests.pages import make_page
 
 from .hosts import Guest, Host
-from .pages import make_page
 
 PAGES = 64
 SECRET = b"the secret of another tenant, 32"
@@ -65,12 +66,12 @@ def freed(host: Host, owner: Guest) -> None:
 
 
 def swapped(host: Host, owner: Guest) -> None:
-    assert owner.vmm.unmap(range(PAGES)).swapped > 0
+    assert owner.vmm.unmap(range(PAGES)).put_into(SWAP) > 0
     host.kernel.balance(0)
 
 
 def compressed(host: Host, owner: Guest) -> None:
-    assert owner.vmm.unmap(range(PAGES)).compressed > 0
+    assert owner.vmm.unmap(range(PAGES)).put_into(COMPRESS) > 0
 
 
 def ballooned(host: Host, owner: Guest) -> None:
@@ -148,11 +149,11 @@ def observed(folder: Path, paging: PagingMode, same: bool, group: str) -> list[o
     for _ in range(4):
         host.kernel.balance(60_000_000_000)
     notes: list[object] = []
-    control = attacker.vmm.control
+    state = attacker.vmm.state
     for ppn in range(PAGES):
-        before = (int(control.hidden_faults), int(control.idle_ns))
+        before = (int(state.hidden_faults), int(state.stall_ns))
         attacker.write(ppn, 9, 1)
-        after = (int(control.hidden_faults), int(control.idle_ns))
+        after = (int(state.hidden_faults), int(state.stall_ns))
         notes.append((after[0] - before[0], after[1] - before[1]))
     notes.append(attacker.vmm.counts["share_breaks"])
     host.check()

@@ -65,6 +65,11 @@ class GuestContent:
         if done != indices.size:
             raise IndexError("a RAM page index is beyond the VM's memory")
 
+    def read_through_process(self, index: int, out: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
+        """One page as the process itself would read it: a pager of its memory has to bring it."""
+        block = next(item for item in self._layout.blocks if index < item.first_index + item.pages)
+        self._read_process(block, np.array([index - block.first_index]), out)
+
     def _read_process(self, block: RamBlock, pages: Indices, out: Any) -> None:
         runs = [
             (block.host_address + first * PAGE_BYTES, count * PAGE_BYTES)

@@ -218,6 +218,20 @@ def _add_unmapped(process: Process, block: RamBlock, state: Any, present: Any) -
         os.close(descriptor)
 
 
+def has_pager(process: Process, block: RamBlock) -> bool:
+    """True if a userfaultfd answers for the block's missing pages: a page without a frame may then
+    be one that its pager keeps (proc(5), smaps, VmFlags "um"). Raises ProcessGone, AccessDenied."""
+    inside = False
+    for line in process.read("smaps").splitlines():
+        head = line.split(None, 1)[0]
+        if b"-" in head and not head.endswith(b":"):
+            start, end = (int(word, 16) for word in head.split(b"-"))
+            inside = start <= block.host_address < end
+        elif inside and head == b"VmFlags:":
+            return b"um" in line.split()
+    return False
+
+
 def open_backing(process: Process, block: RamBlock) -> int:
     """A read-only descriptor of the file that a shared block maps; the caller closes it.
 

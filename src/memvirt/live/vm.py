@@ -11,7 +11,13 @@ from .content import GuestContent
 from .discovery import DiscoveredVm
 from .errors import AccessDenied, CommandError, KernelFeatureMissing, LayoutError
 from .kernel_pages import KernelPages, Pagemap
-from .page_states import LivePageState, PageStates, read_page_states, state_of_page
+from .page_states import (
+    LivePageState,
+    PageStates,
+    has_pager,
+    read_page_states,
+    state_of_page,
+)
 from .process import Process
 from .qmp import Monitor, open_monitor
 from .ram import RamLayout, read_ram_layout
@@ -112,6 +118,11 @@ class LiveVm:
     def page_state(self, index: int, kernel: KernelPages | None = None) -> LivePageState:
         """The state of one page, by RAM page index. Without ``kernel`` merged pages are UNKNOWN."""
         return state_of_page(self.process, self.layout, self.pagemap, kernel, index)
+
+    def has_pager(self, index: int) -> bool:
+        """True if a userfaultfd answers for missing pages of the block with RAM page ``index``."""
+        block = next(item for item in self.layout.blocks if index < item.first_index + item.pages)
+        return has_pager(self.process, block)
 
     def processors(self) -> int:
         """Number of its virtual processors."""

@@ -22,15 +22,7 @@ from memvirt.address import (
     signed64,
     unsigned64,
 )
-from memvirt.mmu.control import (
-    NEED_PAGE,
-    OK,
-    PAGING_FLAT,
-    READ,
-    STATE_PRIVATE,
-    STATE_UNMAPPED,
-    new_control_block,
-)
+from memvirt.mmu.access import NEED_PAGE, OK, READ
 from memvirt.mmu.entry import (
     ENTRY_ADDRESS_MASK,
     LEVEL_NAMES,
@@ -41,8 +33,10 @@ from memvirt.mmu.entry import (
     MODE_PAE,
     PRESENT,
 )
-from memvirt.mmu.guest_walk import paging_mode
-from memvirt.mmu.inspection import inspect_walk
+from memvirt.mmu.guest_walk import guest_walk, paging_mode
+from memvirt.mmu.mmu_state import MMU_DTYPE, WALK_LEVELS, MmuState
+from memvirt.mmu.page_state import STATE_PRIVATE, STATE_UNMAPPED
+from memvirt.record import new_record
 
 from .page_states import LivePageState
 from .vm import ControlRegisters, LiveVm
@@ -94,22 +88,20 @@ class GuestWalker:
         self._state = np.full(pages, STATE_UNMAPPED, np.uint8)
         self._flags = np.zeros(pages, np.uint8)
         self._frame = np.zeros(pages, np.uint32)
-        self._block = new_control_block()
-        control: Any = self._block.view(np.recarray)[0]
-        control.cr0, control.cr4 = registers.cr0, registers.cr4
-        control.cr3, control.efer = signed64(self.cr3), registers.efer
+        self._record = new_record(MMU_DTYPE)
+        mmu: MmuState = self._record[0]
+        mmu.cr0, mmu.cr4 = registers.cr0, registers.cr4
+        mmu.cr3, mmu.efer = signed64(self.cr3), registers.efer
         # Inspection reads as a supervisor whom SMAP does not stop.
-        control.cpl, control.alignment_check = 0, 1
-        control.physical_address_bits = registers.physical_address_bits
-        control.has_1gib_pages = 1
-        control.memory_at = self._cache.ctypes.data
-        control.machine_bytes = self._cache.nbytes
-        control.guest_pages = pages
-        control.pmap_state_at = self._state.ctypes.data
-        control.pmap_flags_at = self._flags.ctypes.data
-        control.pmap_frame_at = self._frame.ctypes.data
-        control.paging = PAGING_FLAT
-        self._control = control
+        mmu.cpl, mmu.alignment_check = 0, 1
+        mmu.physical_address_bits = registers.physical_address_bits
+        mmu.has_1gib_pages = 1
+        mmu.memory_at = self._cache.ctypes.data
+        mmu.guest_pages = pages
+        mmu.pmap_state_at = self._state.ctypes.data
+        mmu.pmap_flags_at = self._flags.ctypes.data
+        mmu.pmap_frame_at = self._frame.ctypes.data
+        self._mmu = mmu
 
     @property
     def address_bits(self) -> int:
@@ -134,33 +126,34 @@ class GuestWalker:
     def translate(self, gva: int) -> GuestTranslation:
         """Every entry on the way of ``gva``. Raises ValueError, and the errors of reading."""
         self.check(gva)
-        control = self._control
+        mmu = self._mmu
         while True:
-            control.walk_entry_gpa[:] = -1
-            status = inspect_walk(self._block.ctypes.data, signed64(gva), READ)
+            for level in range(WALK_LEVELS):
+                mmu.walk_entry_gpa[level] = -1
+            status = guest_walk(mmu, signed64(gva), READ, update=False)
             if status != NEED_PAGE:
                 break
-            self._fetch(int(control.violation_gpa) >> PAGE_SHIFT)
+            self._fetch(int(mmu.violation_gpa) >> PAGE_SHIFT)
         entries = tuple(
-            self._entry(level, int(control.walk_entry_gpa[level]), int(control.walk_entry[level]))
+            self._entry(level, int(mmu.walk_entry_gpa[level]), int(mmu.walk_entry[level]))
             for level in range(self.mode, 0, -1)
-            if control.walk_entry_gpa[level] >= 0
+            if mmu.walk_entry_gpa[level] >= 0
         )
         found = status == OK
         skipped = PAGE_BYTES
         if not found and self.mode != MODE_OFF:
             index_bits = 10 if self.mode == MODE_2LEVEL else 9
-            skipped = 1 << (PAGE_SHIFT + (int(control.fault_level) - 1) * index_bits)
+            skipped = 1 << (PAGE_SHIFT + (int(mmu.fault_level) - 1) * index_bits)
         return GuestTranslation(
             gva=GuestVirtualAddress(gva),
             mode=self.mode,
             entries=entries,
-            gpa=GuestPhysicalAddress(unsigned64(int(control.walk_gpa))) if found else None,
-            page_bytes=int(control.walk_page_bytes) if found else skipped,
-            writable=bool(control.walk_writable) and found,
-            user=bool(control.walk_user) and found,
-            executable=not control.walk_no_execute and found,
-            fault_error=0 if found else int(control.fault_error),
+            gpa=GuestPhysicalAddress(unsigned64(int(mmu.walk_gpa))) if found else None,
+            page_bytes=int(mmu.walk_page_bytes) if found else skipped,
+            writable=bool(mmu.walk_writable) and found,
+            user=bool(mmu.walk_user) and found,
+            executable=not mmu.walk_no_execute and found,
+            fault_error=0 if found else int(mmu.fault_error),
         )
 
     def _entry(self, level: int, gpa: int, value: int) -> GuestEntry:
@@ -199,11 +192,15 @@ class GuestWalker:
 
 def read_table(vm: LiveVm, ppn: int, out: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
     """A page of the guest's tables. A page without a frame is zeroes and is not touched; where no
-    RAM is, all bits are set, as on an open bus. A swapped table is brought back by reading it."""
+    RAM is, all bits are set, as on an open bus. A table that was swapped, or that a pager keeps, is
+    brought back by reading it."""
     index = vm.layout.indices_of(np.array([ppn]))
     if index[0] < 0:
         out[:] = 0xFF
     elif vm.page_state(int(index[0])) is LivePageState.UNTOUCHED:
-        out[:] = 0
+        if vm.has_pager(int(index[0])):
+            vm.content.read_through_process(int(index[0]), out)
+        else:
+            out[:] = 0
     else:
         vm.content.read(index, out)

@@ -20,7 +20,7 @@ from .discovery import DiscoveredVm, discover
 from .errors import CommandError, LiveError, MonitorError, ProcessGone
 from .host_memory import read_host_pages
 from .ksm import ksm_status
-from .page_states import LivePageState, PageStateCounts
+from .page_states import LivePageState, PageStateCounts, has_pager
 from .process import Process
 from .statistics import LiveHostMemory, LiveSample, LiveVmMemory
 from .vm import LiveVm, open_kernel_pages
@@ -44,6 +44,7 @@ class _Watched:
     counted_at: float = 0.0
     next_count_at: float = 0.0
     kvm: bool | None = None
+    paged: bool = False
     balloon: int | None = None
     balloon_driver: bool | None = None
     condition: str = "unknown"
@@ -194,6 +195,7 @@ class LiveHost:
         watched.counted_at = now
         cost = time.thread_time() - before
         self._scan_seconds = cost
+        watched.paged = any(has_pager(vm.process, block) for block in vm.layout.blocks)
         watched.next_count_at = now + cost / self._scan_share * max(len(self._vms), 1)
 
     def _sample_vm(self, watched: _Watched) -> LiveVmMemory:
@@ -210,6 +212,8 @@ class LiveHost:
         except LiveError as error:
             watched.counts = None
             watched.notes.append(str(error))
+        if watched.paged:
+            watched.notes.append("its memory has a pager (userfaultfd): UNTCHD has what that keeps")
         counts = watched.counts or PageStateCounts(*[None] * 9)
         if self.kernel is None:
             watched.notes.append(self.kernel_problem)

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the host changed under a stopped processor, which drops it before it runs again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+PpnArray = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stale:
+    """What the processor must drop before it runs guest code.
+
+    ``flush``: every translation it keeps. ``ppns`` and ``mpns`` (int64, in the order of events): a
+    page that is no longer in that frame, or whose content the host has changed there; whatever the
+    processor derived from the frame's content (translated code) is void. ``shared`` (bool): other
+    pages were in the frame too.
+    """
+
+    flush: bool
+    ppns: PpnArray
+    mpns: PpnArray
+    shared: np.ndarray[Any, np.dtype[np.bool_]]
+
+
+class StaleLog:
+    """Collects what becomes stale until the processor asks."""
+
+    def __init__(self) -> None:
+        self._flush = False
+        self._ppns: list[PpnArray] = []
+        self._mpns: list[np.ndarray[Any, Any]] = []
+        self._shared: list[np.ndarray[Any, np.dtype[np.bool_]]] = []
+
+    def flush(self) -> None:
+        """Every translation the processor keeps is stale."""
+        self._flush = True
+
+    def add(
+        self,
+        ppns: PpnArray,
+        mpns: np.ndarray[Any, Any],
+        shared: np.ndarray[Any, np.dtype[np.bool_]] | None = None,
+    ) -> None:
+        """Pages ``ppns`` leave frames ``mpns``, or their content there changes (arrays of their
+        own, which the caller leaves alone). Without ``shared`` no other page is in those frames.
+        """
+        self._ppns.append(ppns)
+        self._mpns.append(mpns)
+        self._shared.append(np.zeros(ppns.size, bool) if shared is None else shared)
+
+    def take(self, *, flush: bool = False) -> Stale:
+        """All of it; asking forgets it. ``flush`` adds a reason to flush."""
+        none = np.zeros(0, np.int64)
+        stale = Stale(
+            self._flush or flush,
+            np.concatenate([none, *self._ppns]),
+            np.concatenate([none, *self._mpns]).astype(np.int64),
+            np.concatenate([none.astype(bool), *self._shared]),
+        )
+        self._flush = False
+        self._ppns, self._mpns, self._shared = [], [], []
+        return stale
