@@ -30,6 +30,7 @@ from .boot import BootOptions, boot, make_vm
 from .errors import UsageError, planning_tools, user_errors
 from .forecast import parse_salts, run_forecast
 from .live_map import LiveMapOptions, live_map, parse_range
+from .page_command import page_command
 from .run import RunOptions, run
 from .watch import WatchOptions, chosen_vms, watch
 
@@ -414,6 +415,9 @@ def analyze_command(
                 json_file, html,
             )
         )  # fmt: skip
+
+
+app.command("page")(page_command)
 
 
 def main() -> None:

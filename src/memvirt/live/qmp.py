@@ -297,6 +297,34 @@ class QmpMonitor:
                 f"{self.name}: {self.address}: the connection was lost at {command}"
             ) from error
 
+    def execute_together(self, *commands: str) -> None:
+        """Send commands without arguments at once; QEMU carries them out one after the other.
+
+        Between ``stop`` and ``cont`` sent like this no time passes that is ours. Raises as
+        ``execute``, for the first that fails.
+        """
+        if self._closed:
+            raise MonitorError(f"{self.name}: {self.address}: the connection is closed")
+
+        async def all_of_them() -> None:
+            await asyncio.gather(*(self._client.execute(command) for command in commands))
+
+        try:
+            _LOOP.run(all_of_them(), self._timeout)
+        except ExecuteError as error:
+            raise CommandError(f"{self.name}: {commands}: {error}", error.error_class) from error
+        except TimeoutError as error:
+            self._abandon()
+            raise MonitorTimeout(
+                f"{self.name}: {commands}: no answer within {self._timeout:g} s; QEMU hangs or is "
+                "stopped"
+            ) from error
+        except (ExecInterruptedError, QMPError, OSError, EOFError) as error:
+            self._abandon()
+            raise MonitorError(
+                f"{self.name}: {self.address}: the connection was lost at {commands}"
+            ) from error
+
     def human(self, line: str, *, cpu_index: int | None = None) -> str:
         """A command of the human monitor, for what QMP has no command for; raises as ``execute``.
 
