@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from memvirt.live.statistics import LiveSample
-from memvirt.output_file import OutputFile
+from memvirt.output_file import OutputFile, OutputFileError
 from memvirt.vmkernel.events import Event, EventLog
 from memvirt.vmkernel.samples import HostMemory, Sample, VmMemory
 
@@ -125,19 +125,58 @@ def read_record(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
     return columns, about
 
 
-def export_events(log: EventLog, path: Path) -> int:
-    """Write the event log to ``path``, all or nothing: CSV if its name ends so, else JSON lines.
+class EventWriter:
+    """Writes every event of ``log`` to ``path`` as it is recorded, from those still kept on.
 
-    Returns the number of events. Raises OutputFileError.
+    CSV if the name ends so, else JSON lines. The bounded log keeps the last events only; a file
+    that is begun right after its host was made has all of them. Use as a context manager: leaving
+    it completes the file, whatever ended the run. Raises OutputFileError; what fails while the host
+    runs is raised at the end, since an error in the middle of a decision would harm the VMs.
     """
-    rows = [asdict(event) for event in log]
-    with OutputFile(path) as raw:
-        file = io.TextIOWrapper(io.BufferedWriter(raw), "utf-8", newline="")
-        if path.suffix == ".csv":
-            writer = csv.DictWriter(file, [field.name for field in fields(Event)])
-            writer.writeheader()
-            writer.writerows(rows)
-        else:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
-        file.detach().detach()
-    return len(rows)
+
+    def __init__(self, log: EventLog, path: Path) -> None:
+        self.written = 0
+        self._error: OutputFileError | None = None
+        self._raw = OutputFile(path)
+        self._file = io.TextIOWrapper(io.BufferedWriter(self._raw), "utf-8", newline="")
+        self._csv = (
+            csv.DictWriter(self._file, [field.name for field in fields(Event)])
+            if path.suffix == ".csv"
+            else None
+        )
+        if self._csv is not None:
+            self._csv.writeheader()
+        self._unsubscribe = log.subscribe(self._write, replay=True)
+
+    def _write(self, event: Event) -> None:
+        if self._error is not None:
+            return
+        row = asdict(event)
+        try:
+            if self._csv is not None:
+                self._csv.writerow(row)
+            else:
+                self._file.write(json.dumps(row) + "\n")
+        except OutputFileError as error:
+            self._error = error
+        self.written += 1
+
+    def __enter__(self) -> EventWriter:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Complete the file and give it its name. Calling again does nothing."""
+        self._unsubscribe()
+        if self._raw.closed:
+            return
+        try:
+            if self._error is not None:
+                raise self._error
+            self._file.detach().detach()  # flushes both buffers
+        except BaseException:
+            self._raw.discard()
+            raise
+        self._raw.commit()
