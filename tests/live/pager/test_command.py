@@ -55,6 +55,7 @@ def _memvirt(*arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.acceptance  # real QEMU, real time: it needs a machine to itself
 def test_a_vm_is_paged_shown_and_detached(
     start_vm: Callable[..., VerifyingVm], tmp_path: Path, runtime: Path
 ) -> None:

@@ -25,6 +25,8 @@ from .qemu_guest import PagerProcess, VerifyingVm, until
 
 StartVm = Callable[..., VerifyingVm]
 StartPager = Callable[..., PagerProcess]
+pytestmark = pytest.mark.acceptance  # real QEMU, real time: they need a machine to themselves
+
 TIGHT = Policy(Goal(target=40 << 20), Pace(batch=64))
 
 
