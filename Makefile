@@ -4,8 +4,9 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
+PLAN_STAMP := $(VENV)/.installed-plan
 
-.PHONY: run test lint types unit checked bench packages guests linux-guest docs acceptance clean
+.PHONY: run test lint types unit checked bench packages guests linux-guest docs acceptance plan-demo clean
 
 run: $(STAMP)
 	$(BIN)/memvirt run
@@ -13,6 +14,10 @@ run: $(STAMP)
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+$(PLAN_STAMP): $(STAMP)
+	$(BIN)/pip install --quiet --editable '.[plan]'
 	touch $@
 
 $(DEV_STAMP): $(STAMP)
@@ -46,6 +51,13 @@ test: packages lint types checked unit
 acceptance: packages $(DEV_STAMP)
 	$(BIN)/pytest -m acceptance --timeout 0
 
+# One plan and one analysis on generated data, with their reports in build/plan-demo.
+plan-demo: $(PLAN_STAMP)
+	$(BIN)/python -m memvirt.plan.demo build/plan-demo
+	-$(BIN)/memvirt plan build/plan-demo/fleet.csv --host 352G --what-if memory=+64G \
+	    --what-if sharing=on --workers 1 --html build/plan-demo/plan.html
+	$(BIN)/memvirt analyze build/plan-demo/dumps --workers 1 --html build/plan-demo/analysis.html
+
 bench: linux-guest $(DEV_STAMP)
 	$(BIN)/python -m bench
 
@@ -53,9 +65,10 @@ guests:
 	$(MAKE) -C guests/bundled install
 	$(MAKE) -C guests/multiboot32 install
 
-# The generated documents, and the plots of the bundled scenarios.
+# The generated documents, the README's transcripts, and the plots of the bundled scenarios.
 docs: $(DEV_STAMP)
 	$(BIN)/python docs/make_docs.py
+	$(BIN)/python docs/transcripts.py
 	$(BIN)/python docs/make_plots.py
 
 # The Linux test guest, from Debian's kernel and busybox packages, in build/linux-guest.

@@ -76,7 +76,7 @@ def test_a_processor_that_cannot_be_made_costs_no_frames() -> None:
 
 def test_an_unknown_register_is_one_clear_error() -> None:
     with VirtualMachine(Machine("64M"), memory="16M") as vm:
-        with pytest.raises(UnknownName, match=r"no register 'eip'.*there are: rax, "):
+        with pytest.raises(UnknownName, match=r"no register 'eip'; .*there are: rax, "):
             vm.processor.get("eip")
-        with pytest.raises(UnknownName, match=r"no segment register 'xs'.*there are: es, cs, "):
+        with pytest.raises(UnknownName, match=r"no segment register 'xs'; .*there are: es, cs, "):
             vm.processor.segment("xs")
