@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 
@@ -81,3 +82,17 @@ def user_errors() -> Iterator[None]:
             raise
         print(f"memvirt: {error.filename}: {error.strerror}", file=sys.stderr)
         sys.exit(USAGE)
+
+
+@contextlib.contextmanager
+def output_errors() -> Iterator[None]:
+    """Standard output that cannot be written ends the run, with one line unless the reader left."""
+    try:
+        yield
+    except OSError as error:
+        # What is still buffered would fail again when Python flushes it at exit.
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise UsageError(f"standard output: {error.strerror}") from error
