@@ -12,6 +12,10 @@ from typing import Any, TypeVar, cast
 
 from numba import njit
 
+from memvirt.compiled_cache import use_compiled_cache
+
+use_compiled_cache()  # before the first kernel is defined
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 

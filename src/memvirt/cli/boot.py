@@ -18,7 +18,7 @@ from memvirt.observe.statistics import as_json, vm_statistics
 from memvirt.observe.statistics import render as render_statistics
 from memvirt.observe.view import live_view
 from memvirt.output_file import check_outputs, write_text
-from memvirt.platform.boot.detect import Protocol
+from memvirt.platform.boot.protocol import Protocol
 from memvirt.size import parse_size
 from memvirt.vm.outcome import EndReason
 from memvirt.vm.virtual_machine import VirtualMachine

@@ -8,50 +8,13 @@ import os
 import sys
 from collections.abc import Iterator
 
-from memvirt.cpu.processor import ProcessorError
-from memvirt.host.state_directory import StateDirectoryError
-from memvirt.live.errors import LiveError
-from memvirt.machine.memory import MachineMemoryExhausted
-from memvirt.names import UnknownName
-from memvirt.observe.snapshot import SnapshotError
-from memvirt.output_file import OutputFileError
-from memvirt.plan.dumps.dump import DumpError
-from memvirt.plan.executor import SchedulerError
-from memvirt.plan.findings import PlanDataError
-from memvirt.plan.question import QuestionError
-from memvirt.plan.units import AmountError
-from memvirt.platform.boot.image import BootError
-from memvirt.scenario.scenario import ScenarioError
-from memvirt.size import SizeError
-from memvirt.vm.virtual_machine import VirtualMachineError
-from memvirt.vmkernel.admission import AdmissionError
-from memvirt.vmm.stores.swap_file import SwapSpaceError
+from memvirt.errors import MemvirtError
 
 USAGE = 2
 INTERRUPTED = 130
-_MISTAKES = (
-    BootError,
-    SizeError,
-    VirtualMachineError,
-    ScenarioError,
-    SnapshotError,
-    MachineMemoryExhausted,
-    AdmissionError,
-    SwapSpaceError,
-    StateDirectoryError,
-    OutputFileError,
-    UnknownName,
-    ProcessorError,
-    LiveError,
-    PlanDataError,
-    DumpError,
-    QuestionError,
-    AmountError,
-    SchedulerError,
-)
 
 
-class UsageError(Exception):
+class UsageError(MemvirtError):
     """A command line that cannot be carried out; the message is one line."""
 
 
@@ -74,7 +37,7 @@ def user_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         print("memvirt: interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
-    except (*_MISTAKES, UsageError) as error:
+    except MemvirtError as error:
         print(f"memvirt: {error}", file=sys.stderr)
         sys.exit(USAGE)
     except OSError as error:

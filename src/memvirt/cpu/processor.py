@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
 
+from memvirt.errors import MemvirtError
 from memvirt.vmm.monitor import VirtualMachineMonitor
 
 
-class ProcessorError(RuntimeError):
+class ProcessorError(MemvirtError, RuntimeError):
     """The processor cannot do what it was asked; the message says why."""
 
 

@@ -9,8 +9,6 @@ said in ``MmuState`` why.
 
 from __future__ import annotations
 
-from numba import njit
-
 from memvirt.compiled import compiled
 
 from .access import READ, WRITE
@@ -29,7 +27,7 @@ from .page_state import FLAGS_UNTIL_TOUCHED, STATE_PRIVATE, STATE_SHARED
 MISS = -1
 
 
-@njit(nogil=True, cache=True, inline="never")
+@compiled
 def ept_entry_is_misconfigured(entry: int, level: int, physical_address_bits: int) -> bool:
     """True if a present EPT entry breaks a rule of SDM vol. 3C section 29.3.3.1."""
     rights = entry & EPT_RIGHTS
