@@ -11,7 +11,9 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 from numba import njit
+from numba.extending import overload, register_jitable
 
+from memvirt import address
 from memvirt.compiled_cache import use_compiled_cache
 
 use_compiled_cache()  # before the first kernel is defined
@@ -25,3 +27,27 @@ def compiled(function: F) -> F:
     Called from Python it takes records, arrays and numbers, and releases the GIL while it runs.
     """
     return cast(F, njit(nogil=True, cache=True)(function))
+
+
+def _same(_: Any) -> Any:
+    return lambda word: word
+
+
+# Kernels name the space of a word as Python does: these calls compile to nothing.
+for _space in (
+    address.GuestVirtualAddress,
+    address.GuestPhysicalAddress,
+    address.MachineAddress,
+    address.HostVirtualAddress,
+    address.PhysicalPageNumber,
+    address.MachinePageNumber,
+):
+    overload(_space)(_same)
+for _conversion in (
+    address.physical_page_number,
+    address.machine_page_number,
+    address.guest_physical_address,
+    address.machine_address,
+    address.page_offset,
+):
+    register_jitable(_conversion)

@@ -14,12 +14,16 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
 
+from memvirt.address import PhysicalPageNumber
 from memvirt.errors import MemvirtError
 from memvirt.vmm.monitor import VirtualMachineMonitor
 
 
 class ProcessorError(MemvirtError, RuntimeError):
     """The processor cannot do what it was asked; the message says why."""
+
+
+_NO_PAGE = PhysicalPageNumber(0)
 
 
 class ExitReason(Enum):
@@ -43,7 +47,7 @@ class ProcessorExit:
     """One exit. The fields beyond ``reason`` have a meaning where their comment says so."""
 
     reason: ExitReason
-    ppn: int = 0  # NEED_PAGE
+    ppn: PhysicalPageNumber = _NO_PAGE  # NEED_PAGE
     write: bool = False  # NEED_PAGE: for a store
     vector: int = 0  # TRIPLE_FAULT: what was being delivered
     instruction_bytes: int = 0  # BACKDOOR, BALLOON: length of the IN, which RIP still points at

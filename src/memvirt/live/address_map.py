@@ -74,7 +74,9 @@ def _hexadecimal(value: Any, key: str = "") -> Any:
     return hex(value) if type(value) is int and key not in _PLAIN_NUMBERS else value
 
 
-def frame_behind(vm: LiveVm, gpa: int, kernel: KernelPages | None) -> FrameView | None:
+def frame_behind(
+    vm: LiveVm, gpa: GuestPhysicalAddress, kernel: KernelPages | None
+) -> FrameView | None:
     """What the host has behind ``gpa`` now, or None if that is no RAM. Reads no content."""
     slot = vm.layout.slot_of(gpa)
     host_address = vm.layout.host_address_of(gpa)
@@ -97,13 +99,15 @@ def frame_behind(vm: LiveVm, gpa: int, kernel: KernelPages | None) -> FrameView 
 
 
 def map_live_address(
-    vm: LiveVm, walker: GuestWalker, gva: int, kernel: KernelPages | None
+    vm: LiveVm, walker: GuestWalker, gva: GuestVirtualAddress, kernel: KernelPages | None
 ) -> LiveAddressMap:
     """Every step of ``gva`` by the walker's tables. Raises ValueError for no address at all."""
     return _complete(vm, walker.translate(gva), kernel)
 
 
-def map_guest_physical(vm: LiveVm, gpa: int, kernel: KernelPages | None) -> LiveAddressMap:
+def map_guest_physical(
+    vm: LiveVm, gpa: GuestPhysicalAddress, kernel: KernelPages | None
+) -> LiveAddressMap:
     """The host's side of a guest-physical address."""
     frame = frame_behind(vm, gpa, kernel)
     return LiveAddressMap(
@@ -168,8 +172,8 @@ def map_range(
 
     Raises ValueError if an end of the range is no address.
     """
-    walker.check(first)
-    walker.check(end - 1)
+    walker.check(GuestVirtualAddress(first))
+    walker.check(GuestVirtualAddress(end - 1))
     states = vm.page_states(kernel).state
     canonical_gap = 1 << (walker.address_bits - 1), (1 << 64) - (1 << (walker.address_bits - 1))
     current: MappedRange | None = None
@@ -178,7 +182,7 @@ def map_range(
         if walker.address_bits > 32 and canonical_gap[0] <= at < canonical_gap[1]:
             at = canonical_gap[1]
             continue
-        step = walker.translate(at)
+        step = walker.translate(GuestVirtualAddress(at))
         size = min(step.page_bytes - at % step.page_bytes, end - at)
         rights = "r" * (step.gpa is not None) + "w" * step.writable
         rights += "x" * step.executable + "u" * step.user
@@ -195,7 +199,7 @@ def map_range(
         yield current
 
 
-def _states_of(vm: LiveVm, states: Any, gpa: int, size: int) -> dict[str, int]:
+def _states_of(vm: LiveVm, states: Any, gpa: GuestPhysicalAddress, size: int) -> dict[str, int]:
     first = gpa >> PAGE_SHIFT
     indices = vm.layout.indices_of(np.arange(first, first + -(-size // PAGE_BYTES)))
     counts = np.bincount(states[indices[indices >= 0]], minlength=len(LivePageState))

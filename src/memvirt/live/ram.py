@@ -22,12 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from memvirt.address import (
-    PAGE_BYTES,
-    PAGE_SHIFT,
-    GuestPhysicalAddress,
-    HostVirtualAddress,
-)
+from memvirt.address import PAGE_BYTES, PAGE_SHIFT, GuestPhysicalAddress, HostVirtualAddress
 
 from .errors import LayoutError
 from .process import Mapping, Process
@@ -106,14 +101,14 @@ class RamLayout:
         """The first PPN above all RAM."""
         return max((slot.end_gpa for slot in self.slots), default=0) >> PAGE_SHIFT
 
-    def slot_of(self, gpa: int) -> RamSlot | None:
+    def slot_of(self, gpa: GuestPhysicalAddress) -> RamSlot | None:
         """The slot that holds ``gpa``, or None: a device, or nothing at all."""
         for slot in self.slots:
             if slot.first_gpa <= gpa < slot.end_gpa:
                 return slot
         return None
 
-    def host_address_of(self, gpa: int) -> HostVirtualAddress | None:
+    def host_address_of(self, gpa: GuestPhysicalAddress) -> HostVirtualAddress | None:
         """Where QEMU has the byte at ``gpa``, or None if no RAM is there."""
         slot = self.slot_of(gpa)
         if slot is None:
@@ -174,7 +169,7 @@ _HOST_ADDRESS = re.compile(r"\((.*)\) is (0x[0-9a-f]+)")
 class FlatRange:
     """A run of guest-physical addresses by QEMU's flat view: where, how long, what it shows."""
 
-    first_gpa: int
+    first_gpa: GuestPhysicalAddress
     bytes: int
     region: str
     offset: int
@@ -190,7 +185,9 @@ def parse_flat_view(text: str) -> list[FlatRange]:
             if match := _FLAT_RANGE.match(line):
                 first, last = int(match[1], 16), int(match[2], 16)
                 offset = int(match[5], 16) if match[5] else 0
-                ranges.append(FlatRange(first, last + 1 - first, match[4], offset))
+                ranges.append(
+                    FlatRange(GuestPhysicalAddress(first), last + 1 - first, match[4], offset)
+                )
         break
     return ranges
 

@@ -26,6 +26,8 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
+from memvirt.address import MpnArray
+
 from .activity import LiveActivity
 from .damon import Damon, damon_problem
 from .errors import KernelFeatureMissing, LiveError, ProcessGone
@@ -103,7 +105,7 @@ class SampledVm:
 class _Watched:
     vm: SampledVm
     indices: Any  # RAM page indices, sorted
-    mpns: Any  # their frames; 0 without one
+    mpns: MpnArray  # their frames; 0 without one
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-PpnArray = np.ndarray[Any, np.dtype[np.int64]]
+from memvirt.address import MpnArray, PpnArray
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,7 +23,7 @@ class Stale:
 
     flush: bool
     ppns: PpnArray
-    mpns: PpnArray
+    mpns: MpnArray
     shared: np.ndarray[Any, np.dtype[np.bool_]]
 
 
@@ -33,7 +33,7 @@ class StaleLog:
     def __init__(self) -> None:
         self._flush = False
         self._ppns: list[PpnArray] = []
-        self._mpns: list[np.ndarray[Any, Any]] = []
+        self._mpns: list[MpnArray] = []
         self._shared: list[np.ndarray[Any, np.dtype[np.bool_]]] = []
 
     def flush(self) -> None:
@@ -43,7 +43,7 @@ class StaleLog:
     def add(
         self,
         ppns: PpnArray,
-        mpns: np.ndarray[Any, Any],
+        mpns: MpnArray,
         shared: np.ndarray[Any, np.dtype[np.bool_]] | None = None,
     ) -> None:
         """Pages ``ppns`` leave frames ``mpns``, or their content there changes (arrays of their
@@ -58,8 +58,8 @@ class StaleLog:
         none = np.zeros(0, np.int64)
         stale = Stale(
             self._flush or flush,
-            np.concatenate([none, *self._ppns]),
-            np.concatenate([none, *self._mpns]).astype(np.int64),
+            PpnArray(np.concatenate([none, *self._ppns])),
+            MpnArray(np.concatenate([none, *self._mpns]).astype(np.int64)),
             np.concatenate([none.astype(bool), *self._shared]),
         )
         self._flush = False

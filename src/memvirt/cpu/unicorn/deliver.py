@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from unicorn import x86_const
 
+from memvirt.address import GuestVirtualAddress
 from memvirt.compiled import compiled
 from memvirt.mmu.access import NOT_CANONICAL, OK, PROCESSOR_STATUSES, TRUE_FAULT
 from memvirt.mmu.entry import EFER_LMA, EFER_SCE
@@ -91,7 +92,7 @@ def raise_software_event(engine: EngineState, vector: int) -> None:
         start = (start + load64(engine.registers_at + _CS + _BASE)) & _U32
     vmm = vmm_of(engine)
     walks, references = vmm.walks, vmm.mmu.walk_references  # a processor has no need to look again
-    if fetch_guest(engine, start, engine.state_at + INSTRUCTION, 2) == OK:
+    if fetch_guest(engine, GuestVirtualAddress(start), engine.state_at + INSTRUCTION, 2) == OK:
         if engine.instruction & 0xFFFF == 0xCD | vector << 8:
             engine.event_instruction_bytes = 2
     vmm.walks, vmm.mmu.walk_references = walks, references
@@ -144,7 +145,9 @@ def _read_descriptor(engine: EngineState, selector: int) -> int:
     if selector & 0xFFFC == 0 or offset + 7 > limit:
         return -1
     base = load64(engine.registers_at + table + _BASE)
-    return int(read_guest(engine, base + offset, engine.state_at + DESCRIPTOR, 8))
+    return int(
+        read_guest(engine, GuestVirtualAddress(base + offset), engine.state_at + DESCRIPTOR, 8)
+    )
 
 
 @compiled
@@ -157,7 +160,9 @@ def _read_gate(engine: EngineState, long_mode: bool, external: int) -> int:
     if vector * size + size - 1 > load32(engine.registers_at + _IDT + _LIMIT):
         return int(_nested_fault(engine, VECTOR_GP, code))
     base = load64(engine.registers_at + _IDT + _BASE)
-    status = read_guest(engine, base + vector * size, engine.state_at + GATE, size)
+    status = read_guest(
+        engine, GuestVirtualAddress(base + vector * size), engine.state_at + GATE, size
+    )
     if status != OK:
         return int(memory_status(engine, status))
     kind = (engine.gate_low >> 40) & 0xFF
@@ -195,7 +200,9 @@ def _stack_pointer(engine: EngineState, cpl: int, new_cpl: int) -> int:
         selector = load32(engine.registers_at + _TR) & 0xFFFC
         return int(_nested_fault(engine, VECTOR_TS, selector))
     base = load64(engine.registers_at + _TR + _BASE)
-    status = read_guest(engine, base + offset, engine.state_at + STACK_POINTER, 8)
+    status = read_guest(
+        engine, GuestVirtualAddress(base + offset), engine.state_at + STACK_POINTER, 8
+    )
     if status != OK:
         return int(memory_status(engine, status))
     engine.stack_pointer &= ~15
@@ -249,7 +256,7 @@ def _deliver_long(engine: EngineState, cpl: int, external: int) -> int:
     engine.frame[words + 3] = load64(engine.registers_at + _RSP)
     engine.frame[words + 4] = load32(engine.registers_at + _SS)
     size = (words + 5) * 8
-    status = write_guest(engine, rsp - size, engine.state_at + FRAME, size)
+    status = write_guest(engine, GuestVirtualAddress(rsp - size), engine.state_at + FRAME, size)
     if status != OK:
         return int(memory_status(engine, status))
     low, high = engine.gate_low, engine.gate_high
@@ -285,7 +292,9 @@ def _deliver_protected(engine: EngineState, cpl: int, external: int) -> int:
     new_ss, ss_low, ss_high = old_ss, 0, 0
     if new_cpl != cpl:
         base = load64(engine.registers_at + _TR + _BASE)
-        status = read_guest(engine, base + 4 + 8 * new_cpl, engine.state_at + STACK_POINTER, 8)
+        status = read_guest(
+            engine, GuestVirtualAddress(base + 4 + 8 * new_cpl), engine.state_at + STACK_POINTER, 8
+        )
         if status != OK:
             return int(memory_status(engine, status))
         esp, new_ss = engine.stack_pointer & _U32, (engine.stack_pointer >> 32) & 0xFFFF
@@ -310,7 +319,10 @@ def _deliver_protected(engine: EngineState, cpl: int, external: int) -> int:
     store32(at + 16, old_ss)
     esp = (esp - words * 4) & 0xFFFF_FFFF
     status = write_guest(
-        engine, (stack_base + esp) & 0xFFFF_FFFF, engine.state_at + FRAME, words * 4
+        engine,
+        GuestVirtualAddress((stack_base + esp) & 0xFFFF_FFFF),
+        engine.state_at + FRAME,
+        words * 4,
     )
     if status != OK:
         return int(memory_status(engine, status))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from memvirt.address import PhysicalPageNumber
 from memvirt.mmu.entry import (
     ACCESSED,
     DIRTY,
@@ -75,7 +76,7 @@ def _guest_words(vmm: VirtualMachineMonitor, ppn: int) -> Array | None:
     if state not in tuple(PageState):
         return None
     try:
-        return np.frombuffer(vmm.read_page(ppn), np.int64)
+        return np.frombuffer(vmm.read_page(PhysicalPageNumber(ppn)), np.int64)
     except (BackingStoreError, PageCorrupted, KeyError, IndexError, AssertionError):
         return None  # the disk fails just now, or the slot does not exist: `stores` says which
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from memvirt.address import PhysicalPageNumber
 from memvirt.machine.memory import FrameKind, MachineMemory
 from memvirt.mmu.entry import CR4_PSE
 from memvirt.vmm.content import COMPRESS, SWAP
@@ -86,7 +87,7 @@ def kept_pages(vmm: VirtualMachineMonitor) -> list[KeptPages]:
         SWAP: np.flatnonzero(state == PageState.SWAPPED),
     }
     for ppn in np.flatnonzero(state == PageState.STORED).tolist():
-        name = contents._elsewhere.get(ppn, "none")
+        name = contents._elsewhere.get(PhysicalPageNumber(ppn), "none")
         pages[name] = np.append(pages.get(name, np.zeros(0, np.int64)), ppn)
     names = dict.fromkeys((*pages, *contents.stores))
     nothing = np.zeros(0, np.int64)
