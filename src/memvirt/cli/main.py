@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from memvirt import __version__
+from memvirt.cpu.unicorn.library import find_engine
 from memvirt.observe.address_map import map_address, render
 from memvirt.observe.view import live_view, load_snapshot
 from memvirt.platform.boot.detect import Protocol
@@ -59,6 +60,7 @@ ProtocolOption = Annotated[Protocol, typer.Option(help="boot protocol")]
 def _version(wanted: bool) -> None:
     if wanted:
         print(f"memvirt {__version__}")
+        print(f"engine: {find_engine()}")
         raise typer.Exit
 
 

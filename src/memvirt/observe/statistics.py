@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from memvirt.cpu.unicorn.own_build import used_engine
 from memvirt.size import format_size
 from memvirt.vm.virtual_machine import VirtualMachine
 from memvirt.vmm.statistics import MemoryStatistics
@@ -19,8 +20,9 @@ _EXITS = (
 @dataclass(frozen=True, slots=True)
 class ProcessorStatistics:
     """What one processor did since power-on. Exits are stops of the engine, by reason; those for
-    frames, pages and I/O are the ones that enter Python."""
+    frames, pages and I/O are the ones that enter Python. ``engine`` names the build that ran."""
 
+    engine: str
     virtual_ns: int
     code_bytes: int
     engine_starts: int
@@ -53,6 +55,7 @@ class VmStatistics:
 def processor_statistics(vm: VirtualMachine) -> ProcessorStatistics:
     control = vm.vmm.control
     return ProcessorStatistics(
+        engine=used_engine(),
         virtual_ns=vm.virtual_ns,
         code_bytes=int(control.code_bytes),
         engine_starts=int(control.engine_starts),
@@ -114,5 +117,6 @@ def render(statistics: VmStatistics) -> str:
             f"exits          {exits or 'none'}",
             f"delivered      {processor.exceptions_delivered:,} exceptions, "
             f"{processor.interrupts_delivered:,} interrupts",
+            f"engine         {processor.engine}",
         )
     )

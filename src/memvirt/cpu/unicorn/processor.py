@@ -14,7 +14,7 @@ from unicorn import x86_const
 from unicorn.unicorn_py3 import unicorn as unicorn_binding
 
 from memvirt.address import PAGE_BYTES
-from memvirt.mmu.control import PAGING_FLAT
+from memvirt.mmu.control import CONTROL_DTYPE, PAGING_FLAT
 from memvirt.vmm.monitor import VirtualMachineMonitor
 
 from . import hooks
@@ -22,6 +22,7 @@ from . import registers as reg
 from .block_counter import block_counter_address
 from .cpuid import cpuid_table
 from .guest_memory import access_entry
+from .own_build import IS_OWN_BUILD, count_blocks
 from .run import drop_code, flush_translations, run
 
 _UC_CTL_TLB_VIRTUAL = uc_const.UC_TLB_VIRTUAL
@@ -186,7 +187,10 @@ class Processor:
 
         if not self._flat:
             hook(uc_const.UC_HOOK_TLB_FILL, hooks.on_tlb_fill.address)
-        hook(uc_const.UC_HOOK_BLOCK, block_counter_address(hooks.on_deadline.address))
+        if IS_OWN_BUILD:
+            self._count_blocks()
+        else:
+            hook(uc_const.UC_HOOK_BLOCK, block_counter_address(hooks.on_deadline.address))
         hook(uc_const.UC_HOOK_INTR, hooks.on_exception.address)
         for instruction, callback in (
             (x86_const.UC_X86_INS_SYSCALL, hooks.on_syscall),
@@ -196,6 +200,14 @@ class Processor:
             (x86_const.UC_X86_INS_OUT, hooks.on_out),
         ):
             hook(uc_const.UC_HOOK_INSN, callback.address, instruction)
+
+    def _count_blocks(self) -> None:
+        """Have memvirt's build of the engine count code bytes in the control block."""
+        at = self.vmm.control_block.ctypes.data
+        fields = CONTROL_DTYPE.fields
+        assert fields is not None
+        count, deadline = fields["code_bytes"][1], fields["deadline_code_bytes"][1]
+        count_blocks(self._handle, at + count, at + deadline, hooks.on_deadline.address, at)
 
     # Registers ---------------------------------------------------------------------------------
 

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What memvirt's own build of the engine exports beyond Unicorn's API.
+
+Its other side is ``engine/source/memvirt.c``. Whether the library in use is that build is asked of the library itself: it has the functions, of
+the interface number known here, or it is another build.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+from unicorn.unicorn_py3 import unicorn as unicorn_binding
+
+from .library import ENGINE_VERSION
+
+INTERFACE = 1  # MEMVIRT_INTERFACE in engine/source/memvirt.c
+_library = unicorn_binding.uclib
+_U64 = ctypes.c_uint64
+
+
+class Layout(ctypes.Structure):
+    """``MemvirtLayout``: host addresses inside one engine, and offsets in its register file."""
+
+    _fields_ = tuple(
+        (name, _U64)
+        for name in (
+            *("registers", "fault_address", "error_code"),
+            *("star", "lstar", "cstar", "fmask", "kernel_gs_base"),
+            *("large_pages", "tlb_record_bytes", "mmu_indexes"),
+            *("rip", "flags", "hidden_flags", "segments", "segment_bytes"),
+            *("cr0", "cr2", "cr3", "cr4", "efer", "exception_in_flight"),
+        )
+    )
+
+
+def _is_own_build() -> bool:
+    try:
+        interface = _library.memvirt_interface
+    except AttributeError:
+        return False
+    return int(interface()) == INTERFACE
+
+
+IS_OWN_BUILD = _is_own_build()
+
+
+def used_engine() -> str:
+    """The engine's name and version, and whose build it is."""
+    whose = "memvirt's build" if IS_OWN_BUILD else "the package index's build (slower)"
+    return f"unicorn {ENGINE_VERSION}, {whose}"
+
+
+def layout_of(handle: Any) -> Layout | None:
+    """The layout of the engine with this handle; None in another build, or of another size."""
+    if not IS_OWN_BUILD:
+        return None
+    function = _library.memvirt_layout
+    function.restype = _U64
+    layout = Layout()
+    size = ctypes.sizeof(layout)
+    written = function(handle, ctypes.byref(layout), _U64(size))
+    return layout if written == size else None
+
+
+def count_blocks(handle: Any, count: int, deadline: int, callback: int, user: int) -> None:
+    """Have the engine count code bytes at address ``count`` and compare with ``deadline``'s.
+
+    ``callback`` is the address of a ``UC_HOOK_BLOCK`` callback, called where the deadline has come.
+    The engine overwrites the deadline when it is asked to stop. Own build only; before any guest
+    code is translated.
+    """
+    _library.memvirt_count_blocks(
+        handle, *(ctypes.c_void_p(address) for address in (count, deadline, callback, user))
+    )
