@@ -70,7 +70,7 @@ def apply_edit(text: str, edit: dict[str, Any], where: str) -> str:
     """``text`` with one edit of a change applied.
 
     ``after``, ``before`` or ``replace`` holds words of one line; they must be unique in the file,
-    or the first behind the unique words of ``within``. ``replace`` drops ``lines`` lines from there.
+    or the first behind the unique words of ``within``. ``replace`` drops ``lines`` lines.
     Raises BuildError where the words are not found, or are not unique.
     """
     unknown = edit.keys() - _EDIT_KEYS

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What memvirt's own build of the engine exports beyond Unicorn's API.
 
-Its other side is ``engine/source/memvirt.c``. Whether the library in use is that build is asked of the library itself: it has the functions, of
-the interface number known here, or it is another build.
+Its other side is ``engine/source/memvirt.c``. Whether the library in use is that build is asked of
+the library itself: it has the functions, of the interface number known here, or it is another one.
 """
 
 from __future__ import annotations
