@@ -12,28 +12,28 @@ from unicorn import unicorn_const
 
 from bench import microguest
 from memvirt import PagingMode, VirtualMachine
-from memvirt.mmu.control import CONTROL_RECORD
-from memvirt.mmu.native import load64, record_reference, store32, store64
+from memvirt.cpu.unicorn.engine_state import engine_at, vmm_of
+from memvirt.mmu.native import load32, load64, store32, store64
 
 SWEEPS = 100
 MISSES = SWEEPS * microguest.REGION_PAGES
 ROUNDS = 5
-control_at = record_reference(CONTROL_RECORD)
 
 
 @cfunc("boolean(int64, int64, int32, int64, int64)", cache=True)
-def bare_walk(engine: int, page: int, kind: int, entry: int, user: int) -> bool:
+def bare_walk(handle: int, page: int, kind: int, entry: int, user: int) -> bool:
     """The least a fill can do: four loads of the guest's tables, no checks, no accounting."""
-    vm = control_at(user)
+    engine = engine_at(user)
+    mmu = vmm_of(engine).mmu
     table = 0x200000
     for level in (4, 3, 2, 1):
-        frame = load64(vm.pmap_frame_at + (table >> 12) * 4) & 0xFFFFFFFF
+        frame = load32(mmu.pmap_frame_at + (table >> 12) * 4)
         at = (frame << 12) + ((page >> (9 * level + 3)) & 511) * 8
-        table = load64(vm.memory_at + at) & 0x000F_FFFF_FFFF_F000
-    frame = load64(vm.pmap_frame_at + (table >> 12) * 4) & 0xFFFFFFFF
+        table = load64(mmu.memory_at + at) & 0x000F_FFFF_FFFF_F000
+    frame = load32(mmu.pmap_frame_at + (table >> 12) * 4)
     store64(entry, frame << 12)
     store32(entry + 8, 7 if kind == unicorn_const.UC_MEM_FETCH else 3)
-    vm.tlb_fills += 1
+    engine.tlb_fills += 1
     return True
 
 
@@ -51,7 +51,7 @@ def use_bare_walk(vm: VirtualMachine) -> None:
         ctypes.byref(token),
         unicorn_const.UC_HOOK_TLB_FILL,
         bare_walk.address,
-        vm.vmm.control_block.ctypes.data,
+        int(processor.state.state_at),
         1,
         0,
     )
@@ -85,12 +85,12 @@ def main() -> None:
         ("nested", PagingMode.NESTED),
     ):
         vm = microguest.make(mode)
-        control = vm.vmm.control
-        before = int(control.walk_references), int(control.walks)
+        before = vm.vmm.statistics()
         results[name] = nanoseconds_per_miss(vm)
-        walks = int(control.walks) - before[1]
+        after = vm.vmm.statistics()
+        walks = after.walks - before.walks
         if walks:
-            references = (int(control.walk_references) - before[0]) / walks
+            references = (after.walk_references - before.walk_references) / walks
             name_with = f"{name} ({references:.2f} references a walk)"
             results[name_with] = results.pop(name)
         vm.power_off()

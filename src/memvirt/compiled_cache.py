@@ -17,7 +17,7 @@ from pathlib import Path
 import numba
 
 # Where kernels, and the constants they are compiled with, may be defined (tests/test_compiled.py).
-_COMPILED = ("address.py", "machine", "mmu", "vmm", "platform", "cpu")
+_COMPILED = ("address.py", "record.py", "machine", "mmu", "vmm", "platform", "cpu")
 _KEPT = 12  # folders of other source states: another checkout may still use them
 
 

@@ -76,7 +76,7 @@ def test_code_patches_its_own_page(paging: PagingMode, between: bytes) -> None:
     with run(paging, patching_code(between, SUCCESS)) as vm:
         assert vm.outcome is not None
         assert vm.outcome.reason is EndReason.SUCCESS, vm.outcome
-        assert vm.vmm.control.precise_writes > 0
+        assert vm.processor.statistics().precise_writes > 0
 
 
 @pytest.mark.parametrize("paging", [PagingMode.SHADOW, PagingMode.NESTED])

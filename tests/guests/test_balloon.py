@@ -10,7 +10,7 @@ import pytest
 
 from memvirt import EndReason, Machine, PagingMode, VirtualMachine
 from memvirt.images import image_path
-from memvirt.mmu.control import FLAG_BALLOONED
+from memvirt.mmu.page_state import FLAG_BALLOONED
 from memvirt.platform.balloon import Capability, Command, Status
 from memvirt.vmm.check import check_machine
 

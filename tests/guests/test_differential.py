@@ -37,7 +37,7 @@ def run(
             digest.update(vm.vmm.read_page(ppn))
         if paging is not PagingMode.FLAT:
             assert check_machine(machine, [vm.vmm]) == []
-        counts = {v: int(n) for v, n in enumerate(vm.vmm.control.exceptions) if n}
+        counts = vm.processor.statistics().exceptions_by_vector
         ending = Ending(outcome.reason, bytes(vm.serial_log), counts, digest.hexdigest())
     assert machine.free_frames == machine.frames
     return ending

@@ -138,7 +138,7 @@ def test_stock_balloon_driver(linux_guest: LinuxGuest, paging: PagingMode) -> No
         assert vm.outcome is not None
         assert vm.outcome.reason is EndReason.SUCCESS, console(vm)[-3000:]
         assert inflated >= before - 2000  # what it had never touched cost nothing to give up
-        assert vm.vmm.control.balloon_touched == 0
+        assert vm.vmm.state.balloon_touched == 0
 
 
 @pytest.mark.parametrize("paging", MODES)

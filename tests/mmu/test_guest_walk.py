@@ -6,21 +6,20 @@ from __future__ import annotations
 import itertools
 import random
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 
 from memvirt.address import signed64, unsigned64
 from memvirt.machine.memory import MachineMemory
-from memvirt.mmu import control
+from memvirt.mmu.access import FETCH, OK, READ, TRUE_FAULT, WRITE
 from memvirt.mmu.guest_walk import guest_walk
 from memvirt.vmm.monitor import PagingMode, VirtualMachineMonitor
 
 from . import oracle
 
 PAGES = 32
-ACCESS = {"read": control.READ, "write": control.WRITE, "fetch": control.FETCH}
+ACCESS = {"read": READ, "write": WRITE, "fetch": FETCH}
 
 
 class Bench:
@@ -29,7 +28,7 @@ class Bench:
     def __init__(self) -> None:
         machine = MachineMemory(512, scatter_seed=5)
         self.vmm = VirtualMachineMonitor(machine, PAGES, PagingMode.SHADOW)
-        self.block = self.vmm.control_block[0]
+        self.mmu = self.vmm.state.mmu
         for ppn in range(PAGES):
             self.vmm.bring_back(ppn, write=True)
         self.content = machine.content.reshape(-1, 4096)
@@ -41,36 +40,36 @@ class Bench:
         return bytes(self.content[self.vmm.pmap.frame].tobytes())
 
     def set_control(self, cpu: oracle.Cpu) -> None:
-        block: Any = self.vmm.control
-        block.cr0 = cpu.pg << 31 | cpu.wp << 16 | 1
-        block.cr3 = cpu.cr3
-        block.cr4 = cpu.pse << 4 | cpu.pae << 5 | cpu.la57 << 12 | cpu.smep << 20 | cpu.smap << 21
-        block.efer = cpu.lma << 10 | cpu.lma << 8 | cpu.nxe << 11
-        block.cpl = 3 if cpu.user else 0
-        block.alignment_check = cpu.ac << 18
-        block.implicit_supervisor = cpu.implicit
-        block.physical_address_bits = cpu.physical_bits
-        block.has_1gib_pages = cpu.gigabyte_pages
+        mmu = self.vmm.state.mmu
+        mmu.cr0 = cpu.pg << 31 | cpu.wp << 16 | 1
+        mmu.cr3 = cpu.cr3
+        mmu.cr4 = cpu.pse << 4 | cpu.pae << 5 | cpu.la57 << 12 | cpu.smep << 20 | cpu.smap << 21
+        mmu.efer = cpu.lma << 10 | cpu.lma << 8 | cpu.nxe << 11
+        mmu.cpl = 3 if cpu.user else 0
+        mmu.alignment_check = cpu.ac << 18
+        mmu.implicit_supervisor = cpu.implicit
+        mmu.physical_address_bits = cpu.physical_bits
+        mmu.has_1gib_pages = cpu.gigabyte_pages
 
     def compare(self, memory: bytearray, cpu: oracle.Cpu, access: str, gva: int) -> None:
         """Walk with both; every part of the outcome must agree."""
         self.load(memory)
         self.set_control(cpu)
-        before = int(self.vmm.control.walk_references)
-        status = guest_walk(self.block, signed64(gva), ACCESS[access])
+        before = int(self.vmm.state.mmu.walk_references)
+        status = guest_walk(self.vmm.state.mmu, signed64(gva), ACCESS[access])
         expected = oracle.walk(memory, cpu, access, gva)
-        block = self.vmm.control
+        mmu = self.vmm.state.mmu
         where = f"{cpu} {access} {gva:#x}"
         if expected.error is not None:
-            assert status == control.TRUE_FAULT, where
-            assert (block.fault_error, block.fault_level) == (expected.error, expected.level), where
+            assert status == TRUE_FAULT, where
+            assert (mmu.fault_error, mmu.fault_level) == (expected.error, expected.level), where
         else:
-            assert status == control.OK, where
-            assert unsigned64(block.walk_gpa) == expected.gpa, where
-            assert block.walk_page_bytes == expected.size, where
-            rights = bool(block.walk_user), bool(block.walk_writable), bool(block.walk_no_execute)
+            assert status == OK, where
+            assert unsigned64(mmu.walk_gpa) == expected.gpa, where
+            assert mmu.walk_page_bytes == expected.size, where
+            rights = bool(mmu.walk_user), bool(mmu.walk_writable), bool(mmu.walk_no_execute)
             assert rights == (expected.user, expected.writable, expected.no_execute), where
-        assert block.walk_references - before == expected.reads, where
+        assert mmu.walk_references - before == expected.reads, where
         after = bytearray(memory)
         for address, size, value in expected.updates:
             after[address : address + size] = value.to_bytes(size, "little")
@@ -193,5 +192,5 @@ def test_tables_beyond_memory_read_as_ones(bench: Bench) -> None:
     """The open bus: a present entry of ones has reserved bits, hence a fault with RSVD."""
     bench.load(bytearray(PAGES * 4096))
     bench.set_control(oracle.Cpu(cr3=PAGES << 12))
-    assert guest_walk(bench.block, 0, control.READ) == control.TRUE_FAULT
-    assert bench.vmm.control.fault_error == 9
+    assert guest_walk(bench.vmm.state.mmu, 0, READ) == TRUE_FAULT
+    assert bench.vmm.state.mmu.fault_error == 9

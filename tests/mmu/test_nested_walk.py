@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from memvirt.machine.memory import FrameKind, MachineMemory
-from memvirt.mmu import control
+from memvirt.mmu.access import FETCH, NEED_PAGE, OK, READ, TRUE_FAULT, WRITE
 from memvirt.mmu.entry import EPT_MISCONFIGURATION
 from memvirt.mmu.guest_walk import guest_walk
+from memvirt.mmu.mmu_state import NESTED_TLB_DTYPE, NESTED_TLB_ENTRIES
 from memvirt.mmu.second_level import MISS, ept_walk
 from memvirt.vmm.monitor import PagingMode, VirtualMachineMonitor
 from memvirt.vmm.paging.nested import drop_nested_entry, nested_access
@@ -20,7 +21,7 @@ from memvirt.vmm.paging.nested import drop_nested_entry, nested_access
 from . import oracle
 
 PAGES = 32
-RIGHT = {control.READ: 1, control.WRITE: 2, control.FETCH: 4}
+RIGHT = {READ: 1, WRITE: 2, FETCH: 4}
 
 
 class ThroughEpt:
@@ -67,9 +68,9 @@ def _random_machine(rng: random.Random) -> tuple[VirtualMachineMonitor, int]:
     for frame in frames:
         for slot in range(2):
             words[frame, slot] = rng.randrange(PAGES) << 12 | rng.choice((0x7, 0x67, 0x3, 0x63, 0))
-    vmm.control.nested_root = tables[0]
-    block = vmm.control
-    block.cr0, block.cr4, block.efer, block.cr3 = 0x80010001, 0x20, 0xD00, rng.randrange(8) << 12
+    vmm.state.mmu.nested_root = tables[0]
+    mmu = vmm.state.mmu
+    mmu.cr0, mmu.cr4, mmu.efer, mmu.cr3 = 0x80010001, 0x20, 0xD00, rng.randrange(8) << 12
     return vmm, tables[0] << 12
 
 
@@ -79,29 +80,29 @@ def test_random_two_dimensional_walks() -> None:
     for _ in range(400):
         vmm, root = _random_machine(rng)
         model_memory = ThroughEpt(vmm.machine, root)
-        cpu = oracle.Cpu(cr3=int(vmm.control.cr3))
+        cpu = oracle.Cpu(cr3=int(vmm.state.mmu.cr3))
         access = rng.choice(("read", "fetch"))
         gva = rng.choice((0, 0x1000, 0x200000, 0x40000000)) + rng.randrange(4096)
-        vmm.control.walk_references = 0
-        status = guest_walk(vmm.control_block[0], gva, {"read": 0, "fetch": 2}[access], False)
+        vmm.state.mmu.walk_references = 0
+        status = guest_walk(vmm.state.mmu, gva, {"read": 0, "fetch": 2}[access], False)
         try:
             expected = oracle.walk(model_memory, cpu, access, gva)  # type: ignore[arg-type]
         except ThroughEpt.Violation as violation:
             outcomes["violation"] += 1
-            assert status == control.NEED_PAGE
-            assert vmm.control.violation_gpa == violation.args[0]
-            wrong = bool(vmm.control.violation_qualification & EPT_MISCONFIGURATION)
+            assert status == NEED_PAGE
+            assert vmm.state.mmu.violation_gpa == violation.args[0]
+            wrong = bool(vmm.state.mmu.violation_qualification & EPT_MISCONFIGURATION)
             assert wrong == (violation.args[1] == "misconfiguration")
             continue
         if expected.error is not None:
             outcomes["fault"] += 1
-            assert status == control.TRUE_FAULT
-            assert vmm.control.fault_error == expected.error
+            assert status == TRUE_FAULT
+            assert vmm.state.mmu.fault_error == expected.error
         else:
             outcomes["ok"] += 1
-            assert status == control.OK
-            assert vmm.control.walk_gpa == expected.gpa
-        assert vmm.control.walk_references == expected.reads + model_memory.reads
+            assert status == OK
+            assert vmm.state.mmu.walk_gpa == expected.gpa
+        assert vmm.state.mmu.walk_references == expected.reads + model_memory.reads
     assert min(outcomes.values()) > 40, outcomes
 
 
@@ -113,22 +114,22 @@ def test_random_ept_walks(kind: int) -> None:
         vmm, root = _random_machine(rng)
         memory = bytearray(vmm.machine.content.tobytes())
         gpa = rng.randrange(PAGES << 12)
-        vmm.control.walk_references = 0
-        address = ept_walk(vmm.control_block[0], gpa, kind)
+        vmm.state.mmu.walk_references = 0
+        address = ept_walk(vmm.state.mmu, gpa, kind)
         outcome, value, reads = oracle.ept(memory, root, gpa, RIGHT[kind], 40)
         seen.add(outcome)
-        assert vmm.control.walk_references == reads
+        assert vmm.state.mmu.walk_references == reads
         if outcome == "ok":
             assert address == value
         else:
             assert address == MISS
-            assert vmm.control.violation_level == value
+            assert vmm.state.mmu.violation_level == value
     assert seen == {"ok", "violation", "misconfiguration"}
 
 
 def _forget_all(vmm: VirtualMachineMonitor) -> None:
-    size = control.NESTED_TLB_DTYPE.itemsize * control.NESTED_TLB_ENTRIES
-    ctypes.memset(int(vmm.control.nested_tlb_at), 0, size)
+    size = NESTED_TLB_DTYPE.itemsize * NESTED_TLB_ENTRIES
+    ctypes.memset(int(vmm.state.mmu.nested_tlb_at), 0, size)
 
 
 def _all_walks(vmm: VirtualMachineMonitor, *, cold: bool) -> list[tuple[int, ...]]:
@@ -136,18 +137,18 @@ def _all_walks(vmm: VirtualMachineMonitor, *, cold: bool) -> list[tuple[int, ...
 
     ``cold`` empties the nested TLB before each.
     """
-    block, found = vmm.control, []
+    mmu, found = vmm.state.mmu, []
     for gpa in range(0, (PAGES + 2) << 12, 0x1000 - 8):
         for kind in RIGHT:
             if cold:
                 _forget_all(vmm)
-            before = int(block.walk_references)
-            address = ept_walk(vmm.control_block[0], gpa, kind)
-            references = int(block.walk_references) - before
+            before = int(mmu.walk_references)
+            address = ept_walk(vmm.state.mmu, gpa, kind)
+            references = int(mmu.walk_references) - before
             if address == MISS:
-                why = (int(block.violation_level), int(block.violation_qualification))
+                why = (int(mmu.violation_level), int(mmu.violation_qualification))
             else:
-                why = (int(block.out_permissions),)
+                why = (int(mmu.out_permissions),)
             found.append((address, references, *why))
     return found
 
@@ -157,18 +158,18 @@ def test_nested_tlb_answers_as_the_table_does() -> None:
     rng = random.Random(11)
     for _ in range(40):
         vmm, _ = _random_machine(rng)
-        block = vmm.control
+        mmu = vmm.state.mmu
         cold = _all_walks(vmm, cold=True)
-        assert block.nested_tlb_hits == 0
+        assert mmu.nested_tlb_hits == 0
         assert _all_walks(vmm, cold=False) == cold
-        hits = int(block.nested_tlb_hits)
+        hits = int(mmu.nested_tlb_hits)
         assert _all_walks(vmm, cold=False) == cold
-        reached = [ppn for ppn in range(PAGES) if ept_walk(vmm.control_block[0], ppn << 12, 0) >= 0]
-        assert (block.nested_tlb_hits > hits) == bool(reached)
+        reached = [ppn for ppn in range(PAGES) if ept_walk(vmm.state.mmu, ppn << 12, 0) >= 0]
+        assert (mmu.nested_tlb_hits > hits) == bool(reached)
         for ppn in reached:
-            assert drop_nested_entry(vmm.control_block[0], ppn) == 1
+            assert drop_nested_entry(vmm.state, ppn) == 1
             for kind in RIGHT:
-                assert ept_walk(vmm.control_block[0], ppn << 12, kind) == MISS
+                assert ept_walk(vmm.state.mmu, ppn << 12, kind) == MISS
 
 
 def test_a_cold_four_on_four_walk_is_24_references() -> None:
@@ -176,9 +177,9 @@ def test_a_cold_four_on_four_walk_is_24_references() -> None:
     vmm = VirtualMachineMonitor(machine, PAGES, PagingMode.NESTED)
     for level in range(4):
         vmm.write_physical(level << 12, ((level + 1) << 12 | 7).to_bytes(8, "little"))
-    block = vmm.control
-    block.cr0, block.cr4, block.efer, block.cr3 = 0x80010001, 0x20, 0xD00, 0
-    assert nested_access(vmm.control_block[0], 0, control.READ) == control.OK
-    block.walk_references = 0
-    assert nested_access(vmm.control_block[0], 0, control.READ) == control.OK
-    assert block.walk_references == 24
+    mmu = vmm.state.mmu
+    mmu.cr0, mmu.cr4, mmu.efer, mmu.cr3 = 0x80010001, 0x20, 0xD00, 0
+    assert nested_access(vmm.state, 0, READ) == OK
+    mmu.walk_references = 0
+    assert nested_access(vmm.state, 0, READ) == OK
+    assert mmu.walk_references == 24

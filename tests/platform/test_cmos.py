@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memvirt.platform import cmos as c
-from memvirt.platform.record import NEVER, new_record
+from memvirt.platform.clock import NEVER
+from memvirt.record import new_record
 
 SECOND = 10**9
 

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memvirt.platform import lapic as a
-from memvirt.platform.record import NEVER, new_record
+from memvirt.platform.clock import NEVER
+from memvirt.record import new_record
 
 
 def make() -> Any:

@@ -31,8 +31,8 @@ from memvirt.platform.ports import (
     io_read,
     io_write,
 )
-from memvirt.platform.record import Record, record_dtype
 from memvirt.platform.uart import RING_SIZE, uart_drain
+from memvirt.record import Record, record_dtype
 
 
 def make() -> Any:

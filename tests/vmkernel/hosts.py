@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from memvirt.machine.memory import MachineMemory
-from memvirt.mmu import control
+from memvirt.mmu.access import FLUSH_AND_RETRY, NEED_FRAMES, NEED_PAGE, OK, READ, WRITE
 from memvirt.vmkernel.admission import VmSettings
 from memvirt.vmkernel.compression import CompressionCache
 from memvirt.vmkernel.managed import ManagedVm
@@ -20,7 +20,7 @@ from memvirt.vmm.balloon import BalloonedPages
 from memvirt.vmm.check import check_machine
 from memvirt.vmm.monitor import PagingMode, VirtualMachineMonitor
 from memvirt.vmm.reserve import FramesWanted
-from memvirt.vmm.translate import access
+from memvirt.vmm.translate import access, note_flush
 
 TABLE_WINDOW = 0x3FE00000  # where the guest sees nothing: paging is off, gVA = gPA
 SECOND_NS = 1_000_000_000
@@ -73,24 +73,23 @@ class Guest:
         self.balloon = FakeBalloon(self.vmm)
         memory = VmmMemory(self.vmm, swap=self.swap, balloon=self.balloon)
         self.managed: ManagedVm = host.kernel.power_on(memory, settings, 32)
-        self.block = self.vmm.control_block[0]
-        self.vmm.control.cr0 = 1  # protected mode, paging off
+        self.vmm.state.mmu.cr0 = 1  # protected mode, paging off
 
     def _address(self, gpa: int, kind: int) -> int:
         vmm = self.vmm
         for _ in range(64):
-            status = access(self.block, gpa, kind)
-            if status == control.OK:
-                return int(vmm.control.out_machine_address)
-            if status == control.FLUSH_AND_RETRY:
-                vmm.control.shadow_stale = 0
+            status = access(self.vmm.state, gpa, kind)
+            if status == OK:
+                return int(vmm.state.mmu.out_machine_address)
+            if status == FLUSH_AND_RETRY:
+                note_flush(vmm.state)
                 continue
             try:
-                if status == control.NEED_FRAMES:
+                if status == NEED_FRAMES:
                     vmm.reserve.refill()
-                elif status == control.NEED_PAGE:
-                    write = bool(vmm.control.exit_write)
-                    vmm.bring_back(int(vmm.control.exit_ppn), write=write)
+                elif status == NEED_PAGE:
+                    write = bool(vmm.state.exit_write)
+                    vmm.bring_back(int(vmm.state.exit_ppn), write=write)
                 else:
                     raise AssertionError(f"status {status}")
             except FramesWanted:
@@ -103,18 +102,18 @@ class Guest:
 
     def read(self, ppn: int, slot: int) -> int:
         """Eight bytes. Raises FramesWanted if the VM has to wait for others."""
-        address = self._address((ppn << 12) + slot * 8, control.READ)
+        address = self._address((ppn << 12) + slot * 8, READ)
         raw = self.host.machine.content[address : address + 8].tobytes()
         return int.from_bytes(raw, "little")
 
     def write(self, ppn: int, slot: int, value: int) -> None:
-        address = self._address((ppn << 12) + slot * 8, control.WRITE)
+        address = self._address((ppn << 12) + slot * 8, WRITE)
         raw = np.frombuffer(value.to_bytes(8, "little"), np.uint8)
         self.host.machine.content[address : address + 8] = raw
 
     def fill(self, ppn: int, content: bytes) -> None:
         """The whole page at once."""
-        address = self._address(ppn << 12, control.WRITE) & ~0xFFF
+        address = self._address(ppn << 12, WRITE) & ~0xFFF
         self.host.machine.content[address : address + 4096] = np.frombuffer(content, np.uint8)
 
     def power_off(self) -> None:

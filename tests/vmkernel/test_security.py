@@ -148,11 +148,11 @@ def observed(folder: Path, paging: PagingMode, same: bool, group: str) -> list[o
     for _ in range(4):
         host.kernel.balance(60_000_000_000)
     notes: list[object] = []
-    control = attacker.vmm.control
+    state = attacker.vmm.state
     for ppn in range(PAGES):
-        before = (int(control.hidden_faults), int(control.idle_ns))
+        before = (int(state.hidden_faults), int(state.stall_ns))
         attacker.write(ppn, 9, 1)
-        after = (int(control.hidden_faults), int(control.idle_ns))
+        after = (int(state.hidden_faults), int(state.stall_ns))
         notes.append((after[0] - before[0], after[1] - before[1]))
     notes.append(attacker.vmm.counts["share_breaks"])
     host.check()

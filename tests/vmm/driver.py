@@ -10,9 +10,9 @@ from __future__ import annotations
 import struct
 
 from memvirt.machine.memory import MachineMemory
-from memvirt.mmu import control
+from memvirt.mmu.access import FLUSH_AND_RETRY, NEED_FRAMES, NEED_PAGE, OK, READ, TRUE_FAULT, WRITE
 from memvirt.vmm.monitor import PagingMode, VirtualMachineMonitor
-from memvirt.vmm.translate import access
+from memvirt.vmm.translate import access, note_flush
 
 PRESENT, WRITABLE, USER, ACCESSED, DIRTY = 1, 2, 4, 0x20, 0x40
 TABLES_PPN = 0  # root, PDPT, PD and four page tables, then a second root
@@ -42,10 +42,9 @@ class Driver:
     ) -> None:
         self.machine = MachineMemory(frames, scatter_seed=scatter_seed)
         self.vmm = VirtualMachineMonitor(self.machine, pages, paging)
-        self.block = self.vmm.control_block[0]
-        block = self.vmm.control
-        block.cr0, block.cr4, block.efer = 0x80010001, 0x20, 0xD00
-        block.cpl = 0
+        mmu = self.vmm.state.mmu
+        mmu.cr0, mmu.cr4, mmu.efer = 0x80010001, 0x20, 0xD00
+        mmu.cpl = 0
         flags = PRESENT | WRITABLE | USER
         for root in ROOTS:
             self._store(root, 0, (1 << 12) | flags)
@@ -61,35 +60,35 @@ class Driver:
 
     def load_root(self, number: int) -> None:
         """``mov cr3``: both roots share everything below them."""
-        self.vmm.control.cr3 = ROOTS[number] << 12
+        self.vmm.state.mmu.cr3 = ROOTS[number] << 12
 
     def _translate(self, gva: int, kind: int) -> int:
         for _ in range(64):
-            status = access(self.block, gva, kind)
-            if status == control.OK:
-                assert self.vmm.control.out_machine_address >= 0
-                return int(self.vmm.control.out_machine_address)
-            if status == control.TRUE_FAULT:
-                raise PageFault(int(self.vmm.control.fault_error))
-            if status == control.FLUSH_AND_RETRY:
-                self.vmm.control.shadow_stale = 0
-            elif status == control.NEED_FRAMES:
+            status = access(self.vmm.state, gva, kind)
+            if status == OK:
+                assert self.vmm.state.mmu.out_machine_address >= 0
+                return int(self.vmm.state.mmu.out_machine_address)
+            if status == TRUE_FAULT:
+                raise PageFault(int(self.vmm.state.mmu.fault_error))
+            if status == FLUSH_AND_RETRY:
+                note_flush(self.vmm.state)
+            elif status == NEED_FRAMES:
                 self.vmm.reserve.refill()
-            elif status == control.NEED_PAGE:
-                block = self.vmm.control
-                self.vmm.bring_back(int(block.exit_ppn), write=bool(block.exit_write))
+            elif status == NEED_PAGE:
+                state = self.vmm.state
+                self.vmm.bring_back(int(state.exit_ppn), write=bool(state.exit_write))
             else:
                 raise AssertionError(f"status {status}")
         raise AssertionError("an access that never ends")
 
     def read(self, gva: int) -> int:
         """Load 8 bytes. Raises PageFault."""
-        address = self._translate(gva, control.READ)
+        address = self._translate(gva, READ)
         return int.from_bytes(self.machine.content[address : address + 8].tobytes(), "little")
 
     def write(self, gva: int, value: int) -> None:
         """Store 8 bytes. Raises PageFault."""
-        address = self._translate(gva, control.WRITE)
+        address = self._translate(gva, WRITE)
         self.machine.content[address : address + 8] = list(value.to_bytes(8, "little"))
 
     def set_entry(self, virtual_page: int, entry: int) -> None:

@@ -21,7 +21,7 @@ FIRST = LARGE_PAGES  # the second run of 512 pages; the first holds the driver's
 
 def entry_of(driver: Driver) -> int:
     """The nested entry of level 2 above FIRST."""
-    at = int(nested_entry_at(driver.block, FIRST << 12, 2, False))
+    at = int(nested_entry_at(driver.vmm.state, FIRST << 12, 2, False))
     offset = at - driver.machine.host_address
     return int.from_bytes(driver.machine.content[offset : offset + 8].tobytes(), "little")
 
@@ -56,7 +56,7 @@ def test_a_large_page_saves_references(driver: Driver) -> None:
     before = vmm.statistics()
     driver.read(5 << 12)
     assert vmm.statistics().walk_references - before.walk_references == small - 1
-    tables = vmm.control.nested_tables
+    tables = vmm.state.nested_tables
     assert tables == (vmm.machine.kind == FrameKind.NESTED).sum()
 
 

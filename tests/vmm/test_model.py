@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from memvirt.mmu.control import FLAG_BALLOONED
+from memvirt.mmu.page_state import FLAG_BALLOONED
 from memvirt.vmm.balloon import BalloonedPages
 from memvirt.vmm.check import check_machine
 from memvirt.vmm.monitor import PagingMode
@@ -157,7 +157,7 @@ class VmmModel(RuleBasedStateMachine):
     def zap(self) -> None:
         from memvirt.vmm.paging.shadow_table import zap_all  # noqa: PLC0415
 
-        zap_all(self.driver.block)
+        zap_all(self.driver.vmm.state)
 
     def teardown(self) -> None:
         self.driver.vmm.power_off()

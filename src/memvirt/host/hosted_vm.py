@@ -19,7 +19,7 @@ from memvirt.vmkernel.managed import ManagedVm
 from memvirt.vmkernel.swap import SwapFile, SwapSpaceError, WriteBuffers
 from memvirt.vmkernel.vmkernel import VmKernel
 from memvirt.vmm.monitor import PagingMode
-from memvirt.vmm.setup import shadow_capacity
+from memvirt.vmm.paging.build import most_table_frames
 
 # Why a VM may not be started, without harm to the others.
 REFUSALS = (
@@ -35,11 +35,7 @@ _LOADER_FRAMES = 256  # tables and structures beside the image itself
 
 def overhead_frames(pages: int, paging: PagingMode) -> int:
     """Most frames that the page tables of a VM of ``pages`` pages take, and a small reserve."""
-    if paging is PagingMode.SHADOW:
-        tables = shadow_capacity(pages)
-    else:
-        tables = sum(-(-pages // 512**level) for level in (1, 2, 3)) + 1
-    return tables + 64
+    return most_table_frames(paging, pages) + 64
 
 
 class HostedVm:

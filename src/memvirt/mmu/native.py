@@ -9,12 +9,17 @@ masks applied after shifts the sign never matters. Callers guarantee the address
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 from llvmlite import ir
-from numba import types
+from numba import from_dtype, types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from memvirt.record import Record, record_dtype
+
+R = TypeVar("R", bound=Record)
 
 _I8, _I32, _I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 
@@ -97,8 +102,9 @@ call_variadic2 = intrinsic(_call(2, variadic=True))
 call_variadic4 = intrinsic(_call(4, variadic=True))
 
 
-def record_reference(record: Any) -> Any:
-    """A compiled function from a host address to the record of Numba type ``record`` there."""
+def record_reference(description: type[R]) -> Callable[[int], R]:
+    """A compiled function from a host address to the record of class ``description`` there."""
+    record = from_dtype(record_dtype(description))
 
     def function(typing_context: Any, address: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -106,4 +112,4 @@ def record_reference(record: Any) -> Any:
 
         return record(types.int64), codegen
 
-    return intrinsic(function)
+    return cast(Callable[[int], R], intrinsic(function))

@@ -9,19 +9,9 @@ said in the control block why.
 
 from __future__ import annotations
 
-from typing import Any
-
 from numba import njit
 
-from .control import (
-    FLAGS_UNTIL_TOUCHED,
-    NESTED_TLB_ENTRIES,
-    PAGING_NESTED,
-    READ,
-    STATE_PRIVATE,
-    STATE_SHARED,
-    WRITE,
-)
+from .access import READ, WRITE
 from .entry import (
     ENTRY_ADDRESS_MASK,
     EPT_LARGE,
@@ -30,7 +20,9 @@ from .entry import (
     EPT_RIGHTS,
     EPT_WRITE,
 )
+from .mmu_state import NESTED_TLB_ENTRIES, MmuState
 from .native import load8, load32, load64, store8, store64
+from .page_state import FLAGS_UNTIL_TOUCHED, STATE_PRIVATE, STATE_SHARED
 
 MISS = -1
 
@@ -56,25 +48,25 @@ def ept_entry_is_misconfigured(entry: int, level: int, physical_address_bits: in
 
 
 @njit(nogil=True, cache=True)
-def nested_tlb_slot(vm: Any, ppn: int) -> int:
+def nested_tlb_slot(mmu: MmuState, ppn: int) -> int:
     """Address of the only slot of the nested TLB where ``ppn`` may be."""
-    return vm.nested_tlb_at + (ppn & (NESTED_TLB_ENTRIES - 1)) * 16
+    return mmu.nested_tlb_at + (ppn & (NESTED_TLB_ENTRIES - 1)) * 16
 
 
 @njit(nogil=True, cache=True)
-def forget_nested(vm: Any, ppn: int) -> None:
+def forget_nested(mmu: MmuState, ppn: int) -> None:
     """Drop ``ppn`` from the nested TLB.
 
     Owed whenever the nested entry of ``ppn`` loses a right or changes its frame (SDM vol. 3C
     section 29.4.3.3); an entry that gains a right misses here and is walked again.
     """
-    at = nested_tlb_slot(vm, ppn)
+    at = nested_tlb_slot(mmu, ppn)
     if load64(at) == ppn + 1:
         store64(at, 0)
 
 
 @njit(nogil=True, cache=True)
-def ept_walk(vm: Any, gpa: int, access: int) -> int:
+def ept_walk(mmu: MmuState, gpa: int, access: int) -> int:
     """Walk the nested table for ``gpa`` (``access``: READ, WRITE or FETCH).
 
     Returns the machine address, or MISS with ``violation_gpa``, ``violation_level`` and
@@ -83,34 +75,34 @@ def ept_walk(vm: Any, gpa: int, access: int) -> int:
     entry in ``walk_references``, those answered by the nested TLB included: the figure is the
     cost of nested paging by the architecture, whatever a cache saves of it.
     """
-    at = nested_tlb_slot(vm, gpa >> 12)
+    at = nested_tlb_slot(mmu, gpa >> 12)
     if load64(at) == (gpa >> 12) + 1:
         cached = load64(at + 8)
         if cached & (1 << access):
-            vm.walk_references += 4
-            vm.nested_tlb_hits += 1
-            vm.out_permissions = cached & EPT_RIGHTS
+            mmu.walk_references += 4
+            mmu.nested_tlb_hits += 1
+            mmu.out_permissions = cached & EPT_RIGHTS
             return (cached & ENTRY_ADDRESS_MASK) | (gpa & 0xFFF)
-    table = vm.nested_root << 12
+    table = mmu.nested_root << 12
     rights = EPT_RIGHTS
     level = 4
     while True:
         shift = 9 * level + 3
-        entry = load64(vm.memory_at + table + ((gpa >> shift) & 511) * 8)
-        vm.walk_references += 1
+        entry = load64(mmu.memory_at + table + ((gpa >> shift) & 511) * 8)
+        mmu.walk_references += 1
         rights &= entry
         if entry & EPT_RIGHTS == 0 or (gpa >> 48) != 0:
             rights = 0
             break
-        if ept_entry_is_misconfigured(entry, level, vm.physical_address_bits):
-            vm.violation_gpa = gpa
-            vm.violation_level = level
-            vm.violation_qualification = EPT_MISCONFIGURATION
+        if ept_entry_is_misconfigured(entry, level, mmu.physical_address_bits):
+            mmu.violation_gpa = gpa
+            mmu.violation_level = level
+            mmu.violation_qualification = EPT_MISCONFIGURATION
             return MISS
         if level == 1 or entry & EPT_LARGE:
             if rights & (1 << access) == 0:
                 break
-            vm.out_permissions = rights
+            mmu.out_permissions = rights
             if level == 1:
                 store64(at, (gpa >> 12) + 1)
                 store64(at + 8, (entry & ENTRY_ADDRESS_MASK) | rights)
@@ -118,33 +110,33 @@ def ept_walk(vm: Any, gpa: int, access: int) -> int:
             return (entry & ENTRY_ADDRESS_MASK & ~offset_mask) | (gpa & offset_mask)
         table = entry & ENTRY_ADDRESS_MASK
         level -= 1
-    vm.violation_gpa = gpa
-    vm.violation_level = level
-    vm.violation_qualification = (1 << access) | (rights << 3)
+    mmu.violation_gpa = gpa
+    mmu.violation_level = level
+    mmu.violation_qualification = (1 << access) | (rights << 3)
     return MISS
 
 
 @njit(nogil=True, cache=True)
-def pmap_walk(vm: Any, gpa: int, access: int) -> int:
+def pmap_walk(mmu: MmuState, gpa: int, access: int) -> int:
     """The machine address behind ``gpa`` by the pmap, or MISS if the VMM must act first."""
     ppn = gpa >> 12
-    if ppn < vm.guest_pages:
-        state = load8(vm.pmap_state_at + ppn)
-        flags = load8(vm.pmap_flags_at + ppn)
+    if ppn < mmu.guest_pages:
+        state = load8(mmu.pmap_state_at + ppn)
+        flags = load8(mmu.pmap_flags_at + ppn)
         if flags & FLAGS_UNTIL_TOUCHED:  # a guest table that is walked is in use
-            store8(vm.pmap_flags_at + ppn, flags & ~FLAGS_UNTIL_TOUCHED)
+            store8(mmu.pmap_flags_at + ppn, flags & ~FLAGS_UNTIL_TOUCHED)
         if state == STATE_PRIVATE or (state == STATE_SHARED and access != WRITE):
-            vm.out_permissions = EPT_RIGHTS if state == STATE_PRIVATE else EPT_RIGHTS & ~EPT_WRITE
-            return (load32(vm.pmap_frame_at + ppn * 4) << 12) | (gpa & 0xFFF)
-    vm.violation_gpa = gpa
-    vm.violation_level = 1
-    vm.violation_qualification = 1 << access
+            mmu.out_permissions = EPT_RIGHTS if state == STATE_PRIVATE else EPT_RIGHTS & ~EPT_WRITE
+            return (load32(mmu.pmap_frame_at + ppn * 4) << 12) | (gpa & 0xFFF)
+    mmu.violation_gpa = gpa
+    mmu.violation_level = 1
+    mmu.violation_qualification = 1 << access
     return MISS
 
 
 @njit(nogil=True, cache=True)
-def second_level(vm: Any, gpa: int, access: int = READ) -> int:
+def second_level(mmu: MmuState, gpa: int, access: int = READ) -> int:
     """The machine address behind ``gpa`` in the VM's paging mode, or MISS."""
-    if vm.paging == PAGING_NESTED:
-        return int(ept_walk(vm, gpa, access))
-    return int(pmap_walk(vm, gpa, access))
+    if mmu.is_nested:
+        return int(ept_walk(mmu, gpa, access))
+    return int(pmap_walk(mmu, gpa, access))

@@ -8,11 +8,9 @@ done with CR0.WP in force, since a write-protected entry is how the VMM traces a
 
 from __future__ import annotations
 
-from typing import Any
-
 from numba import njit
 
-from .control import WRITE
+from .access import WRITE
 from .entry import (
     ENTRY_ADDRESS_MASK,
     NO_EXECUTE,
@@ -23,6 +21,7 @@ from .entry import (
     WRITABLE,
 )
 from .guest_walk import permission_error
+from .mmu_state import MmuState
 from .native import load64
 from .second_level import MISS
 
@@ -37,40 +36,40 @@ def large_page_bytes(entry: int) -> int:
 
 
 @njit(nogil=True, cache=True)
-def shadow_walk(vm: Any, gva: int, access: int) -> int:
+def shadow_walk(mmu: MmuState, gva: int, access: int) -> int:
     """Translate ``gva`` by the current shadow root.
 
     Returns the machine address, with the combined rights (PRESENT, USER, WRITABLE, NO_EXECUTE
     bits) in ``out_permissions``; or MISS if an entry is absent or its rights do not allow the
     access, which the VMM then resolves. Each entry read counts in ``walk_references``.
     """
-    table = vm.shadow_root << 12
-    shift = 9 * vm.shadow_levels + 3
+    table = mmu.shadow_root << 12
+    shift = 9 * mmu.shadow_levels + 3
     rights = PRESENT | USER | WRITABLE
     no_execute = 0
     while True:
-        entry = load64(vm.memory_at + table + ((gva >> shift) & 511) * 8)
-        vm.walk_references += 1
+        entry = load64(mmu.memory_at + table + ((gva >> shift) & 511) * 8)
+        mmu.walk_references += 1
         if entry & PRESENT == 0:
             return MISS
         rights &= entry
         no_execute |= entry & NO_EXECUTE
         table = entry & ENTRY_ADDRESS_MASK
         if shift == 12:
-            vm.out_large_page = large_page_bytes(entry)
+            mmu.out_large_page = large_page_bytes(entry)
             break
         shift -= 9
-    vm.out_permissions = rights | no_execute
-    return int(checked(vm, table | (gva & 0xFFF), access))
+    mmu.out_permissions = rights | no_execute
+    return int(checked(mmu, table | (gva & 0xFFF), access))
 
 
 @njit(nogil=True, cache=True)
-def checked(vm: Any, machine_address: int, access: int) -> int:
+def checked(mmu: MmuState, machine_address: int, access: int) -> int:
     """``machine_address`` if the combined rights in ``out_permissions`` allow the access."""
-    rights = vm.out_permissions
+    rights = mmu.out_permissions
     user, writable = rights & USER != 0, rights & WRITABLE != 0
     if access == WRITE and not writable:
         return MISS
-    if permission_error(vm, user, writable, rights & NO_EXECUTE != 0, access, True) != 0:
+    if permission_error(mmu, user, writable, rights & NO_EXECUTE != 0, access, True) != 0:
         return MISS
     return machine_address

@@ -11,13 +11,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from memvirt.address import PAGE_SHIFT, is_canonical
-from memvirt.mmu.control import (
-    FLAG_BALLOONED,
-    FLAG_EXECUTED,
-    FLAG_SHADOWED,
-    FLAG_TRACED,
-    FLAG_WRITE_CACHED,
-)
 from memvirt.mmu.entry import (
     CR0_PG,
     CR4_LA57,
@@ -39,6 +32,12 @@ from memvirt.mmu.entry import (
     MODE_PAE,
     PRESENT,
 )
+from memvirt.mmu.page_state import (
+    FLAG_BALLOONED,
+    FLAG_SHADOWED,
+    FLAG_TRACED,
+    FLAG_WRITE_CACHED,
+)
 from memvirt.vmm.monitor import PagingMode
 from memvirt.vmm.pmap import RESIDENT_STATES
 
@@ -47,7 +46,6 @@ from .view import VmView
 _FLAG_NAMES = {
     FLAG_TRACED: "traced page table",
     FLAG_SHADOWED: "shadowed page table",
-    FLAG_EXECUTED: "executed",
     FLAG_WRITE_CACHED: "written",
     FLAG_BALLOONED: "ballooned",
 }
@@ -201,13 +199,13 @@ def _second_steps(
 
 
 def _table_steps(view: VmView, gva: int, gpa: int | None) -> list[Step]:
-    control = view.control
+    mmu, shadow = view.vmm.mmu, view.vmm.shadow
     if view.paging is PagingMode.NESTED and gpa is not None and gpa >> PAGE_SHIFT < view.pages:
-        root = int(control.nested_root)
+        root = int(mmu.nested_root)
         return _second_steps(view, "nested", root, 4, gpa, EPT_RIGHTS, EPT_ENTRY_NAMES)
-    current = int(control.shadow_root_cr3) == int(view.registers["cr3"])
-    if view.paging is PagingMode.SHADOW and control.shadow_root_index >= 0 and current:
-        root, levels = int(control.shadow_root), int(control.shadow_levels)
+    current = int(shadow.root_cr3) == int(view.registers["cr3"])
+    if view.paging is PagingMode.SHADOW and shadow.root_index >= 0 and current:
+        root, levels = int(mmu.shadow_root), int(mmu.shadow_levels)
         return _second_steps(view, "shadow", root, levels, gva, PRESENT, ENTRY_NAMES)
     return []
 

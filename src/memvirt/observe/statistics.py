@@ -6,36 +6,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from memvirt.cpu.unicorn.own_build import used_engine
+from memvirt.cpu.processor import ProcessorStatistics
 from memvirt.size import format_size
 from memvirt.vm.virtual_machine import VirtualMachine
 from memvirt.vmm.statistics import MemoryStatistics
-
-_EXITS = (
-    "page_fault", "exception", "syscall", "halt", "time", "io", "flush", "code", "need_frames",
-    "need_page",
-)  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class ProcessorStatistics:
-    """What one processor did since power-on. Exits are stops of the engine, by reason; those for
-    frames, pages and I/O are the ones that enter Python. ``engine`` names the build that ran."""
-
-    engine: str
-    virtual_ns: int
-    code_bytes: int
-    engine_starts: int
-    exits: dict[str, int]
-    interrupts_delivered: int
-    exceptions_delivered: int
-    exceptions_by_vector: dict[int, int]
-    port_accesses: int
-    mmio_accesses: int
-    time_stamp_reads: int
-    cpuid_reads: int
-    code_drops: int
-    tlb_flushes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,28 +26,6 @@ class VmStatistics:
     processor: ProcessorStatistics
 
 
-def processor_statistics(vm: VirtualMachine) -> ProcessorStatistics:
-    control = vm.vmm.control
-    return ProcessorStatistics(
-        engine=used_engine(),
-        virtual_ns=vm.virtual_ns,
-        code_bytes=int(control.code_bytes),
-        engine_starts=int(control.engine_starts),
-        exits={name: int(getattr(control, f"exits_{name}")) for name in _EXITS},
-        interrupts_delivered=int(control.interrupts_delivered),
-        exceptions_delivered=int(control.exceptions_delivered),
-        exceptions_by_vector={
-            vector: int(count) for vector, count in enumerate(control.exceptions) if count
-        },
-        port_accesses=int(control.port_accesses),
-        mmio_accesses=int(control.mmio_accesses),
-        time_stamp_reads=int(control.time_stamp_reads),
-        cpuid_reads=int(control.cpuid_reads),
-        code_drops=int(control.code_drops),
-        tlb_flushes=int(control.tlb_flushes),
-    )
-
-
 def vm_statistics(vm: VirtualMachine) -> VmStatistics:
     """The statistics of ``vm``, stopped."""
     outcome = vm.outcome
@@ -85,7 +37,7 @@ def vm_statistics(vm: VirtualMachine) -> VmStatistics:
         exit_status=None if outcome is None else outcome.exit_status,
         host_seconds=None if outcome is None else outcome.host_seconds,
         memory=vm.vmm.statistics(),
-        processor=processor_statistics(vm),
+        processor=vm.processor.statistics(),
     )
 
 
@@ -111,12 +63,12 @@ def render(statistics: VmStatistics) -> str:
             f"{format_size(resident * page)} resident, {memory.shared} pages shared, "
             f"{memory.compressed + memory.swapped} kept elsewhere, {memory.unmapped} unmapped",
             f"tables         {format_size(tables * page)} of {statistics.paging} page tables",
-            f"translations   {memory.tlb_fills:,} TLB fills, {memory.hidden_faults:,} hidden and "
-            f"{memory.true_faults:,} true faults, {memory.trace_faults:,} trace faults, "
+            f"translations   {processor.tlb_fills:,} TLB fills, {memory.hidden_faults:,} hidden "
+            f"and {memory.true_faults:,} true faults, {memory.trace_faults:,} trace faults, "
             f"{walks} references a walk",
             f"exits          {exits or 'none'}",
             f"delivered      {processor.exceptions_delivered:,} exceptions, "
             f"{processor.interrupts_delivered:,} interrupts",
-            f"engine         {processor.engine}",
+            f"processor      {processor.implementation}",
         )
     )

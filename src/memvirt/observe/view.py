@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the observers read: one stopped VM, live or from a snapshot file. Nothing is changed.
 
-A snapshot is a compressed NumPy archive: the control block, the pmap, the frames that belong to
+A snapshot is a compressed NumPy archive: the VMM's record, the pmap, the frames that belong to
 the VM (with the shadow or nested tables among them), the pages kept aside, and the registers.
 """
 
@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 
 from memvirt.address import PAGE_BYTES, unsigned64
-from memvirt.mmu.control import CONTROL_DTYPE
 from memvirt.vm.virtual_machine import VirtualMachine
 from memvirt.vmm.monitor import PagingMode
 from memvirt.vmm.pmap import PageState
+from memvirt.vmm.vmm_state import VMM_DTYPE, VmmState
 
-FORMAT = "memvirt snapshot 1"
+FORMAT = "memvirt snapshot 2"
 REGISTERS = (
     "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", "r8", "r9", "r10", "r11", "r12",
     "r13", "r14", "r15", "rip", "rflags", "cr0", "cr2", "cr3", "cr4", "efer",
@@ -40,7 +40,7 @@ class VmView:
     name: str
     paging: PagingMode
     registers: Mapping[str, int]
-    control: Any
+    vmm: VmmState
     state: np.ndarray[Any, np.dtype[np.uint8]]
     frame: np.ndarray[Any, np.dtype[np.uint32]]
     flags: np.ndarray[Any, np.dtype[np.uint8]]
@@ -114,7 +114,7 @@ def live_view(vm: VirtualMachine) -> VmView:
         name=vm.name,
         paging=vm.paging,
         registers={name: vm.processor.get(name) for name in REGISTERS},
-        control=vm.vmm.control,
+        vmm=vm.vmm.state,
         state=pmap.state,
         frame=pmap.frame,
         flags=pmap.flags,
@@ -142,7 +142,7 @@ def save_snapshot(vm: VirtualMachine, path: str | Path) -> None:
         np.savez_compressed(
             file,
             meta=np.frombuffer(json.dumps(meta).encode(), np.uint8),
-            control=vmm.control_block.view(np.uint8),
+            vmm=np.frombuffer(vmm.state_bytes(), np.uint8),
             state=vmm.pmap.state,
             frame=vmm.pmap.frame,
             flags=vmm.pmap.flags,
@@ -162,13 +162,13 @@ def load_snapshot(path: str | Path) -> VmView:
         meta = json.loads(parts["meta"].tobytes())
         if meta["format"] != FORMAT:
             raise SnapshotError(f"{path}: {meta['format']}, where {FORMAT} is needed")
-        control = parts["control"].view(CONTROL_DTYPE).view(np.recarray)[0]
+        vmm = parts["vmm"].view(VMM_DTYPE)[0]
         content, held = parts["content"], parts["held"].reshape(-1, PAGE_BYTES)
         return VmView(
             name=meta["name"],
             paging=PagingMode[meta["paging"]],
             registers={name: unsigned64(word) for name, word in meta["registers"].items()},
-            control=control,
+            vmm=vmm,
             state=parts["state"],
             frame=parts["frame"],
             flags=parts["flags"],

@@ -12,7 +12,8 @@ from typing import Annotated
 import numpy as np
 from numba import njit
 
-from memvirt.platform.record import NANOSECONDS_PER_SECOND, NEVER, Record, record_dtype
+from memvirt.platform.clock import NANOSECONDS_PER_SECOND, NEVER
+from memvirt.record import Record, record_dtype
 
 DEFAULT_EPOCH = 1_735_689_600
 """2025-01-01 00:00:00 UTC."""

@@ -10,7 +10,7 @@ is only remembered.
 
 from numba import njit
 
-from memvirt.platform.record import Record, record_dtype
+from memvirt.record import Record, record_dtype
 
 PORT_POST = 0x80
 PORT_FAST_RESET = 0x92

@@ -14,7 +14,8 @@ from typing import Annotated
 import numpy as np
 from numba import njit
 
-from memvirt.platform.record import NEVER, Record, record_dtype
+from memvirt.platform.clock import NEVER
+from memvirt.record import Record, record_dtype
 
 LAPIC_BASE = 0xFEE0_0000
 BASE_BOOTSTRAP = 1 << 8

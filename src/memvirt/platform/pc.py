@@ -43,8 +43,8 @@ from memvirt.platform.pic import (
     pic_set_irq,
 )
 from memvirt.platform.pit import PitState, pit_advance, pit_next_deadline, pit_reset
-from memvirt.platform.record import Record, new_record, record_dtype
 from memvirt.platform.uart import UartState, uart_interrupt, uart_receive, uart_reset
+from memvirt.record import Record, new_record, record_dtype
 
 IRQ_TIMER = 0
 IRQ_KEYBOARD = 1

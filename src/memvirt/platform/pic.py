@@ -12,7 +12,7 @@ from typing import Annotated
 
 from numba import njit
 
-from memvirt.platform.record import Record, record_dtype
+from memvirt.record import Record, record_dtype
 
 CASCADE_INPUT = 2
 SPURIOUS_INPUT = 7

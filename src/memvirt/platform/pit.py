@@ -11,7 +11,8 @@ from typing import Annotated
 
 from numba import njit
 
-from memvirt.platform.record import NANOSECONDS_PER_SECOND, NEVER, Record, record_dtype
+from memvirt.platform.clock import NANOSECONDS_PER_SECOND, NEVER
+from memvirt.record import Record, record_dtype
 
 PIT_HERTZ = 1_193_182
 REFRESH_PERIOD_NS = 15_085

@@ -14,7 +14,7 @@ from typing import Annotated
 import numpy as np
 from numba import njit
 
-from memvirt.platform.record import Record, record_dtype
+from memvirt.record import Record, record_dtype
 
 RING_SIZE = 4096
 FIFO_SIZE = 16

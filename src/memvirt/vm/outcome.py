@@ -19,6 +19,7 @@ class EndReason(Enum):
     HALTED = "the guest halted with nothing left to wake it"
     OUT_OF_MEMORY = "machine memory is exhausted"
     PAGE_LOST = "a page could not be brought back"
+    MISCONFIGURED = "a nested page table is corrupt"
     ENGINE_ERROR = "the processor engine failed"
     TIMEOUT = "timeout"
     STOPPED = "stopped by the user"

@@ -19,17 +19,20 @@ from types import TracebackType
 from typing import Any
 
 from memvirt.address import PAGE_BYTES
-from memvirt.cpu.unicorn import run as run_loop
-from memvirt.cpu.unicorn.processor import Processor, SegmentState
-from memvirt.cpu.unicorn.virtual_time import PORT_ACCESS_NS, TIME_STAMP_NS, virtual_now
+from memvirt.cpu.factory import software_processor
+from memvirt.cpu.processor import (
+    ExitReason,
+    Processor,
+    ProcessorExit,
+    ProcessorFactory,
+    SegmentState,
+)
 from memvirt.machine.memory import MachineMemory, MachineMemoryExhausted
-from memvirt.mmu.control import NEED_FRAMES, NEED_PAGE
 from memvirt.platform.backdoor import complete_backdoor
 from memvirt.platform.balloon import BalloonDevice, complete_balloon
 from memvirt.platform.boot.detect import Protocol, load_boot_image
 from memvirt.platform.boot.image import BootImage, InitialState, StartMode
 from memvirt.platform.pc import new_pc, pc_serial_input
-from memvirt.platform.ports import IO_BACKDOOR, IO_BALLOON
 from memvirt.platform.uart import uart_drain
 from memvirt.size import parse_size
 from memvirt.vmm.backing import BackingStore, BackingStoreError, PageCorrupted
@@ -63,8 +66,9 @@ def _panic_message(console: bytes) -> str:
 class VirtualMachine:
     """A VM of ``memory`` bytes of guest-physical memory on ``machine``.
 
-    ``serial`` receives what the guest prints on COM1. Raises VirtualMachineError for sizes that
-    cannot be, MachineMemoryExhausted if the machine has no room for its tables.
+    ``serial`` receives what the guest prints on COM1; ``processor`` makes the processor. Raises
+    VirtualMachineError for sizes that cannot be, MachineMemoryExhausted if the machine has no room
+    for its tables.
     """
 
     def __init__(
@@ -76,6 +80,7 @@ class VirtualMachine:
         name: str = "",
         serial: Callable[[bytes], object] | None = None,
         backing: BackingStore | None = None,
+        processor: ProcessorFactory = software_processor,
     ) -> None:
         self.memory = parse_size(memory, what="guest memory")
         if self.memory > MAXIMUM_MEMORY:
@@ -94,7 +99,12 @@ class VirtualMachine:
         self.serial_log = bytearray()
         self._serial = serial
         self.pc: Any = new_pc(self.memory)
-        self.processor = Processor(self.vmm, self.pc.ctypes.data)
+        try:
+            self.processor: Processor = processor(self.vmm, self.pc)
+        except BaseException:
+            self.vmm.power_off()
+            raise
+        self._off = False
         self.boot_image: BootImage | None = None
         self.outcome: Outcome | None = None
         self.waiting = False
@@ -120,14 +130,12 @@ class VirtualMachine:
     @property
     def virtual_ns(self) -> int:
         """Virtual time since power-on, in nanoseconds."""
-        return int(virtual_now(self.vmm.control_block[0]))
+        return self.processor.virtual_ns
 
     @property
     def halted_ns(self) -> int:
         """Virtual time skipped because the processor had nothing to do."""
-        control = self.vmm.control
-        busy = control.port_accesses * PORT_ACCESS_NS + control.time_stamp_reads * TIME_STAMP_NS
-        return int(control.idle_ns - busy - control.stall_ns)
+        return self.processor.halted_ns
 
     @property
     def host_seconds(self) -> float:
@@ -176,7 +184,7 @@ class VirtualMachine:
         processor.set_segment("idtr", SegmentState(0, 0, 0, 0))
         processor.set_segment("tr", SegmentState(0, 0, 0, 0))
         processor.set_segment("ldtr", SegmentState(0, 0, 0, 0))
-        processor.set_hidden_flags(long_mode=long_mode, code64=long_mode)
+        processor.set_mode(long_mode=long_mode, code64=long_mode)
 
     # Running -----------------------------------------------------------------------------------
 
@@ -206,7 +214,7 @@ class VirtualMachine:
         A managed VM may stop early: ``waiting`` for frames, or ``paused`` with the reason why a
         page cannot be had now. ``resume_quantum`` goes on with what is left of the quantum.
         """
-        self.vmm.control.quantum_end_ns = self.virtual_ns + nanoseconds
+        self.processor.set_quantum(nanoseconds)
         return self.resume_quantum()
 
     def resume_quantum(self) -> Outcome | None:
@@ -214,12 +222,14 @@ class VirtualMachine:
         self.waiting, self.paused = False, ""
         if self.outcome is not None:
             return self.outcome
+        if self._off:
+            raise VirtualMachineError(f"{self.name} is powered off: it cannot run any more")
         self._started = time.perf_counter()
         try:
             while self.outcome is None:
-                reason = self.processor.run(self.pc[0])
+                left = self.processor.run()
                 self._drain_serial()
-                if not self._handle(reason):
+                if not self._handle(left):
                     break
         except FramesWanted:
             self.waiting = True
@@ -233,39 +243,42 @@ class VirtualMachine:
             self._host_seconds += time.perf_counter() - self._started
         return self.outcome
 
-    def _handle(self, reason: int) -> bool:
-        """Do what the run loop left for Python; False at the end of the quantum."""
-        control = self.vmm.control
-        if reason == NEED_FRAMES:
+    def _handle(self, left: ProcessorExit) -> bool:
+        """Do what the processor left for Python; False at the end of the quantum."""
+        reason = left.reason
+        if reason is ExitReason.NEED_FRAMES:
             self.vmm.reserve.refill()
-        elif reason == NEED_PAGE:
-            self.vmm.bring_back(int(control.exit_ppn), write=bool(control.exit_write))
-        elif reason == run_loop.LEFT_IO:
-            self._handle_io()
-        elif reason == run_loop.LEFT_QUANTUM:
-            if control.stop_asked:
-                self._end(EndReason.STOPPED, "")
+        elif reason is ExitReason.NEED_PAGE:
+            self.vmm.bring_back(left.ppn, write=left.write)
+        elif reason is ExitReason.DEVICE:
+            self._handle_device()
+        elif reason in (ExitReason.BACKDOOR, ExitReason.BALLOON):
+            self._handle_call(left)
+        elif reason is ExitReason.QUANTUM_END:
             return False
-        elif reason == run_loop.LEFT_HALTED:
+        elif reason is ExitReason.STOP_REQUESTED:
+            self._end(EndReason.STOPPED, "")
+            return False
+        elif reason is ExitReason.HALTED:
             return self._handle_halt()
-        elif reason == run_loop.LEFT_TRIPLE_FAULT:
-            self._end(EndReason.TRIPLE_FAULT, f"while delivering vector {control.event_vector}")
+        elif reason is ExitReason.TRIPLE_FAULT:
+            self._end(EndReason.TRIPLE_FAULT, f"while delivering vector {left.vector}")
+        elif reason is ExitReason.MISCONFIGURED:
+            self._end(EndReason.MISCONFIGURED, left.detail)
         else:
-            rip = self.processor.get("rip")
-            self._end(EndReason.ENGINE_ERROR, f"error {control.engine_error} at RIP {rip:#x}")
+            self._end(EndReason.ENGINE_ERROR, left.detail)
         return True
 
-    def _handle_io(self) -> None:
-        status = int(self.vmm.control.io_status)
-        if status in (IO_BACKDOOR, IO_BALLOON):
-            processor = self.processor
-            if status == IO_BACKDOOR:
-                complete_backdoor(processor)
-            else:
-                complete_balloon(self.balloon, processor, wide=processor.in_64_bit_code)
-            rip = processor.get("rip") + int(self.vmm.control.io_instruction_bytes)
-            processor.set("rip", rip)
-            return
+    def _handle_call(self, left: ProcessorExit) -> None:
+        """Complete an IN that is a call to the hypervisor."""
+        processor = self.processor
+        if left.reason is ExitReason.BACKDOOR:
+            complete_backdoor(processor)
+        else:
+            complete_balloon(self.balloon, processor, wide=processor.in_64_bit_code)
+        processor.set("rip", processor.get("rip") + left.instruction_bytes)
+
+    def _handle_device(self) -> None:
         requests = self.pc[0].control
         if requests.exit_requested:
             value = int(requests.exit_value)
@@ -280,19 +293,14 @@ class VirtualMachine:
 
     def _handle_halt(self) -> bool:
         """Halted for good, unless input may come: then let the quantum's time pass."""
-        if not self.interrupts_enabled or not self.wakes_on_input:
+        if not self.processor.interrupts_enabled or not self.wakes_on_input:
             self._end(EndReason.HALTED, "")
             return True
-        control = self.vmm.control
-        control.idle_ns += max(int(control.quantum_end_ns) - self.virtual_ns, 0)
+        self.processor.end_quantum()
         time.sleep(0.01)
         return False
 
     wakes_on_input = False
-
-    @property
-    def interrupts_enabled(self) -> bool:
-        return bool(self.processor.get("rflags") & 1 << 9)
 
     def _drain_serial(self) -> None:
         data = uart_drain(self.pc[0].uart)
@@ -322,5 +330,6 @@ class VirtualMachine:
 
     def power_off(self) -> None:
         """Stop the VM and give all its frames back. Calling again does nothing."""
+        self._off = True
         self.processor.close()
         self.vmm.power_off()

@@ -10,7 +10,7 @@ import numpy as np
 from memvirt.machine.content import Hashes
 from memvirt.vmm.census import census
 from memvirt.vmm.eviction import Eviction
-from memvirt.vmm.monitor import PagingMode, VirtualMachineMonitor
+from memvirt.vmm.monitor import VirtualMachineMonitor
 from memvirt.vmm.pmap import LARGE_PAGES, PageState
 
 from .guest_memory import Balloon, GuestUsage, Ppns
@@ -50,10 +50,6 @@ class VmmMemory:
     def usage(self) -> GuestUsage:
         vmm, pmap = self.vmm, self.vmm.pmap
         states, cost = census(pmap.state, pmap.frame, vmm.machine.references)
-        if vmm.paging is PagingMode.SHADOW:
-            tables = int(np.count_nonzero(vmm.shadow.pages["mpn"] >= 0))
-        else:
-            tables = int(vmm.control.nested_tables)
         return GuestUsage(
             private=states[PageState.PRIVATE],
             shared=states[PageState.SHARED],
@@ -62,7 +58,7 @@ class VmmMemory:
             compressed=states[PageState.COMPRESSED],
             swapped=states[PageState.SWAPPED],
             compressed_frames=0 if vmm.compressed is None else vmm.compressed.frames,
-            table_frames=tables,
+            table_frames=vmm.page_tables.table_frames,
             reserve_frames=vmm.reserve.count,
             large=LARGE_PAGES * int(np.count_nonzero(pmap.large)),
             zips_total=vmm.counts["zips"],
@@ -116,7 +112,7 @@ class VmmMemory:
         return self.vmm.pmap.in_large_page(ppns)
 
     def make_large(self, most: int) -> int:
-        if self.vmm.paging is not PagingMode.NESTED:
+        if not self.vmm.page_tables.has_large_pages:
             return 0
         pmap = self.vmm.pmap
         runs = pmap.pages // LARGE_PAGES

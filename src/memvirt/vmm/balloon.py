@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from memvirt.mmu.control import FLAG_BALLOONED, FLAG_SHADOWED
+from memvirt.mmu.page_state import FLAG_BALLOONED, FLAG_SHADOWED
 
-from .monitor import PagingMode, VirtualMachineMonitor
-from .paging.shadow_table import zap_all
+from .monitor import VirtualMachineMonitor
 from .pmap import PageState
 
 PpnArray = np.ndarray[Any, np.dtype[np.int64]]
@@ -39,12 +38,12 @@ class BalloonedPages:
     @property
     def ballooned(self) -> int:
         """Pages that are given up now."""
-        return int(self._vmm.control.ballooned_pages)
+        return int(self._vmm.state.ballooned_pages)
 
     @property
     def touched(self) -> int:
         """Pages the guest touched after giving them up, without taking them back; ever."""
-        return int(self._vmm.control.balloon_touched)
+        return int(self._vmm.state.balloon_touched)
 
     def give_up(self, ppns: PpnArray) -> Verdicts:
         """Free whatever holds each of ``ppns`` (distinct, not ballooned); False where it cannot be.
@@ -54,7 +53,7 @@ class BalloonedPages:
         vmm, pmap = self._vmm, self._vmm.pmap
         self._check(ppns)
         accepted: Verdicts = pmap.flags[ppns] & FLAG_BALLOONED == 0
-        if vmm.paging is PagingMode.FLAT:
+        if not vmm.page_tables.remaps:
             accepted[:] = False
         pages = ppns[accepted]
         if pages.size == 0:
@@ -63,7 +62,7 @@ class BalloonedPages:
         pmap.frame[pages] = 0
         pmap.state[pages] = PageState.UNMAPPED
         pmap.flags[pages] |= FLAG_BALLOONED
-        vmm.control.ballooned_pages += pages.size
+        vmm.state.ballooned_pages += pages.size
         return accepted
 
     def _discard(self, pages: PpnArray) -> None:
@@ -72,7 +71,7 @@ class BalloonedPages:
         resident = pages[np.isin(pmap.state[pages], (PageState.PRIVATE, PageState.SHARED))]
         vmm._invalidate(resident)
         if (pmap.flags[pages] & FLAG_SHADOWED).any():
-            zap_all(vmm.control_block[0])
+            vmm.page_tables.forget_guest_tables()
         swapped = pages[pmap.state[pages] == PageState.SWAPPED]
         vmm.backing.discard(pmap.frame[swapped].tolist())
         compressed = pages[pmap.state[pages] == PageState.COMPRESSED]
@@ -92,7 +91,7 @@ class BalloonedPages:
         self._check(ppns)
         taken: Verdicts = pmap.flags[ppns] & FLAG_BALLOONED != 0
         pmap.flags[ppns[taken]] &= 0xFF ^ FLAG_BALLOONED
-        self._vmm.control.ballooned_pages -= int(np.count_nonzero(taken))
+        self._vmm.state.ballooned_pages -= int(np.count_nonzero(taken))
         return taken
 
     def _check(self, ppns: PpnArray) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from memvirt.mmu.control import STATE_SHARED
+from memvirt.mmu.page_state import STATE_SHARED
 
 from .pmap import PageState
 

@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 
 from memvirt.machine.memory import FrameKind, MachineMemory
-from memvirt.mmu import control
 from memvirt.mmu.entry import (
     DIRTY,
     ENTRY_ADDRESS_MASK,
@@ -35,9 +34,12 @@ from memvirt.mmu.entry import (
     USER,
     WRITABLE,
 )
+from memvirt.mmu.page_state import FLAG_BALLOONED, FLAG_TRACED
 
 from .backing import BackingStoreError, PageCorrupted
-from .monitor import PagingMode, VirtualMachineMonitor
+from .monitor import VirtualMachineMonitor
+from .paging.nested_paging import NestedPaging
+from .paging.shadow_paging import ShadowPaging
 from .paging.shadow_table import guest_entry_gpa
 from .pmap import LARGE_PAGES, PageState
 
@@ -58,9 +60,9 @@ class Violation:
 def check_vm(vmm: VirtualMachineMonitor) -> list[Violation]:
     """Violations inside one VM."""
     found = list(_check_pmap(vmm))
-    if vmm.paging is PagingMode.SHADOW:
-        found += _check_shadow(vmm)
-    elif vmm.paging is PagingMode.NESTED:
+    if isinstance(vmm.page_tables, ShadowPaging):
+        found += _check_shadow(vmm, vmm.page_tables)
+    elif isinstance(vmm.page_tables, NestedPaging):
         found += _check_nested(vmm)
     return found
 
@@ -88,13 +90,13 @@ def _check_pmap(vmm: VirtualMachineMonitor) -> Iterator[Violation]:
     )
     for ppn, mpn in zip(private[wrong].tolist(), mpns[wrong].tolist(), strict=True):
         yield Violation("I4", f"PPN {ppn:#x}", _frame(machine, mpn), f"GUEST frame of PPN {ppn:#x}")
-    ballooned = np.flatnonzero(pmap.flags & control.FLAG_BALLOONED)
+    ballooned = np.flatnonzero(pmap.flags & FLAG_BALLOONED)
     for ppn in ballooned[pmap.state[ballooned] != PageState.UNMAPPED].tolist():
         state = PageState(int(pmap.state[ppn])).name
         yield Violation("I4", f"PPN {ppn:#x}", f"ballooned and {state}", "ballooned and UNMAPPED")
-    if ballooned.size != vmm.control.ballooned_pages:
+    if ballooned.size != vmm.state.ballooned_pages:
         yield Violation(
-            "I4", "balloon", f"{ballooned.size} pages", f"{vmm.control.ballooned_pages} counted"
+            "I4", "balloon", f"{ballooned.size} pages", f"{vmm.state.ballooned_pages} counted"
         )
     shared = np.flatnonzero(pmap.state == PageState.SHARED)
     mpns = pmap.frame[shared]
@@ -124,11 +126,11 @@ def _check_mapping(
         yield Violation("I1", where, f"MPN {mpn:#x}", f"MPN {pmap.frame[ppn]:#x} (PPN {ppn:#x})")
     if writable and state is not PageState.PRIVATE:
         yield Violation("I2", where, f"writable PPN {ppn:#x}", f"read-only: it is {state.name}")
-    if writable and pmap.flags[ppn] & control.FLAG_TRACED:
+    if writable and pmap.flags[ppn] & FLAG_TRACED:
         yield Violation("I1", where, f"writable PPN {ppn:#x}", "read-only: it is traced")
 
 
-def _check_shadow(vmm: VirtualMachineMonitor) -> Iterator[Violation]:
+def _check_shadow(vmm: VirtualMachineMonitor, shadow: ShadowPaging) -> Iterator[Violation]:
     content = vmm.machine.content.view(np.int64).reshape(-1, 512)
     listed = 0
     for ppn in np.flatnonzero(vmm.pmap.rmap_head >= 0).tolist():
@@ -137,19 +139,19 @@ def _check_shadow(vmm: VirtualMachineMonitor) -> Iterator[Violation]:
             listed += 1
             index, slot = link >> 9, link & 511
             where = f"shadow page {index} slot {slot}"
-            entry = int(content[vmm.shadow.pages["mpn"][index], slot])
-            if not entry & PRESENT or not vmm.shadow.pages["used"][index]:
+            entry = int(content[shadow.pages["mpn"][index], slot])
+            if not entry & PRESENT or not shadow.pages["used"][index]:
                 yield Violation("I1", where, "no entry", f"the one listed for PPN {ppn:#x}")
             mpn = (entry & ENTRY_ADDRESS_MASK) >> 12
             yield from _check_mapping(vmm, where, ppn, mpn, bool(entry & WRITABLE))
-            if vmm.shadow.rmap_previous[link] != previous:
+            if shadow.rmap_previous[link] != previous:
                 yield Violation(
-                    "I1", where, f"previous {vmm.shadow.rmap_previous[link]}", f"{previous}"
+                    "I1", where, f"previous {shadow.rmap_previous[link]}", f"{previous}"
                 )
-            previous, link = link, int(vmm.shadow.rmap_next[link])
+            previous, link = link, int(shadow.rmap_next[link])
     present = 0
-    for index in np.flatnonzero(vmm.shadow.pages["used"]).tolist():
-        page = vmm.shadow.pages[index]
+    for index in np.flatnonzero(shadow.pages["used"]).tolist():
+        page = shadow.pages[index]
         table = content[page["mpn"]]
         slots = np.flatnonzero(table & PRESENT)
         if page["level"] == 1:
@@ -159,22 +161,22 @@ def _check_shadow(vmm: VirtualMachineMonitor) -> Iterator[Violation]:
                 "I4", f"shadow page {index}", _frame(vmm.machine, int(page["mpn"])), "SHADOW"
             )
         if not page["direct"] and not page["unsynchronized"]:
-            yield from _check_derivation(vmm, index, table, slots)
+            yield from _check_derivation(vmm, shadow, index, table, slots)
     if present != listed:
         yield Violation("I1", "reverse map", f"{listed} entries listed", f"{present} present")
 
 
 def _check_derivation(
-    vmm: VirtualMachineMonitor, index: int, table: Any, slots: Any
+    vmm: VirtualMachineMonitor, shadow: ShadowPaging, index: int, table: Any, slots: Any
 ) -> Iterator[Violation]:
     """Entries of a traced table agree with the guest entries they were made from."""
-    page = vmm.shadow.pages[index]
-    traced = vmm.pmap.flags[page["ppn"]] & control.FLAG_TRACED
+    page = shadow.pages[index]
+    traced = vmm.pmap.flags[page["ppn"]] & FLAG_TRACED
     if not traced:
         yield Violation("I1", f"shadow page {index}", f"PPN {page['ppn']:#x} not traced", "traced")
     wide = page["mode"] != 2
     for slot in slots.tolist():
-        gpa = int(guest_entry_gpa(vmm.control_block[0], index, slot))
+        gpa = int(guest_entry_gpa(vmm.state, index, slot))
         try:
             raw = vmm.read_physical(gpa, 8 if wide else 4)
         except (BackingStoreError, PageCorrupted):
@@ -195,7 +197,7 @@ def _check_derivation(
 
 def _check_nested(vmm: VirtualMachineMonitor) -> Iterator[Violation]:
     content = vmm.machine.content.view(np.int64).reshape(-1, 512)
-    tables = [(int(vmm.control.nested_root), 4, 0)]
+    tables = [(int(vmm.state.mmu.nested_root), 4, 0)]
     seen = 0
     while tables:
         mpn, level, base = tables.pop()
@@ -213,8 +215,8 @@ def _check_nested(vmm: VirtualMachineMonitor) -> Iterator[Violation]:
             else:
                 where = f"nested entry of PPN {page:#x}"
                 yield from _check_mapping(vmm, where, page, target, bool(entry & EPT_WRITE))
-    if seen != vmm.control.nested_tables:
-        yield Violation("I4", "nested tables", str(seen), str(int(vmm.control.nested_tables)))
+    if seen != vmm.state.nested_tables:
+        yield Violation("I4", "nested tables", str(seen), str(int(vmm.state.nested_tables)))
 
 
 def _check_large_page(

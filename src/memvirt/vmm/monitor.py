@@ -9,8 +9,6 @@ drops what it cached (``take_stale``) before it runs again.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import IntEnum
 from typing import Any
 
 import numpy as np
@@ -23,44 +21,40 @@ from memvirt.machine.memory import (
     MachineMemory,
     MachineMemoryExhausted,
 )
-from memvirt.mmu import control
-from memvirt.mmu.control import new_control_block
+from memvirt.mmu.page_state import (
+    FLAG_BALLOONED,
+    FLAG_SAMPLED,
+    FLAG_SHADOWED,
+    FLAG_WATCHED,
+    FLAG_WRITE_CACHED,
+    FLAGS_UNTIL_TOUCHED,
+)
+from memvirt.record import new_record
 
 from .backing import BackingStore, CompressedPages, HeldPages
 from .eviction import Eviction, evict
-from .invalidate import invalidate_pages
-from .paging.nested import drop_empty_table
-from .paging.shadow_table import zap_all
+from .paging.build import new_paging
+from .paging.mode import PagingMode
 from .pmap import LARGE_PAGES, PageState, Pmap
 from .reserve import FrameReserve
-from .setup import ShadowPool, map_flat, set_up_control, shadow_capacity
+from .set_up import set_up_state
+from .stale import Stale, StaleLog
 from .statistics import COUNTED, MemoryStatistics, memory_statistics
+from .vmm_state import VMM_DTYPE, VmmState
 
 PpnsLike = Sequence[int] | np.ndarray[Any, Any]
 _PRIVATE, _SHARED = (PageState.PRIVATE,), (PageState.SHARED,)
 
 
-class PagingMode(IntEnum):
-    """How the processor translates guest virtual addresses."""
-
-    SHADOW = control.PAGING_SHADOW
-    NESTED = control.PAGING_NESTED
-    FLAT = control.PAGING_FLAT  # no virtualization: the engine's own MMU, for comparison
-
-
-@dataclass(frozen=True, slots=True)
-class Stale:
-    """What the processor must drop before it runs: cached translations, code of frames."""
-
-    flush: bool
-    code: tuple[int, ...]
+__all__ = ["PagingMode", "VirtualMachineMonitor"]
 
 
 class VirtualMachineMonitor:
     """The VMM of VM ``vm_id`` with ``pages`` guest-physical pages on ``machine``.
 
     ``share_salt`` (0 or more) bounds page sharing: a shared frame is used by VMs of one salt only.
-    Raises MachineMemoryExhausted if not even its tables' first frames can be had.
+    Raises MachineMemoryExhausted, with no frame taken, if not even its tables' first frames can be
+    had.
     """
 
     def __init__(
@@ -79,35 +73,35 @@ class VirtualMachineMonitor:
         self.backing: BackingStore = backing if backing is not None else HeldPages()
         self.compressed: CompressedPages | None = None
         self.share_salt = 0
-        self.control_block = new_control_block()
-        self.control: Any = self.control_block.view(np.recarray)[0]
-        self.reserve = FrameReserve(machine, vm_id, self.control)
+        self._record = new_record(VMM_DTYPE)
+        self.state: VmmState = self._record[0]
+        self.reserve = FrameReserve(machine, vm_id, self.state)
         self.counts = dict.fromkeys(COUNTED, 0)
-        self._stale_flush = False
-        self._stale_code: list[int] = []
+        self._stale = StaleLog()
         self._off = False
-        set_up_control(self.control, machine, self.pmap, int(paging), vm_id)
-        if paging is PagingMode.FLAT:
-            map_flat(machine, self.pmap, vm_id)
-        else:
-            capacity = shadow_capacity(pages) if paging is PagingMode.SHADOW else 1
-            self.shadow = ShadowPool(self.control_block, self.control, capacity)
-            self.reserve.refill()
-        if paging is PagingMode.NESTED:
-            self._nested_tlb = np.zeros(control.NESTED_TLB_ENTRIES, control.NESTED_TLB_DTYPE)
-            self.control.nested_tlb_at = self._nested_tlb.ctypes.data
-            root = self.machine.allocate(kind=FrameKind.NESTED, owner=vm_id, tag=4)
-            self.control.nested_root = int(root[0])
-            self.control.nested_tables = 1
+        set_up_state(self.state, machine, self.pmap, int(paging), vm_id)
+        try:
+            if paging is not PagingMode.FLAT:
+                self.reserve.refill()
+            self.page_tables = new_paging(paging, self.state, machine, self.pmap)
+        except BaseException:
+            self.reserve.give_back(0)
+            raise
+
+    @property
+    def state_address(self) -> int:
+        """Host address of ``state``, valid as long as this object."""
+        return int(self._record.ctypes.data)
+
+    def state_bytes(self) -> bytes:
+        """A copy of ``state``, for snapshots."""
+        return bytes(self._record.tobytes())
 
     # What the processor must drop --------------------------------------------------------------
 
     def take_stale(self) -> Stale:
         """What to drop before the processor runs again; asking forgets it."""
-        flush = self._stale_flush or bool(self.control.shadow_stale)
-        stale = Stale(flush, tuple(self._stale_code))
-        self._stale_flush, self._stale_code = False, []
-        return stale
+        return self._stale.take(flush=bool(self.state.shadow.stale))
 
     def _invalidate(
         self, ppns: np.ndarray[Any, np.dtype[np.int64]], *, breaking: bool = True
@@ -122,12 +116,11 @@ class VirtualMachineMonitor:
             runs = np.unique(ppns // LARGE_PAGES)
             self.counts["large_breaks"] += int(np.count_nonzero(self.pmap.large[runs]))
             self.pmap.large[runs] = 0
-        if self.paging is PagingMode.FLAT:
-            raise ValueError("flat memory has no pages to manage: use shadow or nested paging")
-        executed = np.zeros(ppns.size, np.uint8)
-        invalidate_pages(self.control_block[0], ppns, executed)
-        self._stale_flush = True
-        self._stale_code.extend(int(mpn) for mpn in self.pmap.frame[ppns[executed != 0]])
+        self.page_tables.invalidate(ppns)
+        shared = self.pmap.state[ppns] == PageState.SHARED
+        self.pmap.flags[ppns] &= np.uint8(0xFF ^ FLAG_WRITE_CACHED)
+        self._stale.flush()
+        self._stale.add(ppns, self.pmap.frame[ppns], shared)
 
     def _select(
         self, ppns: PpnsLike, states: Sequence[PageState]
@@ -168,7 +161,7 @@ class VirtualMachineMonitor:
         """
         pages = np.arange(first_ppn, first_ppn + LARGE_PAGES)
         run = first_ppn // LARGE_PAGES
-        if self.paging is not PagingMode.NESTED or first_ppn % LARGE_PAGES:
+        if not self.page_tables.has_large_pages or first_ppn % LARGE_PAGES:
             raise ValueError(f"PPN {first_ppn:#x} cannot begin a large page in this VM")
         if self.pmap.pages < first_ppn + LARGE_PAGES or self.pmap.large[run]:
             return False
@@ -186,8 +179,8 @@ class VirtualMachineMonitor:
         self.machine.tag[new] = pages
         self.pmap.frame[pages] = new
         self.machine.release(old)
-        table = int(drop_empty_table(self.control_block[0], first_ppn))
-        if table >= 0:
+        table = self.page_tables.release_table_below(first_ppn)
+        if table is not None:
             self.machine.release(table)
         self.pmap.large[run] = 1
         self.counts["moved"] += LARGE_PAGES
@@ -301,7 +294,7 @@ class VirtualMachineMonitor:
         the page cannot be read now, with nothing changed; PageCorrupted if it is lost.
         """
         state = self.pmap.state_of(ppn)
-        self.pmap.flags[ppn] &= ~np.uint8(control.FLAGS_UNTIL_TOUCHED)
+        self.pmap.flags[ppn] &= ~np.uint8(FLAGS_UNTIL_TOUCHED)
         if state is PageState.SHARED and write:
             self._break_share(ppn)
         elif state is PageState.SWAPPED:
@@ -314,11 +307,11 @@ class VirtualMachineMonitor:
         elif state is PageState.UNMAPPED:
             self.pmap.frame[ppn] = self.reserve.take(ppn)
             self.pmap.state[ppn] = PageState.PRIVATE
-            self.control.frames_demand_allocated += 1
-            if self.pmap.flags[ppn] & control.FLAG_BALLOONED:
-                self.pmap.flags[ppn] &= 0xFF ^ control.FLAG_BALLOONED
-                self.control.ballooned_pages -= 1
-                self.control.balloon_touched += 1
+            self.state.frames_demand_allocated += 1
+            if self.pmap.flags[ppn] & FLAG_BALLOONED:
+                self.pmap.flags[ppn] &= 0xFF ^ FLAG_BALLOONED
+                self.state.ballooned_pages -= 1
+                self.state.balloon_touched += 1
 
     def _refetch(self, ppn: int, store: BackingStore | CompressedPages) -> None:
         mpn = self.reserve.take(ppn)
@@ -331,18 +324,17 @@ class VirtualMachineMonitor:
         self.pmap.frame[ppn] = mpn
         self.pmap.state[ppn] = PageState.PRIVATE
         self.counts["brought_back"] += 1
-        self.control.idle_ns += store.wait_ns
-        self.control.stall_ns += store.wait_ns
+        self.state.stall_ns += store.wait_ns
 
     # Sampling ----------------------------------------------------------------------------------
 
     def begin_sample(self, ppns: PpnsLike) -> None:
         """Take the translations of ``ppns`` back, so that the next access to each is noticed."""
-        self._notice(ppns, control.FLAG_SAMPLED)
+        self._notice(ppns, FLAG_SAMPLED)
 
     def watch(self, ppns: PpnsLike) -> None:
         """As ``begin_sample``, for the choice of pages to reclaim: the two do not disturb."""
-        self._notice(ppns, control.FLAG_WATCHED)
+        self._notice(ppns, FLAG_WATCHED)
 
     def _notice(self, ppns: PpnsLike, flag: int) -> None:
         pages = np.unique(np.asarray(ppns, np.int64))
@@ -352,11 +344,11 @@ class VirtualMachineMonitor:
 
     def untouched(self, ppns: PpnsLike) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Which of ``ppns`` have been sampled and not been accessed since."""
-        return self._has_flag(ppns, control.FLAG_SAMPLED)
+        return self._has_flag(ppns, FLAG_SAMPLED)
 
     def idle(self, ppns: PpnsLike) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Which of ``ppns`` have been watched and not been accessed since."""
-        return self._has_flag(ppns, control.FLAG_WATCHED)
+        return self._has_flag(ppns, FLAG_WATCHED)
 
     def _has_flag(self, ppns: PpnsLike, flag: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
         return (self.pmap.flags[np.asarray(ppns, np.int64)] & np.uint8(flag)) != 0
@@ -396,11 +388,12 @@ class VirtualMachineMonitor:
             size = min(len(view), PAGE_BYTES - offset)
             self.bring_back(ppn, write=True)
             mpn = int(self.pmap.frame[ppn])
-            if self.paging is PagingMode.FLAT:
-                self._stale_code.append(mpn)
-            elif self.pmap.flags[ppn] & (control.FLAG_EXECUTED | control.FLAG_SHADOWED):
-                self._invalidate(np.array([ppn], np.int64))
-                zap_all(self.control_block[0])
+            page = np.array([ppn], np.int64)
+            if self.pmap.flags[ppn] & FLAG_SHADOWED:
+                self._invalidate(page)
+                self.page_tables.forget_guest_tables()
+            else:
+                self._stale.add(page, self.pmap.frame[page], False)
             self.machine.page(mpn)[offset : offset + size] = np.frombuffer(view[:size], np.uint8)
             view, gpa = view[size:], gpa + size
 
@@ -424,4 +417,4 @@ class VirtualMachineMonitor:
         self.machine.release(self.pmap.frame[self.pmap.state == PageState.SHARED])
         self.machine.release(self.machine.owned_by(self.vm_id))
         self.pmap.state[:] = PageState.UNMAPPED
-        self.control.reserve_count = 0
+        self.state.reserve_count = 0

@@ -13,17 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from memvirt.mmu import control
+from memvirt.mmu import page_state
 
 
 class PageState(IntEnum):
     """Where the content of a guest-physical page is."""
 
-    UNMAPPED = control.STATE_UNMAPPED  # reads as zeroes; no frame until the next access
-    PRIVATE = control.STATE_PRIVATE  # in a frame of its own
-    SHARED = control.STATE_SHARED  # in a frame of several pages, copy-on-write
-    COMPRESSED = control.STATE_COMPRESSED  # in the VM's compression cache
-    SWAPPED = control.STATE_SWAPPED  # in the backing store
+    UNMAPPED = page_state.STATE_UNMAPPED  # reads as zeroes; no frame until the next access
+    PRIVATE = page_state.STATE_PRIVATE  # in a frame of its own
+    SHARED = page_state.STATE_SHARED  # in a frame of several pages, copy-on-write
+    COMPRESSED = page_state.STATE_COMPRESSED  # in the VM's compression cache
+    SWAPPED = page_state.STATE_SWAPPED  # in the backing store
 
 
 RESIDENT_STATES = (PageState.PRIVATE, PageState.SHARED)

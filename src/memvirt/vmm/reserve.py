@@ -9,11 +9,11 @@ in common, and whatever order they run in, the outcome is the same.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from memvirt.machine.memory import FrameKind, Frames, MachineMemory
+
+from .vmm_state import VmmState
 
 RESERVE_FRAMES = 256  # frames moved from the host to the reserve at a time
 RESERVE_CAPACITY = 1024
@@ -24,20 +24,20 @@ class FramesWanted(Exception):
 
 
 class FrameReserve:
-    """The reserve of VM ``vm_id``, whose control block is ``block``."""
+    """The reserve of VM ``vm_id``, whose VMM's record is ``state``."""
 
-    def __init__(self, machine: MachineMemory, vm_id: int, block: Any) -> None:
+    def __init__(self, machine: MachineMemory, vm_id: int, state: VmmState) -> None:
         self.machine = machine
         self.managed = False
         self._vm_id = vm_id
-        self._block = block
+        self._state = state
         self._stack = np.zeros(RESERVE_CAPACITY, np.uint32)
         self._given_up: list[Frames] = []
-        block.reserve_at = self._stack.ctypes.data
+        state.reserve_at = self._stack.ctypes.data
 
     @property
     def count(self) -> int:
-        return int(self._block.reserve_count)
+        return int(self._state.reserve_count)
 
     def grant(self, frames: int) -> int:
         """Add up to ``frames`` frames, as many as fit; returns how many.
@@ -49,7 +49,7 @@ class FrameReserve:
         if frames > 0:
             taken = self.machine.allocate(frames, kind=FrameKind.RESERVE, owner=self._vm_id)
             self._stack[have : have + frames] = taken[::-1]
-            self._block.reserve_count = have + frames
+            self._state.reserve_count = have + frames
         return max(frames, 0)
 
     def give_back(self, keep: int) -> int:
@@ -57,7 +57,7 @@ class FrameReserve:
         surplus = self.count - keep
         if surplus <= 0:
             return 0
-        self._block.reserve_count = keep
+        self._state.reserve_count = keep
         self.machine.release(self._stack[keep : keep + surplus])
         return surplus
 
@@ -79,7 +79,7 @@ class FrameReserve:
             return int(self.machine.allocate(kind=FrameKind.GUEST, owner=self._vm_id, tag=ppn)[0])
         if self.count == 0:
             raise FramesWanted
-        self._block.reserve_count -= 1
+        self._state.reserve_count -= 1
         mpn = int(self._stack[self.count])
         self.machine.kind[mpn] = FrameKind.GUEST
         self.machine.tag[mpn] = ppn
@@ -92,7 +92,7 @@ class FrameReserve:
             return
         self.machine.kind[mpn] = FrameKind.RESERVE
         self._stack[self.count] = mpn
-        self._block.reserve_count += 1
+        self._state.reserve_count += 1
 
     def give_up(self, mpns: Frames | int) -> None:
         """Release frames, at once or, if the VM is managed, when it next settles."""

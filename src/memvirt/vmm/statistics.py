@@ -15,15 +15,14 @@ from .pmap import PageState
 if TYPE_CHECKING:
     from .monitor import VirtualMachineMonitor
 
-# Counts the VMM keeps itself; the others are the control block's.
+# Counts the VMM keeps itself; the others are the state record's.
 COUNTED = (
     "moved", "unmapped_by_host", "discarded", "zips", "swap_writes", "brought_back", "unzips",
     "swap_reads", "shares", "share_breaks", "large_made", "large_breaks",
 )  # fmt: skip
-_CONTROL_COUNTERS = (
+_STATE_COUNTERS = (
     "hidden_faults", "true_faults", "trace_faults", "resynchronizations", "shadow_zaps",
-    "root_switches", "entries_dropped", "walks", "walk_references", "guest_walks",
-    "guest_walk_references", "tlb_fills",
+    "root_switches", "entries_dropped", "walks", "guest_walk_references", "stall_ns",
 )  # fmt: skip
 
 
@@ -67,24 +66,24 @@ class MemoryStatistics:
     walk_references: int
     guest_walks: int
     guest_walk_references: int
-    tlb_fills: int
 
 
 def memory_statistics(vmm: VirtualMachineMonitor) -> MemoryStatistics:
     """The statistics of a VMM whose processor is stopped."""
-    block, pmap = vmm.control, vmm.pmap
+    state, pmap = vmm.state, vmm.pmap
     mine = vmm.machine.kind[vmm.machine.owned_by(vmm.vm_id)]
     counts = np.bincount(mine, minlength=len(FrameKind))
     return MemoryStatistics(
         pages=pmap.pages,
-        **{state.name.lower(): pmap.count(state) for state in PageState},
+        **{page_state.name.lower(): pmap.count(page_state) for page_state in PageState},
         frames_guest=int(counts[FrameKind.GUEST]),
         frames_shadow=int(counts[FrameKind.SHADOW]),
         frames_nested=int(counts[FrameKind.NESTED]),
         frames_reserve=int(counts[FrameKind.RESERVE]),
         frames_compressed=int(counts[FrameKind.COMPRESSED]),
-        demand_allocated=int(block.frames_demand_allocated),
-        stall_ns=int(block.stall_ns),
+        demand_allocated=int(state.frames_demand_allocated),
         **vmm.counts,
-        **{name: int(getattr(block, name)) for name in _CONTROL_COUNTERS},
+        **{name: int(getattr(state, name)) for name in _STATE_COUNTERS},
+        walk_references=int(state.mmu.walk_references),
+        guest_walks=int(state.mmu.guest_walks),
     )

@@ -14,7 +14,7 @@ from typing import Any
 import llvmlite.binding as llvm
 from llvmlite import ir
 
-from memvirt.mmu.control import CONTROL_DTYPE
+from .engine_state import ENGINE_DTYPE
 
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
 _HOOK = ir.FunctionType(ir.VoidType(), [_I64, _I64, _I32, _I64])
@@ -22,9 +22,8 @@ _NAME = "on_block"
 
 
 def _field(builder: ir.IRBuilder, record: Any, name: str) -> Any:
-    """A pointer to a word of the control block at address ``record``."""
-    assert CONTROL_DTYPE.fields is not None
-    address = builder.add(record, _I64(CONTROL_DTYPE.fields[name][1]))
+    """A pointer to a word of the engine's state at address ``record``."""
+    address = builder.add(record, _I64(ENGINE_DTYPE.fields[name][1]))
     return builder.inttoptr(address, _I64.as_pointer())
 
 
@@ -32,15 +31,15 @@ def _module(on_deadline: int) -> str:
     module = ir.Module("block_counter")
     module.triple = llvm.get_default_triple()
     function = ir.Function(module, _HOOK, _NAME)
-    engine, gva, size, control = function.args
+    handle, gva, size, state = function.args
     builder = ir.IRBuilder(function.append_basic_block())
-    count_at = _field(builder, control, "code_bytes")
+    count_at = _field(builder, state, "code_bytes")
     count = builder.add(builder.load(count_at), builder.zext(size, _I64))
     builder.store(count, count_at)
-    deadline = builder.load(_field(builder, control, "deadline_code_bytes"))
+    deadline = builder.load(_field(builder, state, "deadline_code_bytes"))
     with builder.if_then(builder.icmp_signed(">=", count, deadline), likely=False):
         slow = builder.inttoptr(_I64(on_deadline), _HOOK.as_pointer())
-        builder.call(slow, [engine, gva, size, control], tail=True)
+        builder.call(slow, [handle, gva, size, state], tail=True)
     builder.ret_void()
     return str(module)
 

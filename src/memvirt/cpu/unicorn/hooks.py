@@ -2,29 +2,25 @@
 """The C callbacks through which the engine reaches the MMU and the platform.
 
 Each is compiled with Numba's ``cfunc``, takes no lock and never enters Python. ``user`` is the
-address of the VM's control block. A callback that cannot finish says why in the control block
-and stops the engine; the run loop goes on from there.
+address of the engine's state. A callback that cannot finish says why there and stops the engine;
+the run loop goes on from there.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
-from numba import cfunc, from_dtype, njit, types
+from numba import cfunc, njit, types
 from unicorn import unicorn_const
 
-from memvirt.mmu.control import CONTROL_RECORD, FETCH, OK, READ, WRITE
+from memvirt.mmu.access import FETCH, OK, READ, WRITE
 from memvirt.mmu.entry import CR0_PE
 from memvirt.mmu.native import (
     call_c1,
-    load8,
     load32,
     load64,
-    record_reference,
     store32,
     store64,
 )
-from memvirt.platform.pc import PC_DTYPE, mmio_read, mmio_write
+from memvirt.platform.pc import mmio_read, mmio_write
 from memvirt.platform.pc import pc_interrupt_pending as interrupt_pending
 from memvirt.platform.ports import (
     IO_BACKDOOR,
@@ -34,12 +30,14 @@ from memvirt.platform.ports import (
     io_read,
     io_write,
 )
-from memvirt.vmm.translate import PERMIT_EXECUTE, PERMIT_READ, fill
 
 from . import registers as reg
 from .abort import abort_instruction
-from .deliver import VECTOR_GP, load_control
+from .deliver import VECTOR_GP
+from .engine_state import INSTRUCTION, PERMISSIONS, EngineState, engine_at, mmu_of, pc_at
 from .guest_memory import read_guest
+from .segments import load_control
+from .tlb_fill import PERMIT_EXECUTE, PERMIT_READ, fill
 from .virtual_time import PORT_ACCESS_NS, TIME_STAMP_NS, virtual_now
 
 _UC_WRITE, _UC_FETCH = unicorn_const.UC_MEM_WRITE, unicorn_const.UC_MEM_FETCH
@@ -47,33 +45,31 @@ _HFLAGS, _RAW_FLAGS = reg.HFLAGS, reg.RAW_FLAGS
 _RIP = reg.RIP
 _RAX, _RBX, _RCX, _RDX = reg.RAX, reg.RBX, reg.RCX, reg.RDX
 _U32 = 0xFFFF_FFFF
-control_at = record_reference(CONTROL_RECORD)
-pc_at = record_reference(from_dtype(PC_DTYPE))
 
 
 @njit(nogil=True, cache=True)
-def stop(vm: Any) -> None:
+def stop(engine: EngineState) -> None:
     """Ask the engine to stop before the next block."""
-    call_c1(vm.emu_stop_at, (vm.engine,))
+    call_c1(engine.emu_stop_at, (engine.handle,))
 
 
 @njit(nogil=True, cache=True)
-def interrupts_enabled(vm: Any) -> bool:
+def interrupts_enabled(engine: EngineState) -> bool:
     """True if the processor would take an external interrupt now."""
-    if load64(vm.registers_at + _RAW_FLAGS) & reg.RFLAGS_IF == 0:
+    if load64(engine.registers_at + _RAW_FLAGS) & reg.RFLAGS_IF == 0:
         return False
-    return load32(vm.registers_at + _HFLAGS) & reg.HF_INHIBIT_IRQ == 0
+    return load32(engine.registers_at + _HFLAGS) & reg.HF_INHIBIT_IRQ == 0
 
 
 @njit(nogil=True, cache=True)
-def note_large_page(vm: Any, gva: int, size: int) -> None:
+def note_large_page(engine: EngineState, gva: int, size: int) -> None:
     """Tell the engine's TLB that a page it caches is part of a large one.
 
     ``invlpg`` of any address in a large page must drop all of it (SDM vol. 3A section 4.10.4.1),
     but our fills are of 4 KiB. The range kept is the smallest aligned one over all large pages.
     """
     for index in range(reg.MMU_INDEXES):
-        record = vm.large_pages_at + index * reg.TLB_RECORD_BYTES
+        record = engine.large_pages_at + index * reg.TLB_RECORD_BYTES
         address, mask = load64(record), -size
         if address == -1:
             address = gva
@@ -86,78 +82,79 @@ def note_large_page(vm: Any, gva: int, size: int) -> None:
 
 
 @cfunc("boolean(int64, int64, int32, int64, int64)", cache=True)
-def on_tlb_fill(engine: int, page: int, kind: int, entry: int, user: int) -> bool:
+def on_tlb_fill(handle: int, page: int, kind: int, entry: int, user: int) -> bool:
     """``UC_HOOK_TLB_FILL``: ``entry`` is {uint64 paddr; int32 perms}."""
-    vm = control_at(user)
-    if vm.aborted:
+    engine = engine_at(user)
+    mmu = mmu_of(engine)
+    if engine.aborted:
         return False
-    if vm.identity_window:
+    if engine.identity_window:
         store64(entry, page)
         store32(entry + 8, PERMIT_READ | PERMIT_EXECUTE)
         return True
-    load_control(vm)
+    load_control(engine)
     access = WRITE if kind == _UC_WRITE else (FETCH if kind == _UC_FETCH else READ)
-    status = fill(vm, page, access)
+    status = fill(engine, page, access)
     if status == OK:
-        if vm.out_large_page:
-            note_large_page(vm, page, vm.out_large_page)
-        store64(entry, vm.out_machine_address & ~0xFFF)
-        store32(entry + 8, vm.out_permissions)
+        if mmu.out_large_page:
+            note_large_page(engine, page, mmu.out_large_page)
+        store64(entry, mmu.out_machine_address & ~0xFFF)
+        store32(entry + 8, mmu.out_permissions)
         return True
-    vm.translation_status = status
-    vm.fault_gva = page
-    vm.fault_access = access
+    engine.translation_status = status
+    engine.fault_gva = page
+    engine.fault_access = access
     return False
 
 
 @cfunc("void(int64, int64, int32, int64)", cache=True)
-def on_deadline(engine: int, pc: int, size: int, user: int) -> None:
+def on_deadline(handle: int, gva: int, size: int, user: int) -> None:
     """``UC_HOOK_BLOCK``, when virtual time has come (``block_counter``): stop, or go on until an
     interrupt can be taken."""
-    vm = control_at(user)
-    if vm.code_bytes < vm.time_deadline and vm.stop_asked == 0:
-        if vm.flush_owed:
-            may_begin = vm.flush_owed > 1
-            vm.flush_owed = 1  # owed until the run loop has done it
-            if may_begin and (pc + size <= vm.owed_first or pc > vm.owed_last | 0xFFF):
+    engine = engine_at(user)
+    if engine.code_bytes < engine.time_deadline and engine.stop_asked == 0:
+        if engine.flush_owed:
+            may_begin = engine.flush_owed > 1
+            engine.flush_owed = 1  # owed until the run loop has done it
+            if may_begin and (gva + size <= engine.owed_first or gva > engine.owed_last | 0xFFF):
                 return
-        elif vm.interrupt_waiting and not interrupts_enabled(vm):
+        elif engine.interrupt_waiting and not interrupts_enabled(engine):
             return
-    vm.stop_time = 1
-    call_c1(vm.emu_stop_at, (engine,))
+    engine.stop_time = 1
+    call_c1(engine.emu_stop_at, (handle,))
 
 
 @cfunc("void(int64, int32, int64)", cache=True)
-def on_exception(engine: int, vector: int, user: int) -> None:
+def on_exception(handle: int, vector: int, user: int) -> None:
     """``UC_HOOK_INTR``: an exception or ``int n``; its error code lies in the register file."""
-    vm = control_at(user)
-    if vm.aborted == 0:  # else it never happened: the rest of the block will be done again
-        vm.stop_vector = vector
-        vm.event_error = load32(vm.error_code_at)
-        vm.event_is_software = load32(vm.error_code_at + 4) != 0
-    store32(vm.error_code_at + reg.EXCEPTION_IN_FLIGHT, reg.NO_EXCEPTION)
-    call_c1(vm.emu_stop_at, (engine,))
+    engine = engine_at(user)
+    if engine.aborted == 0:  # else it never happened: the rest of the block will be done again
+        engine.stop_vector = vector
+        engine.event_error = load32(engine.error_code_at)
+        engine.event_is_software = load32(engine.error_code_at + 4) != 0
+    store32(engine.error_code_at + reg.EXCEPTION_IN_FLIGHT, reg.NO_EXCEPTION)
+    call_c1(engine.emu_stop_at, (handle,))
 
 
 @cfunc("void(int64, int64)", cache=True)
-def on_syscall(engine: int, user: int) -> None:
+def on_syscall(handle: int, user: int) -> None:
     """``UC_HOOK_INSN`` for ``syscall``."""
-    vm = control_at(user)
-    if vm.aborted == 0:
-        vm.stop_syscall = 1
-    call_c1(vm.emu_stop_at, (engine,))
+    engine = engine_at(user)
+    if engine.aborted == 0:
+        engine.stop_syscall = 1
+    call_c1(engine.emu_stop_at, (handle,))
 
 
 @cfunc("int32(int64, int64)", cache=True)
-def on_cpuid(engine: int, user: int) -> int:
+def on_cpuid(handle: int, user: int) -> int:
     """``UC_HOOK_INSN`` for ``cpuid``: the VM's own table; 1 skips the engine's answer."""
-    vm = control_at(user)
-    state = vm.registers_at
+    engine = engine_at(user)
+    state = engine.registers_at
     leaf, subleaf = load64(state + _RAX) & _U32, load64(state + _RCX) & _U32
-    vm.cpuid_reads += 1
+    engine.cpuid_reads += 1
     a = b = c = d = 0
-    for row in range(vm.cpuid_count):
-        at = vm.cpuid_at + row * 48
+    for row in range(engine.cpuid_count):
+        at = engine.cpuid_at + row * 48
         wanted = load64(at + 8)
         if load64(at) == leaf and (wanted == subleaf or wanted < 0):
             a, b, c, d = load64(at + 16), load64(at + 24), load64(at + 32), load64(at + 40)
@@ -172,165 +169,166 @@ def on_cpuid(engine: int, user: int) -> int:
 
 
 @cfunc("int32(int64, int64)", cache=True)
-def on_time_stamp(engine: int, user: int) -> int:
+def on_time_stamp(handle: int, user: int) -> int:
     """``UC_HOOK_INSN`` for ``rdtsc``: virtual time."""
-    vm = control_at(user)
-    vm.time_stamp_reads += 1
-    vm.idle_ns += TIME_STAMP_NS
-    now = virtual_now(vm)
-    store64(vm.registers_at + _RAX, now & _U32)
-    store64(vm.registers_at + _RDX, (now >> 32) & _U32)
+    engine = engine_at(user)
+    engine.time_stamp_reads += 1
+    engine.idle_ns += TIME_STAMP_NS
+    now = virtual_now(engine)
+    store64(engine.registers_at + _RAX, now & _U32)
+    store64(engine.registers_at + _RDX, (now >> 32) & _U32)
     return 1
 
 
 @njit(nogil=True, cache=True)
-def _after_device(vm: Any) -> None:
+def _after_device(engine: EngineState) -> None:
     """A device register was touched: deadlines and interrupt lines may differ now."""
-    vm.deadline_code_bytes = 0
-    vm.time_deadline = 0
+    engine.deadline_code_bytes = 0
+    engine.time_deadline = 0
 
 
 @njit(nogil=True, cache=True)
-def _port_permitted(vm: Any, port: int, size: int) -> bool:
+def _port_permitted(engine: EngineState, port: int, size: int) -> bool:
     """True if the instruction may go on; else it has been aborted, with its fate decided.
 
     Below IOPL the TSS's I/O permission bitmap decides (SDM vol. 1 section 19.5.2).
     """
-    if vm.aborted:
+    if engine.aborted:
         return False
-    state = vm.registers_at
-    load_control(vm)
+    state, mmu = engine.registers_at, mmu_of(engine)
+    load_control(engine)
     iopl = (load64(state + _RAW_FLAGS) >> 12) & 3
-    if vm.cr0 & CR0_PE == 0 or vm.cpl <= iopl:
+    if mmu.cr0 & CR0_PE == 0 or mmu.cpl <= iopl:
         return True
     base, limit = load64(state + reg.TR + reg.SEGMENT_BASE), load32(state + reg.TR + 16)
-    vm.implicit_supervisor = 1
+    bits_at = engine.state_at + PERMISSIONS
+    mmu.implicit_supervisor = 1
     status, denied = OK, limit < 103
     if not denied:
-        status = read_guest(vm, base + 0x66, vm.scratch_at, 2)
-        offset = (load32(vm.scratch_at) & 0xFFFF) + (port >> 3)
+        status = read_guest(engine, base + 0x66, bits_at, 2)
+        offset = (engine.permissions & 0xFFFF) + (port >> 3)
         denied = status == OK and offset + 1 > limit
         if status == OK and not denied:
-            status = read_guest(vm, base + offset, vm.scratch_at, 2)
-            bits = (load32(vm.scratch_at) & 0xFFFF) >> (port & 7)
+            status = read_guest(engine, base + offset, bits_at, 2)
+            bits = (engine.permissions & 0xFFFF) >> (port & 7)
             denied = bits & ((1 << size) - 1) != 0
-    vm.implicit_supervisor = 0
+    mmu.implicit_supervisor = 0
     if status == OK and not denied:
         return True
     if status == OK:
-        vm.translation_status = OK
-        vm.stop_vector = VECTOR_GP
-        vm.event_error = 0
-        vm.event_is_software = 0
-    abort_instruction(vm)
+        engine.translation_status = OK
+        engine.stop_vector = VECTOR_GP
+        engine.event_error = 0
+        engine.event_is_software = 0
+    abort_instruction(engine)
     return False
 
 
 @njit(nogil=True, cache=True)
-def _instruction_bytes(vm: Any) -> int:
+def _instruction_bytes(engine: EngineState) -> int:
     """Length of the IN at RIP: it ends with its opcode (0xED). 0 with ``translation_status`` set.
 
     The prefixes of such an IN (operand size in 16-bit code, REX) never have the opcode's value.
     """
-    state = vm.registers_at
+    state = engine.registers_at
     start = load64(state + _RIP)
     if load32(state + _HFLAGS) & reg.HF_CS64 == 0:
         start = (start + load64(state + reg.CS + reg.SEGMENT_BASE)) & _U32
     for length in range(1, 16):
-        status = read_guest(vm, start + length - 1, vm.scratch_at, 1)
+        status = read_guest(engine, start + length - 1, engine.state_at + INSTRUCTION, 1)
         if status != OK:
             return 0
-        if load8(vm.scratch_at) == 0xED:
+        if engine.instruction & 0xFF == 0xED:
             return length
     return 1  # unreachable: the processor has just decoded it
 
 
 @njit(nogil=True, cache=True)
-def _call_hypervisor(vm: Any, kind: int, port: int) -> None:
+def _call_hypervisor(engine: EngineState, kind: int, port: int) -> None:
     """Abort an IN that Python completes, with its registers and length known.
 
     As on VMware, the backdoor answers in ring 3 whatever IOPL says; the balloon does not.
     """
-    if vm.aborted:
+    if engine.aborted:
         return
-    load_control(vm)
-    if kind != IO_BACKDOOR and not _port_permitted(vm, port, 4):
+    load_control(engine)
+    if kind != IO_BACKDOOR and not _port_permitted(engine, port, 4):
         return
-    vm.io_instruction_bytes = _instruction_bytes(vm)
-    if vm.io_instruction_bytes:
-        vm.port_accesses += 1
-        vm.idle_ns += PORT_ACCESS_NS
-        vm.io_status = kind
-    abort_instruction(vm)
+    engine.io_instruction_bytes = _instruction_bytes(engine)
+    if engine.io_instruction_bytes:
+        engine.port_accesses += 1
+        engine.idle_ns += PORT_ACCESS_NS
+        engine.io_status = kind
+    abort_instruction(engine)
 
 
 @cfunc("uint32(int64, uint32, int32, int64)", cache=True)
-def on_in(engine: int, port: int, size: int, user: int) -> int:
+def on_in(handle: int, port: int, size: int, user: int) -> int:
     """``UC_HOOK_INSN`` for ``in``."""
-    vm = control_at(user)
-    pc = pc_at(vm.pc_at)
+    engine = engine_at(user)
+    pc = pc_at(engine.pc_at)
     port64, size64 = types.int64(port), types.int64(size)
-    kind = io_call(port64, size64, load64(vm.registers_at + _RAX) & _U32)
+    kind = io_call(port64, size64, load64(engine.registers_at + _RAX) & _U32)
     if kind != IO_OK:
-        _call_hypervisor(vm, kind, port64)
+        _call_hypervisor(engine, kind, port64)
         return types.uint32(0)
-    if not _port_permitted(vm, port64, size64):
+    if not _port_permitted(engine, port64, size64):
         return types.uint32(0)
-    vm.port_accesses += 1
-    vm.idle_ns += PORT_ACCESS_NS
-    value = io_read(pc, port64, size64, virtual_now(vm))
-    if interrupt_pending(pc) != (vm.interrupt_waiting != 0):
-        _after_device(vm)
+    engine.port_accesses += 1
+    engine.idle_ns += PORT_ACCESS_NS
+    value = io_read(pc, port64, size64, virtual_now(engine))
+    if interrupt_pending(pc) != (engine.interrupt_waiting != 0):
+        _after_device(engine)
     return types.uint32(value & _U32)
 
 
 @cfunc("void(int64, uint32, int32, uint32, int64)", cache=True)
-def on_out(engine: int, port: int, size: int, value: int, user: int) -> None:
+def on_out(handle: int, port: int, size: int, value: int, user: int) -> None:
     """``UC_HOOK_INSN`` for ``out``. A write the device cannot take yet is done again later."""
-    vm = control_at(user)
-    pc = pc_at(vm.pc_at)
+    engine = engine_at(user)
+    pc = pc_at(engine.pc_at)
     port64, size64 = types.int64(port), types.int64(size)
-    if not _port_permitted(vm, port64, size64):
+    if not _port_permitted(engine, port64, size64):
         return
-    vm.port_accesses += 1
-    vm.idle_ns += PORT_ACCESS_NS
-    status = io_write(pc, port64, size64, types.int64(value), virtual_now(vm))
+    engine.port_accesses += 1
+    engine.idle_ns += PORT_ACCESS_NS
+    status = io_write(pc, port64, size64, types.int64(value), virtual_now(engine))
     if status == IO_DRAIN_SERIAL_AND_RETRY:
-        vm.io_status = status
-        abort_instruction(vm)
+        engine.io_status = status
+        abort_instruction(engine)
     elif status != IO_OK:
-        vm.io_status = status
-        call_c1(vm.emu_stop_at, (engine,))
-    _after_device(vm)
+        engine.io_status = status
+        call_c1(engine.emu_stop_at, (handle,))
+    _after_device(engine)
 
 
 @cfunc("uint64(int64, uint64, uint32, int64)", cache=True)
-def on_apic_read(engine: int, offset: int, size: int, user: int) -> int:
+def on_apic_read(handle: int, offset: int, size: int, user: int) -> int:
     """A load from the local APIC's page."""
-    vm = control_at(user)
-    pc = pc_at(vm.pc_at)
-    vm.mmio_accesses += 1
-    value = mmio_read(pc, types.int64(offset), types.int64(size), virtual_now(vm))
+    engine = engine_at(user)
+    pc = pc_at(engine.pc_at)
+    engine.mmio_accesses += 1
+    value = mmio_read(pc, types.int64(offset), types.int64(size), virtual_now(engine))
     return types.uint64(value)
 
 
 @cfunc("void(int64, uint64, uint32, uint64, int64)", cache=True)
-def on_apic_write(engine: int, offset: int, size: int, value: int, user: int) -> None:
+def on_apic_write(handle: int, offset: int, size: int, value: int, user: int) -> None:
     """A store to the local APIC's page."""
-    vm = control_at(user)
-    pc = pc_at(vm.pc_at)
-    vm.mmio_accesses += 1
+    engine = engine_at(user)
+    pc = pc_at(engine.pc_at)
+    engine.mmio_accesses += 1
     word = types.int64(value) & _U32
-    mmio_write(pc, types.int64(offset), types.int64(size), word, virtual_now(vm))
-    _after_device(vm)
+    mmio_write(pc, types.int64(offset), types.int64(size), word, virtual_now(engine))
+    _after_device(engine)
 
 
 @cfunc("uint64(int64, uint64, uint32, int64)", cache=True)
-def on_hole_read(engine: int, offset: int, size: int, user: int) -> int:
+def on_hole_read(handle: int, offset: int, size: int, user: int) -> int:
     """A load where no device answers: the open bus reads as ones."""
     return types.uint64(0xFFFF_FFFF_FFFF_FFFF)
 
 
 @cfunc("void(int64, uint64, uint32, uint64, int64)", cache=True)
-def on_hole_write(engine: int, offset: int, size: int, value: int, user: int) -> None:
+def on_hole_write(handle: int, offset: int, size: int, value: int, user: int) -> None:
     """A store where no device answers goes nowhere."""

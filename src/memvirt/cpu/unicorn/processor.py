@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,34 +13,33 @@ from unicorn import x86_const
 from unicorn.unicorn_py3 import unicorn as unicorn_binding
 
 from memvirt.address import PAGE_BYTES
-from memvirt.mmu.control import CONTROL_DTYPE, PAGING_FLAT
-from memvirt.vmm.monitor import VirtualMachineMonitor
+from memvirt.cpu.processor import (
+    ExitReason,
+    ProcessorError,
+    ProcessorExit,
+    ProcessorStatistics,
+    SegmentState,
+)
+from memvirt.mmu.access import MISCONFIGURED, NEED_FRAMES, NEED_PAGE
+from memvirt.platform.ports import IO_BACKDOOR, IO_BALLOON
+from memvirt.record import new_record
+from memvirt.vmm.monitor import PagingMode, VirtualMachineMonitor
 
 from . import hooks
 from . import registers as reg
+from . import run as run_loop
 from .block_counter import block_counter_address
 from .cpuid import cpuid_table
+from .engine_state import ENGINE_DTYPE, EXECUTED, NO_EVENT, EngineState
 from .guest_memory import access_entry
-from .own_build import IS_OWN_BUILD, count_blocks
+from .own_build import IS_OWN_BUILD, count_blocks, used_engine
 from .run import drop_code, flush_translations, run
+from .tlb_fill import LAPIC_GPA
+from .virtual_time import PORT_ACCESS_NS, TIME_STAMP_NS, virtual_now
 
 _UC_CTL_TLB_VIRTUAL = uc_const.UC_TLB_VIRTUAL
 _TB_FLUSH = uc_const.UC_CTL_TB_FLUSH | uc_const.UC_CTL_IO_WRITE << 30
 _library = unicorn_binding.uclib
-
-
-class ProcessorError(RuntimeError):
-    """The engine refused something it was asked; the message says what."""
-
-
-@dataclass(frozen=True, slots=True)
-class SegmentState:
-    """A segment register: selector, base address, limit in bytes, descriptor flags."""
-
-    selector: int
-    base: int
-    limit: int
-    flags: int
 
 
 def _function_address(name: str) -> int:
@@ -63,18 +61,20 @@ def _hook_function() -> Any:
     return prototype(_function_address("uc_hook_add"))
 
 
-class Processor:
-    """The processor of one VM. ``pc_address`` is the host address of the platform's record.
+class UnicornProcessor:
+    """The processor of the VM of ``vmm``; ``pc`` is what ``platform.pc.new_pc`` made.
 
-    Not thread-safe; different processors may run on different threads (``run`` releases the
-    GIL).
+    Different processors may run on different threads (``run`` releases the GIL). Raises
+    ProcessorError or EngineLayoutError for an engine that cannot be used.
     """
 
-    def __init__(self, vmm: VirtualMachineMonitor, pc_address: int) -> None:
+    def __init__(self, vmm: VirtualMachineMonitor, pc: Any) -> None:
         self.vmm = vmm
-        self.control = vmm.control
-        self._block = vmm.control_block[0]
-        self._flat = vmm.control.paging == PAGING_FLAT
+        self._pc = pc
+        self._flat = vmm.paging is PagingMode.FLAT
+        self._record = new_record(ENGINE_DTYPE)
+        self.state: EngineState = self._record[0]
+        self._page_flags = np.zeros(vmm.pmap.pages, np.uint8)
         self._engine: unicorn.Uc | None = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
         self.engine.ctl_set_cpu_model(x86_const.UC_CPU_X86_ICELAKE_SERVER)
         self.engine.ctl_exits_enabled(False)
@@ -82,8 +82,8 @@ class Processor:
         if not self._flat:
             self.engine.ctl_set_tlb_mode(_UC_CTL_TLB_VIRTUAL)
         self._check(_library.uc_ctl(self._handle, _exits_enable(), 1), "exits")
+        self._set_up_state()
         self._map_memory()
-        self._set_up_control(pc_address)
         self._add_hooks()
 
     @property
@@ -113,7 +113,7 @@ class Processor:
 
     def _map_memory(self) -> None:
         """Machine memory as the engine's physical memory, and the two MMIO windows."""
-        machine, block = self.vmm.machine, self.control
+        machine, state = self.vmm.machine, self.state
         address, size = machine.host_address, machine.bytes
         if self._flat:
             address += int(self.vmm.pmap.frame[0]) * PAGE_BYTES
@@ -124,12 +124,10 @@ class Processor:
             handle, base, ctypes.c_size_t(size), everything, ctypes.c_void_p(address)
         )
         self._check(error, f"mapping {size:#x} bytes of machine memory")
-        windows = [(int(block.lapic_window), hooks.on_apic_read, hooks.on_apic_write)]
-        if self._flat:
-            windows = [(int(block.lapic_gpa), hooks.on_apic_read, hooks.on_apic_write)]
-        else:
-            windows.append((int(block.hole_window), hooks.on_hole_read, hooks.on_hole_write))
-        user = ctypes.c_void_p(self.vmm.control_block.ctypes.data)
+        windows = [(int(state.lapic_window), hooks.on_apic_read, hooks.on_apic_write)]
+        if not self._flat:
+            windows.append((int(state.hole_window), hooks.on_hole_read, hooks.on_hole_write))
+        user = ctypes.c_void_p(int(state.state_at))
         for start, read, write in windows:
             error = _library.uc_mmio_map(
                 handle,
@@ -142,29 +140,33 @@ class Processor:
             )
             self._check(error, f"mapping the MMIO window at {start:#x}")
 
-    def _set_up_control(self, pc_address: int) -> None:
-        block, registers = self.control, self.registers
-        self._scratch = np.zeros(96, np.int64)
-        block.control_at = self.vmm.control_block.ctypes.data
-        block.access_at = access_entry.address
-        block.engine = int(ctypes.cast(self._handle, ctypes.c_void_p).value or 0)
-        block.registers_at = registers.base
-        block.large_pages_at = registers.large_pages
-        block.fault_address_at = registers.fault_address
-        block.error_code_at = registers.error_code
-        block.star_at, block.lstar_at = registers.star, registers.lstar
-        block.cstar_at, block.fmask_at = registers.cstar, registers.fmask
-        block.kernel_gs_at = registers.kernel_gs_base
-        block.emu_start_at = _function_address("uc_emu_start")
-        block.emu_stop_at = _function_address("uc_emu_stop")
-        block.ctl_at = _function_address("uc_ctl")
-        block.reg_read_at = _function_address("uc_reg_read")
-        block.reg_write_at = _function_address("uc_reg_write")
-        block.rflags_register = x86_const.UC_X86_REG_EFLAGS
-        block.scratch_at = self._scratch.ctypes.data
-        block.pc_at = pc_address
-        block.cpuid_at, block.cpuid_count = self.cpuid.ctypes.data, self.cpuid.size
-        block.event_vector = -1
+    def _set_up_state(self) -> None:
+        state, registers = self.state, self.registers
+        state.state_at = self._record.ctypes.data
+        state.vmm_at = self.vmm.state_address
+        state.pc_at = self._pc.ctypes.data
+        state.page_flags_at = self._page_flags.ctypes.data
+        state.cpuid_at, state.cpuid_count = self.cpuid.ctypes.data, self.cpuid.size
+        state.access_at = access_entry.address
+        state.handle = int(ctypes.cast(self._handle, ctypes.c_void_p).value or 0)
+        state.registers_at = registers.base
+        state.large_pages_at = registers.large_pages
+        state.fault_address_at = registers.fault_address
+        state.error_code_at = registers.error_code
+        state.star_at, state.lstar_at = registers.star, registers.lstar
+        state.cstar_at, state.fmask_at = registers.cstar, registers.fmask
+        state.kernel_gs_at = registers.kernel_gs_base
+        state.emu_start_at = _function_address("uc_emu_start")
+        state.emu_stop_at = _function_address("uc_emu_stop")
+        state.ctl_at = _function_address("uc_ctl")
+        state.reg_read_at = _function_address("uc_reg_read")
+        state.reg_write_at = _function_address("uc_reg_write")
+        state.rflags_register = x86_const.UC_X86_REG_EFLAGS
+        state.event_vector = NO_EVENT
+        state.owns_mmu = int(self._flat)
+        above_memory = -(-self.vmm.machine.bytes // (1 << 21)) * (1 << 21)
+        state.lapic_window = LAPIC_GPA if self._flat else above_memory
+        state.hole_window = above_memory + PAGE_BYTES
 
     def _add_hooks(self) -> None:
         add = _hook_function()
@@ -177,7 +179,7 @@ class Processor:
                 ctypes.byref(token),
                 kind,
                 callback,
-                self.vmm.control_block.ctypes.data,
+                int(self.state.state_at),
                 1,
                 0,
                 instruction,
@@ -202,9 +204,8 @@ class Processor:
             hook(uc_const.UC_HOOK_INSN, callback.address, instruction)
 
     def _count_blocks(self) -> None:
-        """Have memvirt's build of the engine count code bytes in the control block."""
-        at = self.vmm.control_block.ctypes.data
-        fields = CONTROL_DTYPE.fields
+        """Have memvirt's build of the engine count code bytes in the engine's state."""
+        at, fields = int(self.state.state_at), ENGINE_DTYPE.fields
         assert fields is not None
         count, deadline = fields["code_bytes"][1], fields["deadline_code_bytes"][1]
         count_blocks(self._handle, at + count, at + deadline, hooks.on_deadline.address, at)
@@ -212,24 +213,26 @@ class Processor:
     # Registers ---------------------------------------------------------------------------------
 
     def _word(self, offset: int) -> Any:
+        self.engine  # noqa: B018  # refuses a processor that is closed: its memory is gone
         return ctypes.c_uint64.from_address(self.registers.base + offset)
 
     def get(self, name: str) -> int:
-        """A register by its lower-case name: rax ... r15, rip, rflags, cr0, cr2, cr3, cr4, efer."""
         if name == "rflags":
             return int(self.engine.reg_read(x86_const.UC_X86_REG_EFLAGS))
-        return int(self._word(_OFFSETS[name]).value)
+        return int(self._word(_offset_of(name, _OFFSETS)).value)
 
     def set(self, name: str, value: int) -> None:
-        """Set a register by name, while the processor is stopped."""
         if name == "rflags":
             self.engine.reg_write(x86_const.UC_X86_REG_EFLAGS, value | 2)
         else:
-            self._word(_OFFSETS[name]).value = value
+            self._word(_offset_of(name, _OFFSETS)).value = value
+
+    def _segment_at(self, name: str) -> int:
+        self.engine  # noqa: B018  # as in _word
+        return self.registers.base + _offset_of(name, _SEGMENT_OFFSETS)
 
     def segment(self, name: str) -> SegmentState:
-        """A segment or descriptor table register by lower-case name (cs, tr, gdtr, ...)."""
-        at = self.registers.base + _SEGMENT_OFFSETS[name]
+        at = self._segment_at(name)
         read = ctypes.c_uint32.from_address
         return SegmentState(
             read(at).value,
@@ -239,20 +242,20 @@ class Processor:
         )
 
     def set_segment(self, name: str, state: SegmentState) -> None:
-        at = self.registers.base + _SEGMENT_OFFSETS[name]
+        at = self._segment_at(name)
         ctypes.c_uint32.from_address(at).value = state.selector
         ctypes.c_uint64.from_address(at + reg.SEGMENT_BASE).value = state.base
         ctypes.c_uint32.from_address(at + reg.SEGMENT_LIMIT).value = state.limit
         ctypes.c_uint32.from_address(at + reg.SEGMENT_FLAGS).value = state.flags
 
-    def set_hidden_flags(self, *, long_mode: bool, code64: bool, protected: bool = True) -> None:
-        """Set what the translator derives from CS and SS, for CPL 0 and flat segments."""
-        hidden = ctypes.c_uint32.from_address(self.registers.base + reg.HFLAGS)
+    def set_mode(self, *, long_mode: bool, code64: bool, protected: bool = True) -> None:
+        """Set what the translator derives from CS and SS."""
+        word = self._word(reg.HFLAGS)
         derived = reg.HF_CS32 | reg.HF_SS32 | reg.HF_CS64 | reg.HF_LMA | reg.HF_PE | reg.HF_ADDSEG
-        value = hidden.value & ~(derived | reg.HF_CPL_MASK)
+        value = word.value & ~(derived | reg.HF_CPL_MASK)
         value |= reg.HF_CS32 | reg.HF_SS32 | (reg.HF_PE if protected else 0)
         value |= (reg.HF_LMA if long_mode else 0) | (reg.HF_CS64 if code64 else 0)
-        hidden.value = value
+        word.value = value
 
     @property
     def privilege_level(self) -> int:
@@ -262,43 +265,126 @@ class Processor:
     def in_64_bit_code(self) -> bool:
         return bool(self._word(reg.HFLAGS).value & reg.HF_CS64)
 
+    @property
+    def interrupts_enabled(self) -> bool:
+        return bool(self.get("rflags") & reg.RFLAGS_IF)
+
+    # Virtual time ------------------------------------------------------------------------------
+
+    @property
+    def virtual_ns(self) -> int:
+        return int(virtual_now(self.state))
+
+    @property
+    def halted_ns(self) -> int:
+        state = self.state
+        busy = state.port_accesses * PORT_ACCESS_NS + state.time_stamp_reads * TIME_STAMP_NS
+        return int(state.idle_ns - busy)
+
+    def set_quantum(self, nanoseconds: int) -> None:
+        self.state.quantum_end_ns = self.virtual_ns + nanoseconds
+
+    def end_quantum(self) -> None:
+        self.state.idle_ns += max(int(self.state.quantum_end_ns) - self.virtual_ns, 0)
+
     # Running -----------------------------------------------------------------------------------
 
     def drop_stale(self) -> None:
         """Drop what the VMM has made stale since the processor last ran."""
         stale = self.vmm.take_stale()
         if self._flat:
-            if stale.code:
+            if stale.ppns.size:
                 self.drop_all_code()
             return
-        for mpn in stale.code:
-            drop_code(self._block, mpn)
+        flags = self._page_flags
+        may_hold_code = stale.shared | (flags[stale.ppns] & EXECUTED != 0)
+        for i in np.flatnonzero(may_hold_code).tolist():
+            ppn = stale.ppns[i]
+            if stale.shared[i] or flags[ppn] & EXECUTED:
+                drop_code(self.state, int(stale.mpns[i]))
+                flags[ppn] = 0
         if stale.flush:
-            flush_translations(self._block)
+            flush_translations(self.state)
 
     def drop_all_code(self) -> None:
         """Drop all translated code, whatever frame it came from."""
         self._check(_library.uc_ctl(self._handle, _TB_FLUSH), "flushing translated code")
 
-    def run(self, pc: Any) -> int:
-        """Run until Python is needed; returns the reason (see cpu.run and mmu.control)."""
+    def run(self) -> ProcessorExit:
+        self.engine  # noqa: B018  # as in _word
         self.drop_stale()
-        return int(run(self._block, pc))
+        return self._exit(int(run(self.state, self._pc[0])))
+
+    def _exit(self, left: int) -> ProcessorExit:
+        """What the compiled loop left for, in the words of every processor."""
+        state, vmm = self.state, self.vmm.state
+        if left == NEED_PAGE:
+            return ProcessorExit(
+                ExitReason.NEED_PAGE, ppn=int(vmm.exit_ppn), write=bool(vmm.exit_write)
+            )
+        if left == run_loop.LEFT_QUANTUM and state.stop_asked:
+            return ProcessorExit(ExitReason.STOP_REQUESTED)
+        if left == run_loop.LEFT_IO:
+            reason = _IO_REASONS.get(int(state.io_status), ExitReason.DEVICE)
+            return ProcessorExit(reason, instruction_bytes=int(state.io_instruction_bytes))
+        if left == run_loop.LEFT_TRIPLE_FAULT:
+            return ProcessorExit(ExitReason.TRIPLE_FAULT, vector=int(state.event_vector))
+        if left == MISCONFIGURED:
+            mmu = vmm.mmu
+            where = f"level {mmu.violation_level} for gPA {mmu.violation_gpa:#x}"
+            return ProcessorExit(ExitReason.MISCONFIGURED, detail=f"the entry of {where}")
+        if left == run_loop.LEFT_ENGINE_ERROR:
+            detail = f"error {state.engine_error} at RIP {self.get('rip'):#x}"
+            return ProcessorExit(ExitReason.FAILED, detail=detail)
+        return ProcessorExit(_PLAIN_REASONS[left])
 
     def request_stop(self) -> None:
-        """Ask a processor that is running on another thread to leave at the next block."""
-        self.control.stop_asked = 1
-        self.control.deadline_code_bytes = 0
+        self.state.stop_asked = 1
+        self.state.deadline_code_bytes = 0
+
+    def statistics(self) -> ProcessorStatistics:
+        state = self.state
+        return ProcessorStatistics(
+            implementation=used_engine(),
+            virtual_ns=self.virtual_ns,
+            exits={name: int(getattr(state, f"exits_{name}")) for name in _EXITS},
+            exceptions_by_vector={
+                vector: int(count) for vector, count in enumerate(state.exceptions) if count
+            },
+            **{name: int(getattr(state, name)) for name in _COUNTERS},
+        )
 
     def close(self) -> None:
-        """Release the engine; the processor cannot be used any more."""
         self._engine = None  # the binding's finalizer closes it with the last reference
+
+
+def _offset_of(name: str, offsets: dict[str, int]) -> int:
+    try:
+        return offsets[name]
+    except KeyError:
+        allowed = ", ".join(offsets)
+        raise ProcessorError(f"no register {name!r} here; there are {allowed}") from None
 
 
 def _exits_enable() -> int:
     return int(uc_const.UC_CTL_UC_USE_EXITS | 1 << 26 | uc_const.UC_CTL_IO_WRITE << 30)
 
 
+_PLAIN_REASONS = {
+    NEED_FRAMES: ExitReason.NEED_FRAMES,
+    run_loop.LEFT_QUANTUM: ExitReason.QUANTUM_END,
+    run_loop.LEFT_HALTED: ExitReason.HALTED,
+}
+_IO_REASONS = {IO_BACKDOOR: ExitReason.BACKDOOR, IO_BALLOON: ExitReason.BALLOON}
+_EXITS = (
+    "page_fault", "exception", "syscall", "halt", "time", "io", "flush", "code", "need_frames",
+    "need_page",
+)  # fmt: skip
+_COUNTERS = (
+    "code_bytes", "engine_starts", "interrupts_delivered", "exceptions_delivered",
+    "port_accesses", "mmio_accesses", "time_stamp_reads", "cpuid_reads", "code_drops",
+    "tlb_flushes", "tlb_fills", "large_fills", "precise_writes",
+)  # fmt: skip
 _OFFSETS = {name: 8 * i for i, name in enumerate(reg.GENERAL_REGISTERS)} | {
     "rip": reg.RIP,
     "cr0": reg.CR0,

@@ -5,15 +5,16 @@ The engine counts the bytes of every block of code it begins; four bytes are one
 instruction, and one nominal instruction takes one nanosecond (a 1 GHz processor of one instruction
 per cycle). A port access takes as long as on the ISA bus, so that loops which poll a timer do not
 run for millions of turns; for the same reason ``rdtsc`` takes as long as one that a hypervisor
-intercepts. ``hlt`` skips ahead to the next event. The same guest with the same mappings therefore
-sees the same time in every run, on any host.
+intercepts. ``hlt`` skips ahead to the next event. What the guest waits for its own pages
+(``VmmState.stall_ns``) counts too. The same guest with the same mappings therefore sees the same
+time in every run, on any host.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 from numba import njit
+
+from .engine_state import EngineState, vmm_of
 
 CODE_BYTES_PER_NANOSECOND_SHIFT = 2
 PORT_ACCESS_NS = 500
@@ -21,17 +22,18 @@ TIME_STAMP_NS = 200
 
 
 @njit(nogil=True, cache=True)
-def virtual_now(vm: Any) -> int:
+def virtual_now(engine: EngineState) -> int:
     """Nanoseconds of virtual time since power-on; also the time-stamp counter."""
-    return (vm.code_bytes >> CODE_BYTES_PER_NANOSECOND_SHIFT) + vm.idle_ns
+    busy = engine.code_bytes >> CODE_BYTES_PER_NANOSECOND_SHIFT
+    return busy + engine.idle_ns + vmm_of(engine).stall_ns
 
 
 @njit(nogil=True, cache=True)
-def code_bytes_until(vm: Any, deadline_ns: int) -> int:
+def code_bytes_until(engine: EngineState, deadline_ns: int) -> int:
     """The count of code bytes at which virtual time reaches ``deadline_ns``."""
-    remaining = deadline_ns - virtual_now(vm)
+    remaining = deadline_ns - virtual_now(engine)
     if remaining <= 0:
-        return vm.code_bytes
+        return engine.code_bytes
     if remaining > 1 << 60:
         remaining = 1 << 60
-    return vm.code_bytes + (remaining << CODE_BYTES_PER_NANOSECOND_SHIFT)
+    return engine.code_bytes + (remaining << CODE_BYTES_PER_NANOSECOND_SHIFT)

@@ -4,7 +4,9 @@
 A *shadow page* is one 512-entry table, in a frame of machine memory, derived from one guest table
 (or part of one: 32-bit guest tables have 1024 entries) or, below a guest large page, from nothing
 but the PPN range (a *direct* page). Shadow pages are found by (PPN, level, part, direct), so roots
-and shared subtrees are cached across guest context switches.
+and shared subtrees are cached across guest context switches. For a direct page ``direct`` is the
+size of the guest page it lies in: its leaves tell the processor that size, and one frame may be
+mapped by guest pages of several.
 
 Every present entry is on one doubly linked list: a leaf on that of its PPN, a non-leaf on that of
 the shadow page it points to. Links are indexed by entry (shadow page * 512 + slot), so unlinking
@@ -17,17 +19,9 @@ table is traced (write-protected) the two agree; after the guest writes to it th
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 from numba import njit
 
-from memvirt.mmu.control import (
-    FLAG_SHADOWED,
-    FLAG_TRACED,
-    FLAG_WRITE_CACHED,
-    READ,
-)
+from memvirt.mmu.access import READ
 from memvirt.mmu.entry import (
     ENTRY_ADDRESS_MASK,
     MODE_2LEVEL,
@@ -36,27 +30,16 @@ from memvirt.mmu.entry import (
     WRITABLE,
 )
 from memvirt.mmu.native import load8, load32, load64, store8, store32, store64
+from memvirt.mmu.page_state import FLAG_SHADOWED, FLAG_TRACED, FLAG_WRITE_CACHED
 from memvirt.mmu.second_level import MISS, second_level
 from memvirt.vmm.frames import KIND_SHADOW, take_frame
+from memvirt.vmm.vmm_state import SHADOW_PAGE_BYTES, ShadowPage, VmmState, shadow_page_at
 
-SHADOW_PAGE_DTYPE = np.dtype(
-    [
-        ("mpn", "i8"),  # its frame, -1 if it never had one
-        ("ppn", "i8"),  # the guest table, or the first PPN of a direct page
-        ("level", "i8"),
-        ("part", "i8"),  # which part of the guest table
-        ("direct", "i8"),  # derived from no guest table
-        ("mode", "i8"),  # paging mode of the guest table
-        ("used", "i8"),
-        ("unsynchronized", "i8"),
-        ("trace_faults", "i8"),  # times the guest wrote to it while traced
-        ("hash_next", "i8"),  # next in its bucket, or next free
-    ]
-)
-RECORD_BYTES = SHADOW_PAGE_DTYPE.itemsize
-_MPN, _PPN, _LEVEL, _PART, _DIRECT, _MODE, _USED, _UNSYNC, _FAULTS, _NEXT = (
-    8 * i for i in range(10)
-)
+from .interface import PpnArray
+
+# Values of a shadow page's ``direct`` beside the bytes of a guest large page.
+FROM_GUEST_TABLE = 0
+WITHOUT_GUEST_TABLE = 1  # paging is off, or the level is above the guest's top table
 
 # After so many trace faults a guest table stays unsynchronized: revalidating one entry per TLB
 # fill is cheaper than tracing it again at each context switch.
@@ -64,28 +47,24 @@ TRACE_FAULT_LIMIT = 8
 
 
 @njit(nogil=True, cache=True)
-def _field(vm: Any, index: int, offset: int) -> int:
-    return load64(vm.shadow_pages_at + index * RECORD_BYTES + offset)
+def shadow_page(vmm: VmmState, index: int) -> ShadowPage:
+    """The record of shadow page ``index``."""
+    return shadow_page_at(vmm.shadow.pages_at + index * SHADOW_PAGE_BYTES)
 
 
 @njit(nogil=True, cache=True)
-def _set_field(vm: Any, index: int, offset: int, value: int) -> None:
-    store64(vm.shadow_pages_at + index * RECORD_BYTES + offset, value)
+def shadow_mpn(vmm: VmmState, index: int) -> int:
+    return shadow_page(vmm, index).mpn
 
 
 @njit(nogil=True, cache=True)
-def shadow_mpn(vm: Any, index: int) -> int:
-    return _field(vm, index, _MPN)
+def is_unsynchronized(vmm: VmmState, index: int) -> bool:
+    return shadow_page(vmm, index).unsynchronized != 0
 
 
 @njit(nogil=True, cache=True)
-def is_unsynchronized(vm: Any, index: int) -> bool:
-    return _field(vm, index, _UNSYNC) != 0
-
-
-@njit(nogil=True, cache=True)
-def _bucket(vm: Any, ppn: int) -> int:
-    return vm.shadow_hash_at + (((ppn * 0x9E3779B1) >> 7) & vm.shadow_hash_mask) * 4
+def _bucket(vmm: VmmState, ppn: int) -> int:
+    return vmm.shadow.hash_at + (((ppn * 0x9E3779B1) >> 7) & vmm.shadow.hash_mask) * 4
 
 
 @njit(nogil=True, cache=True)
@@ -94,46 +73,38 @@ def _signed32(word: int) -> int:
 
 
 @njit(nogil=True, cache=True)
-def find_shadow_page(vm: Any, ppn: int, level: int, part: int, direct: int) -> int:
+def find_shadow_page(vmm: VmmState, ppn: int, level: int, part: int, direct: int) -> int:
     """Index of the shadow page with this key, or -1."""
-    index = _signed32(load32(_bucket(vm, ppn)))
+    index = _signed32(load32(_bucket(vmm, ppn)))
     while index >= 0:
-        if (
-            _field(vm, index, _PPN) == ppn
-            and _field(vm, index, _LEVEL) == level
-            and _field(vm, index, _PART) == part
-            and _field(vm, index, _DIRECT) == direct
-        ):
+        page = shadow_page(vmm, index)
+        if page.ppn == ppn and page.level == level and page.part == part and page.direct == direct:
             return index
-        index = _field(vm, index, _NEXT)
+        index = page.hash_next
     return -1
 
 
 @njit(nogil=True, cache=True)
-def _entry_at(vm: Any, index: int, slot: int) -> int:
-    return vm.memory_at + (_field(vm, index, _MPN) << 12) + slot * 8
+def _entry_at(vmm: VmmState, index: int, slot: int) -> int:
+    return vmm.mmu.memory_at + (shadow_page(vmm, index).mpn << 12) + slot * 8
 
 
 @njit(nogil=True, cache=True)
-def read_entry(vm: Any, index: int, slot: int) -> int:
-    return load64(_entry_at(vm, index, slot))
+def read_entry(vmm: VmmState, index: int, slot: int) -> int:
+    return load64(_entry_at(vmm, index, slot))
 
 
 @njit(nogil=True, cache=True)
-def shadow_index(vm: Any, entry: int) -> int:
+def shadow_index(vmm: VmmState, entry: int) -> int:
     """Index of the shadow page that a present non-leaf entry points to."""
-    return load64(vm.frame_tag_at + ((entry & ENTRY_ADDRESS_MASK) >> 12) * 8)
+    return load64(vmm.frame_tag_at + ((entry & ENTRY_ADDRESS_MASK) >> 12) * 8)
 
 
 @njit(nogil=True, cache=True)
-def guest_entry_gpa(vm: Any, index: int, slot: int) -> int:
+def guest_entry_gpa(vmm: VmmState, index: int, slot: int) -> int:
     """Guest-physical address of the guest entry behind a slot of a non-direct shadow page."""
-    base = _field(vm, index, _PPN) << 12
-    mode, level, part = (
-        _field(vm, index, _MODE),
-        _field(vm, index, _LEVEL),
-        _field(vm, index, _PART),
-    )
+    page = shadow_page(vmm, index)
+    base, mode, level, part = page.ppn << 12, page.mode, page.level, page.part
     if mode == MODE_2LEVEL:
         if level == 2:
             return base + (part * 256 + (slot >> 1)) * 4
@@ -144,199 +115,212 @@ def guest_entry_gpa(vm: Any, index: int, slot: int) -> int:
 
 
 @njit(nogil=True, cache=True)
-def _head_at(vm: Any, index: int, target: int) -> int:
+def _head_at(vmm: VmmState, index: int, target: int) -> int:
     """Address of the list head for an entry of shadow page ``index`` that maps ``target``."""
-    if _field(vm, index, _LEVEL) == 1:
-        return vm.rmap_head_at + target * 4
-    return vm.shadow_parent_at + target * 4
+    if shadow_page(vmm, index).level == 1:
+        return vmm.rmap_head_at + target * 4
+    return vmm.shadow.parent_at + target * 4
 
 
 @njit(nogil=True, cache=True)
-def set_entry(vm: Any, index: int, slot: int, entry: int, copy: int, target: int) -> None:
+def set_entry(vmm: VmmState, index: int, slot: int, entry: int, copy: int, target: int) -> None:
     """Install a present entry in an empty slot and link it to its target.
 
     ``target`` is the PPN of a leaf, the shadow page index of a non-leaf; ``copy`` the guest entry
     it was derived from. Needs no flush: the slot was empty.
     """
-    store64(_entry_at(vm, index, slot), entry)
+    shadow = vmm.shadow
+    store64(_entry_at(vmm, index, slot), entry)
     link = index * 512 + slot
-    store64(vm.shadow_copy_at + link * 8, copy)
-    head = _head_at(vm, index, target)
+    store64(shadow.copy_at + link * 8, copy)
+    head = _head_at(vmm, index, target)
     first = _signed32(load32(head))
-    store32(vm.rmap_next_at + link * 4, first)
-    store32(vm.rmap_previous_at + link * 4, -target - 2)
+    store32(shadow.rmap_next_at + link * 4, first)
+    store32(shadow.rmap_previous_at + link * 4, -target - 2)
     if first >= 0:
-        store32(vm.rmap_previous_at + first * 4, link)
+        store32(shadow.rmap_previous_at + first * 4, link)
     store32(head, link)
 
 
 @njit(nogil=True, cache=True)
-def drop_entry(vm: Any, index: int, slot: int) -> None:
+def drop_entry(vmm: VmmState, index: int, slot: int) -> None:
     """Clear a present entry and unlink it.
 
     Obligation: a processor translation made through it may live on until it is flushed; the
     caller flushes unless the guest itself owes the flush.
     """
+    shadow = vmm.shadow
     link = index * 512 + slot
-    following = _signed32(load32(vm.rmap_next_at + link * 4))
-    previous = _signed32(load32(vm.rmap_previous_at + link * 4))
+    following = _signed32(load32(shadow.rmap_next_at + link * 4))
+    previous = _signed32(load32(shadow.rmap_previous_at + link * 4))
     if following >= 0:
-        store32(vm.rmap_previous_at + following * 4, previous)
+        store32(shadow.rmap_previous_at + following * 4, previous)
     if previous >= 0:
-        store32(vm.rmap_next_at + previous * 4, following)
+        store32(shadow.rmap_next_at + previous * 4, following)
     else:
-        store32(_head_at(vm, index, -previous - 2), following)
-    store64(_entry_at(vm, index, slot), 0)
-    vm.entries_dropped += 1
+        store32(_head_at(vmm, index, -previous - 2), following)
+    store64(_entry_at(vmm, index, slot), 0)
+    vmm.entries_dropped += 1
 
 
 @njit(nogil=True, cache=True)
-def drop_mappings(vm: Any, ppn: int) -> int:
+def drop_mappings(vmm: VmmState, ppn: int) -> int:
     """Clear every shadow entry that maps ``ppn``; returns how many. The caller flushes."""
     dropped = 0
-    link = _signed32(load32(vm.rmap_head_at + ppn * 4))
+    link = _signed32(load32(vmm.rmap_head_at + ppn * 4))
     while link >= 0:
-        following = _signed32(load32(vm.rmap_next_at + link * 4))
-        drop_entry(vm, link >> 9, link & 511)
+        following = _signed32(load32(vmm.shadow.rmap_next_at + link * 4))
+        drop_entry(vmm, link >> 9, link & 511)
         dropped += 1
         link = following
     return dropped
 
 
 @njit(nogil=True, cache=True)
-def write_protect(vm: Any, ppn: int) -> None:
-    """Make every shadow entry that maps ``ppn`` read-only, and note if a flush is due."""
-    link = _signed32(load32(vm.rmap_head_at + ppn * 4))
-    while link >= 0:
-        address = _entry_at(vm, link >> 9, link & 511)
-        store64(address, load64(address) & ~WRITABLE)
-        link = _signed32(load32(vm.rmap_next_at + link * 4))
-    flags = load8(vm.pmap_flags_at + ppn)
-    if flags & FLAG_WRITE_CACHED:
-        vm.shadow_stale = 1
-        flags &= ~FLAG_WRITE_CACHED
-    store8(vm.pmap_flags_at + ppn, flags | FLAG_TRACED | FLAG_SHADOWED)
+def drop_mappings_of(vmm: VmmState, ppns: PpnArray) -> int:
+    """Clear every shadow entry that maps one of ``ppns``; returns how many. The caller flushes."""
+    dropped = 0
+    for i in range(ppns.size):
+        dropped += drop_mappings(vmm, ppns[i])
+    return dropped
 
 
 @njit(nogil=True, cache=True)
-def _clear_table(vm: Any, index: int) -> None:
-    base = _entry_at(vm, index, 0)
+def write_protect(vmm: VmmState, ppn: int) -> None:
+    """Make every shadow entry that maps ``ppn`` read-only, and note if a flush is due."""
+    link = _signed32(load32(vmm.rmap_head_at + ppn * 4))
+    while link >= 0:
+        address = _entry_at(vmm, link >> 9, link & 511)
+        store64(address, load64(address) & ~WRITABLE)
+        link = _signed32(load32(vmm.shadow.rmap_next_at + link * 4))
+    flags = load8(vmm.mmu.pmap_flags_at + ppn)
+    if flags & FLAG_WRITE_CACHED:
+        vmm.shadow.stale = 1
+        flags &= ~FLAG_WRITE_CACHED
+    store8(vmm.mmu.pmap_flags_at + ppn, flags | FLAG_TRACED | FLAG_SHADOWED)
+
+
+@njit(nogil=True, cache=True)
+def _clear_table(vmm: VmmState, index: int) -> None:
+    base = _entry_at(vmm, index, 0)
     for slot in range(512):
         store64(base + slot * 8, 0)
 
 
 @njit(nogil=True, cache=True)
-def new_shadow_page(vm: Any, ppn: int, level: int, part: int, direct: int, mode: int) -> int:
+def new_shadow_page(vmm: VmmState, ppn: int, level: int, part: int, direct: int, mode: int) -> int:
     """An empty shadow page with this key, its guest table traced; -1 if the pool is used up."""
-    index = vm.shadow_free_head
+    shadow = vmm.shadow
+    index = shadow.free_head
     if index < 0:
         return -1
-    if _field(vm, index, _MPN) < 0:
-        mpn = take_frame(vm, KIND_SHADOW, index)
+    page = shadow_page(vmm, index)
+    if page.mpn < 0:
+        mpn = take_frame(vmm, KIND_SHADOW, index)
         if mpn < 0:
             return -1
-        _set_field(vm, index, _MPN, mpn)
+        page.mpn = mpn
     else:
-        _clear_table(vm, index)
-    vm.shadow_free_head = _field(vm, index, _NEXT)
-    vm.shadow_used += 1
-    _set_field(vm, index, _PPN, ppn)
-    _set_field(vm, index, _LEVEL, level)
-    _set_field(vm, index, _PART, part)
-    _set_field(vm, index, _DIRECT, direct)
-    _set_field(vm, index, _MODE, mode)
-    _set_field(vm, index, _USED, 1)
-    _set_field(vm, index, _UNSYNC, 0)
-    _set_field(vm, index, _FAULTS, 0)
-    store32(vm.shadow_parent_at + index * 4, -1)
-    bucket = _bucket(vm, ppn)
-    _set_field(vm, index, _NEXT, _signed32(load32(bucket)))
+        _clear_table(vmm, index)
+    shadow.free_head = page.hash_next
+    shadow.used += 1
+    page.ppn, page.level, page.part, page.direct = ppn, level, part, direct
+    page.mode = mode
+    page.used = 1
+    page.unsynchronized = 0
+    page.trace_faults = 0
+    store32(shadow.parent_at + index * 4, -1)
+    bucket = _bucket(vmm, ppn)
+    page.hash_next = _signed32(load32(bucket))
     store32(bucket, index)
-    if direct == 0 and ppn < vm.guest_pages:
-        write_protect(vm, ppn)
+    if direct == 0 and ppn < vmm.mmu.guest_pages:
+        write_protect(vmm, ppn)
     return index
 
 
 @njit(nogil=True, cache=True)
-def unsynchronize(vm: Any, ppn: int) -> None:
+def unsynchronize(vmm: VmmState, ppn: int) -> None:
     """The guest is about to write to traced page ``ppn``: let it, and trust its shadow no more."""
-    index = _signed32(load32(_bucket(vm, ppn)))
+    shadow = vmm.shadow
+    index = _signed32(load32(_bucket(vmm, ppn)))
     while index >= 0:
-        if (
-            _field(vm, index, _PPN) == ppn
-            and _field(vm, index, _DIRECT) == 0
-            and _field(vm, index, _UNSYNC) == 0
-        ):
-            _set_field(vm, index, _UNSYNC, 1)
-            _set_field(vm, index, _FAULTS, _field(vm, index, _FAULTS) + 1)
-            store32(vm.unsynchronized_at + vm.unsynchronized_count * 4, index)
-            vm.unsynchronized_count += 1
-        index = _field(vm, index, _NEXT)
-    flags = load8(vm.pmap_flags_at + ppn)
-    store8(vm.pmap_flags_at + ppn, flags & ~FLAG_TRACED)
-    vm.trace_faults += 1
+        page = shadow_page(vmm, index)
+        if page.ppn == ppn and page.direct == 0 and page.unsynchronized == 0:
+            page.unsynchronized = 1
+            page.trace_faults += 1
+            store32(shadow.unsynchronized_at + shadow.unsynchronized_count * 4, index)
+            shadow.unsynchronized_count += 1
+        index = page.hash_next
+    flags = load8(vmm.mmu.pmap_flags_at + ppn)
+    store8(vmm.mmu.pmap_flags_at + ppn, flags & ~FLAG_TRACED)
+    vmm.trace_faults += 1
 
 
 @njit(nogil=True, cache=True)
-def entry_is_current(vm: Any, index: int, slot: int) -> bool:
+def entry_is_current(vmm: VmmState, index: int, slot: int) -> bool:
     """True if the guest entry behind a slot is still the one the shadow entry was made from."""
-    gpa = guest_entry_gpa(vm, index, slot)
-    address = second_level(vm, gpa, READ)
+    mmu = vmm.mmu
+    gpa = guest_entry_gpa(vmm, index, slot)
+    address = second_level(mmu, gpa, READ)
     if address == MISS:
         return False
-    if _field(vm, index, _MODE) == MODE_2LEVEL:
-        entry = load32(vm.memory_at + address)
+    if shadow_page(vmm, index).mode == MODE_2LEVEL:
+        entry = load32(mmu.memory_at + address)
     else:
-        entry = load64(vm.memory_at + address)
-    vm.walk_references += 1
-    vm.revalidations += 1
-    return entry == load64(vm.shadow_copy_at + (index * 512 + slot) * 8)
+        entry = load64(mmu.memory_at + address)
+    vmm.revalidations += 1
+    return entry == load64(vmm.shadow.copy_at + (index * 512 + slot) * 8)
 
 
 @njit(nogil=True, cache=True)
-def synchronize(vm: Any) -> None:
+def synchronize(vmm: VmmState) -> None:
     """Bring unsynchronized shadow pages up to date and trace their guest tables again.
 
     Called when the guest has loaded CR3, which flushed the processor's translations. Tables
     the guest keeps writing to stay as they are (TRACE_FAULT_LIMIT).
     """
+    shadow = vmm.shadow
     kept = 0
-    for position in range(vm.unsynchronized_count):
-        index = load32(vm.unsynchronized_at + position * 4)
-        ppn = _field(vm, index, _PPN)
-        if _field(vm, index, _FAULTS) >= TRACE_FAULT_LIMIT or second_level(vm, ppn << 12) == MISS:
-            store32(vm.unsynchronized_at + kept * 4, index)
+    for position in range(shadow.unsynchronized_count):
+        index = load32(shadow.unsynchronized_at + position * 4)
+        page = shadow_page(vmm, index)
+        ppn = page.ppn
+        if page.trace_faults >= TRACE_FAULT_LIMIT or second_level(vmm.mmu, ppn << 12) == MISS:
+            store32(shadow.unsynchronized_at + kept * 4, index)
             kept += 1
             continue
         for slot in range(512):
-            if read_entry(vm, index, slot) & PRESENT and not entry_is_current(vm, index, slot):
-                drop_entry(vm, index, slot)
-        _set_field(vm, index, _UNSYNC, 0)
-        vm.resynchronizations += 1
-        write_protect(vm, ppn)
-    vm.unsynchronized_count = kept
+            if read_entry(vmm, index, slot) & PRESENT and not entry_is_current(vmm, index, slot):
+                drop_entry(vmm, index, slot)
+        page.unsynchronized = 0
+        vmm.resynchronizations += 1
+        write_protect(vmm, ppn)
+    shadow.unsynchronized_count = kept
     # A table traced again through one shadow page may be unsynchronized through another: it is
     # traced only if all agree, so that one write fault finds the whole truth.
-    vm.shadow_stale = 0
+    shadow.stale = 0
 
 
 @njit(nogil=True, cache=True)
-def zap_all(vm: Any) -> None:
+def zap_all(vmm: VmmState) -> None:
     """Forget every shadow page. The frames stay in the pool. Obligation: flush (shadow_stale)."""
-    for index in range(vm.shadow_capacity):
-        _set_field(vm, index, _USED, 0)
-        _set_field(vm, index, _UNSYNC, 0)
-        _set_field(vm, index, _NEXT, index + 1 if index + 1 < vm.shadow_capacity else -1)
-    vm.shadow_free_head = 0
-    vm.shadow_used = 0
-    vm.unsynchronized_count = 0
-    for bucket in range(vm.shadow_hash_mask + 1):
-        store32(vm.shadow_hash_at + bucket * 4, -1)
-    for ppn in range(vm.guest_pages):
-        store32(vm.rmap_head_at + ppn * 4, -1)
-        flags = load8(vm.pmap_flags_at + ppn)
-        store8(vm.pmap_flags_at + ppn, flags & ~(FLAG_TRACED | FLAG_SHADOWED | FLAG_WRITE_CACHED))
-    vm.shadow_root_index = -1
-    vm.shadow_mode = -1
-    vm.shadow_zaps += 1
-    vm.shadow_stale = 1
+    shadow = vmm.shadow
+    mmu = vmm.mmu
+    for index in range(shadow.capacity):
+        page = shadow_page(vmm, index)
+        page.used = 0
+        page.unsynchronized = 0
+        page.hash_next = index + 1 if index + 1 < shadow.capacity else -1
+    shadow.free_head = 0
+    shadow.used = 0
+    shadow.unsynchronized_count = 0
+    for bucket in range(shadow.hash_mask + 1):
+        store32(shadow.hash_at + bucket * 4, -1)
+    for ppn in range(mmu.guest_pages):
+        store32(vmm.rmap_head_at + ppn * 4, -1)
+        flags = load8(mmu.pmap_flags_at + ppn)
+        store8(mmu.pmap_flags_at + ppn, flags & ~(FLAG_TRACED | FLAG_SHADOWED | FLAG_WRITE_CACHED))
+    shadow.root_index = -1
+    shadow.mode = -1
+    vmm.shadow_zaps += 1
+    shadow.stale = 1

@@ -1,21 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Building blocks of device state records.
+"""State records: what compiled kernels share with each other and with Python.
 
-A device's whole state is one NumPy structured record, described by a class with annotations: the
-class is what the type checker sees, ``record_dtype`` turns it into the dtype, and no instance of
-the class ever exists. Every register is an ``int64`` field, whatever its width in hardware, and
-every function masks what it stores: signed 64-bit arithmetic is the one integer kind that behaves
-alike in Numba, in NumPy and in plain Python (``uint64`` mixed with a signed constant does not).
-Copying the record is a snapshot of the device.
+The whole state of a device, of the walkers, of a VMM or of an engine is one NumPy structured
+record, described by a class with annotations: the class is what the type checker sees,
+``record_dtype`` turns it into the dtype, and no instance of the class ever exists. Every field is
+an ``int64``, whatever its width in hardware, and every function masks what it stores: signed
+64-bit arithmetic is the one integer kind that behaves alike in Numba, in NumPy and in plain Python
+(``uint64`` mixed with a signed constant does not). Fields named ``*_at`` hold host addresses of
+arrays that the record's owner keeps alive. Copying the record is a snapshot.
 """
 
 from typing import Any, get_args, get_type_hints
 
 import numpy as np
-
-NANOSECONDS_PER_SECOND = 1_000_000_000
-NEVER = (1 << 63) - 1
-"""Deadline in virtual nanoseconds meaning "no event is scheduled"."""
 
 
 class Record:

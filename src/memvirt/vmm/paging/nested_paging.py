@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Nested paging as the VMM handles it: the nested table, and what the host does to it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from memvirt.machine.memory import FrameKind, MachineMemory
+from memvirt.mmu.mmu_state import NESTED_TLB_DTYPE, NESTED_TLB_ENTRIES
+from memvirt.vmm.vmm_state import VmmState
+
+from .interface import PpnArray
+from .mode import PagingMode
+from .nested import drop_empty_table, drop_nested_entries
+
+
+class NestedPaging:
+    """The nested table of one VM, in EPT format, empty but for its root.
+
+    Raises MachineMemoryExhausted if there is no frame for that.
+    """
+
+    mode = PagingMode.NESTED
+    remaps = True
+    has_large_pages = True
+
+    def __init__(self, vmm: VmmState, machine: MachineMemory) -> None:
+        self._vmm = vmm
+        self.nested_tlb = np.zeros(NESTED_TLB_ENTRIES, NESTED_TLB_DTYPE)
+        vmm.mmu.is_nested = 1
+        vmm.mmu.nested_tlb_at = self.nested_tlb.ctypes.data
+        root = machine.allocate(kind=FrameKind.NESTED, owner=int(vmm.vm_id), tag=4)
+        vmm.mmu.nested_root = int(root[0])
+        vmm.nested_tables = 1
+
+    @property
+    def table_frames(self) -> int:
+        return int(self._vmm.nested_tables)
+
+    def invalidate(self, ppns: PpnArray) -> int:
+        return int(drop_nested_entries(self._vmm, ppns))
+
+    def forget_guest_tables(self) -> None:
+        """The nested table derives from the pmap alone: there is nothing to forget."""
+
+    def release_table_below(self, first_ppn: int) -> int | None:
+        mpn = int(drop_empty_table(self._vmm, first_ppn))
+        return None if mpn < 0 else mpn

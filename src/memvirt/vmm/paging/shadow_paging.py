@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shadow paging as the VMM handles it: the pool of shadow pages, and what the host does to them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from memvirt.vmm.vmm_state import SHADOW_PAGE_DTYPE, VmmState
+
+from .interface import PpnArray
+from .mode import PagingMode
+from .shadow_table import drop_mappings_of, zap_all
+
+
+def shadow_capacity(pages: int) -> int:
+    """Shadow pages for a VM of ``pages`` pages: its own tables, with room to spare."""
+    return 256 + pages // 64
+
+
+class ShadowPaging:
+    """The shadow page tables of a VM of ``pages`` pages. Frames are taken as they are needed."""
+
+    mode = PagingMode.SHADOW
+    remaps = True
+    has_large_pages = False
+
+    def __init__(self, vmm: VmmState, pages: int) -> None:
+        capacity = shadow_capacity(pages)
+        buckets = 1 << (capacity - 1).bit_length()
+        self._vmm = vmm
+        self.pages = np.zeros(capacity, SHADOW_PAGE_DTYPE)
+        self.pages["mpn"] = -1
+        self._copy = np.zeros(capacity * 512, np.int64)
+        self.rmap_next = np.zeros(capacity * 512, np.int32)
+        self.rmap_previous = np.zeros(capacity * 512, np.int32)
+        self._parent = np.full(capacity, -1, np.int32)
+        self._hash = np.full(buckets, -1, np.int32)
+        self._unsynchronized = np.zeros(capacity, np.int32)
+        state = vmm.shadow
+        state.capacity = capacity
+        state.pages_at = self.pages.ctypes.data
+        state.copy_at = self._copy.ctypes.data
+        state.rmap_next_at = self.rmap_next.ctypes.data
+        state.rmap_previous_at = self.rmap_previous.ctypes.data
+        state.parent_at = self._parent.ctypes.data
+        state.hash_at = self._hash.ctypes.data
+        state.hash_mask = buckets - 1
+        state.unsynchronized_at = self._unsynchronized.ctypes.data
+        zap_all(vmm)
+        vmm.shadow_zaps = 0
+        state.stale = 0
+
+    @property
+    def table_frames(self) -> int:
+        """Frames of the pool, those of unused shadow pages included."""
+        return int(np.count_nonzero(self.pages["mpn"] >= 0))
+
+    def invalidate(self, ppns: PpnArray) -> int:
+        return int(drop_mappings_of(self._vmm, ppns))
+
+    def forget_guest_tables(self) -> None:
+        zap_all(self._vmm)
+
+    def release_table_below(self, first_ppn: int) -> int | None:
+        return None
