@@ -30,6 +30,8 @@ _FLAGS = (
     "-DUNICORN_INSTALL=OFF",
     "-DUNICORN_LEGACY_STATIC_ARCHIVE=OFF",
     "-DBUILD_SHARED_LIBS=ON",
+    "-DCMAKE_C_FLAGS=-Werror=implicit-function-declaration",
+    "-DCMAKE_SHARED_LINKER_FLAGS=-Wl,-z,defs",  # what is not defined fails here, not in a guest
 )
 _EDIT_KEYS = {"file", "within", "after", "before", "replace", "lines", "text"}
 

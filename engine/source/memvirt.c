@@ -8,6 +8,7 @@
 #include "cpu.h"
 #include "exec/exec-all.h"
 #include "exec/helper-proto.h"
+#include "fpu/softfloat.h"
 #include "uc_priv.h"
 
 /* Raised whenever a function below, or a field of the layout, changes its meaning. */
@@ -101,4 +102,54 @@ void helper_memvirt_block(CPUX86State *env, uint64_t eip, uint64_t pc, uint32_t 
         cpu->tcg_exit_req = 0;
         cpu_loop_exit(cpu);
     }
+}
+
+/* SYSENTER (SDM vol. 2B). Raises #GP(0) where IA32_SYSENTER_CS is 0. */
+void memvirt_sysenter(CPUX86State *env, uintptr_t retaddr);
+void memvirt_sysenter(CPUX86State *env, uintptr_t retaddr)
+{
+    uint32_t selector = env->sysenter_cs & 0xfffc;
+    bool long_mode = (env->hflags & HF_LMA_MASK) != 0;
+    uint32_t flat = DESC_G_MASK | DESC_P_MASK | DESC_S_MASK | DESC_A_MASK;
+
+    if (selector == 0) {
+        raise_exception_err_ra(env, EXCP0D_GPF, 0, retaddr);
+    }
+    env->eflags &= ~(VM_MASK | IF_MASK | RF_MASK);
+    cpu_x86_load_seg_cache(env, R_CS, selector, 0, 0xffffffff,
+                           flat | DESC_CS_MASK | DESC_R_MASK |
+                           (long_mode ? DESC_L_MASK : DESC_B_MASK));
+    cpu_x86_load_seg_cache(env, R_SS, selector + 8, 0, 0xffffffff,
+                           flat | DESC_W_MASK | DESC_B_MASK);
+    env->regs[R_ESP] = long_mode ? env->sysenter_esp : (uint32_t)env->sysenter_esp;
+    env->eip = long_mode ? env->sysenter_eip : (uint32_t)env->sysenter_eip;
+}
+
+/*
+ * MXCSR with the exceptions that were raised since it was loaded. A result flushed to zero is an
+ * underflow and inexact (SDM vol. 1 section 10.2.3.3).
+ */
+uint32_t memvirt_mxcsr(CPUX86State *env)
+{
+    int raised = get_float_exception_flags(&env->sse_status);
+
+    env->mxcsr |= raised & 0x3d;
+    if (raised & float_flag_output_denormal) {
+        env->mxcsr |= float_flag_underflow | float_flag_inexact;
+    }
+    return env->mxcsr;
+}
+
+uint32_t helper_memvirt_mxcsr(CPUX86State *env)
+{
+    return memvirt_mxcsr(env);
+}
+
+/* A 16-byte operand that has to be aligned and is not. */
+void memvirt_unaligned_access(CPUState *cpu, vaddr addr, MMUAccessType access_type,
+                              int mmu_idx, uintptr_t retaddr);
+void memvirt_unaligned_access(CPUState *cpu, vaddr addr, MMUAccessType access_type,
+                              int mmu_idx, uintptr_t retaddr)
+{
+    raise_exception_err_ra(cpu->env_ptr, EXCP0D_GPF, 0, retaddr);
 }
