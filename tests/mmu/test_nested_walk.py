@@ -183,3 +183,19 @@ def test_a_cold_four_on_four_walk_is_24_references() -> None:
     mmu.walk_references = 0
     assert nested_access(vmm.state, 0, READ) == OK
     assert mmu.walk_references == 24
+
+
+@pytest.mark.parametrize(("levels", "most"), [(4, 24), (5, 29)])
+def test_no_counted_walk_exceeds_the_architecture(levels: int, most: int) -> None:
+    """(g + 1)(h + 1) - 1 references for g guest levels on h = 4 nested ones, at most: whatever had
+    to be filled first, and whatever accessed and dirty bits the walk had to set."""
+    for kind in (READ, WRITE, FETCH):
+        vmm = VirtualMachineMonitor(MachineMemory(512, scatter_seed=1), PAGES, PagingMode.NESTED)
+        for level in range(levels):
+            vmm.write_physical(level << 12, ((level + 1) << 12 | 7).to_bytes(8, "little"))
+        mmu = vmm.state.mmu
+        mmu.cr0, mmu.cr4, mmu.efer, mmu.cr3 = 0x80010001, 0x20 | (levels == 5) << 12, 0xD00, 0
+        assert nested_access(vmm.state, 0, kind) == OK
+        assert vmm.state.hidden_faults == levels + 1
+        assert vmm.state.walks == 1
+        assert mmu.walk_references == most

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Machine memory: the host's frames, who owns them, and how many mappings each has.
 
-Metadata is arrays over MPN (17 bytes a frame, plus 4 for the free list), so that 1 TiB of frames
+Metadata is arrays over MPN (13 bytes a frame, plus 4 for the free list), so that 1 TiB of frames
 can be represented; content is one buffer, reserved lazily by the operating system and shareable
 with processes. A frame is zeroed when allocated: no VM ever sees another's bytes.
 """
@@ -20,20 +20,25 @@ import numpy as np
 from memvirt.address import PAGE_BYTES, PAGE_SHIFT, MachinePageNumber
 
 Frames = np.ndarray[tuple[int], np.dtype[np.uint32]]
+FrameDetails = np.ndarray[tuple[int], np.dtype[np.int32]]
 NOBODY = -1
 
 
 class FrameKind(IntEnum):
-    """What a frame is used for. Its owner is a VM, or ``NOBODY`` for frames shared by VMs."""
+    """What a frame is used for. Its owner is a VM, or ``NOBODY`` for frames shared by VMs.
+
+    Each kind keeps one number a frame, in the same word (``MachineMemory``: ``guest_ppn`` and the
+    names beside it).
+    """
 
     FREE = 0
-    GUEST = 1  # backs one PPN of its owner; the tag is that PPN
-    SHARED = 2  # backs several PPNs, copy-on-write; the tag is -1 - (their VMs' salt)
-    SHADOW = 3  # a shadow page table; the tag is its index in the VMM
-    NESTED = 4  # a nested page table; the tag is its level
+    GUEST = 1  # backs one PPN of its owner: ``guest_ppn``
+    SHARED = 2  # backs several PPNs, copy-on-write: ``share_salt`` of their VMs
+    SHADOW = 3  # a shadow page table: ``shadow_index`` in the VMM
+    NESTED = 4  # a nested page table: its ``table_level``
     RESERVE = 5  # zeroed, owned by a VM, not used yet
     VMKERNEL = 6  # the host's own
-    COMPRESSED = 7  # holds compressed pages of its owner
+    COMPRESSED = 7  # holds compressed pages of its owner, in blocks of ``block_bytes``
 
 
 class MachineMemoryExhausted(Exception):
@@ -82,7 +87,7 @@ class MachineMemory:
         self.frames = frames
         self.kind = np.zeros(frames, np.uint8)
         self.owner = np.full(frames, NOBODY, np.int32)
-        self.tag = np.zeros(frames, np.int64)
+        self._detail = np.zeros(frames, np.int32)  # by kind: guest_ppn, share_salt, ...
         self.references = np.zeros(frames, np.uint32)
         self._lock = threading.RLock()
         self._mapping = mmap.mmap(-1, PAGE_BYTES if metadata_only else frames * PAGE_BYTES)
@@ -109,6 +114,39 @@ class MachineMemory:
         """Host address of frame 0, valid as long as this object."""
         return int(self.content.ctypes.data)
 
+    # One word a frame, whose meaning depends on its kind: each meaning has a name. ----------------
+
+    @property
+    def guest_ppn(self) -> FrameDetails:
+        """By MPN: the PPN that a GUEST frame backs. Negative for a SHARED frame, so that compiled
+        code tells the two apart by one load."""
+        return self._detail
+
+    @property
+    def shadow_index(self) -> FrameDetails:
+        """By MPN: the index, in its VMM, of the shadow page in a SHADOW frame."""
+        return self._detail
+
+    @property
+    def table_level(self) -> FrameDetails:
+        """By MPN: the level of the nested table in a NESTED frame."""
+        return self._detail
+
+    @property
+    def block_bytes(self) -> FrameDetails:
+        """By MPN: bytes of a block of compressed content in a COMPRESSED frame."""
+        return self._detail
+
+    def share_salt(self, mpns: Any) -> Any:
+        """The salt of SHARED frames: only VMs of that salt use them."""
+        return -1 - self._detail[mpns]
+
+    def set_share_salt(self, mpns: Any, salt: int) -> None:
+        """Let SHARED frames be used by VMs of ``salt`` (0 or more) only."""
+        self._detail[mpns] = -1 - salt
+
+    # ----------------------------------------------------------------------------------------------
+
     def page(self, mpn: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
         """A view of the 4096 bytes of frame ``mpn``."""
         if not 0 <= mpn < self.frames or self._metadata_only:
@@ -116,10 +154,11 @@ class MachineMemory:
         return self.content[mpn << PAGE_SHIFT : (mpn + 1) << PAGE_SHIFT]
 
     def allocate(
-        self, count: int = 1, *, kind: FrameKind, owner: int = NOBODY, tag: int = 0
+        self, count: int = 1, *, kind: FrameKind, owner: int = NOBODY, detail: int = 0
     ) -> Frames:
         """Take ``count`` free frames, zeroed, each with one reference; all or none.
 
+        ``detail`` is the number that frames of this kind keep (for SHARED use ``set_share_salt``).
         Raises MachineMemoryExhausted if fewer are free.
         """
         with self._lock:
@@ -127,21 +166,21 @@ class MachineMemory:
                 raise MachineMemoryExhausted(count, self._free_count)
             self._free_count -= count
             taken = self._free[self._free_count : self._free_count + count][::-1].copy()
-            self._take(taken, kind, owner, tag)
+            self._take(taken, kind, owner, detail)
             return taken
 
     def allocate_run(
-        self, order: int, *, kind: FrameKind, owner: int = NOBODY, tag: int = 0
+        self, order: int, *, kind: FrameKind, owner: int = NOBODY, detail: int = 0
     ) -> MachinePageNumber:
         """Take an aligned run of ``2**order`` contiguous frames; return its first MPN.
 
         Raises MachineMemoryExhausted if no such run is free.
         """
         size = 1 << order
-        return self.allocate_contiguous(size, align=size, kind=kind, owner=owner, tag=tag)
+        return self.allocate_contiguous(size, align=size, kind=kind, owner=owner, detail=detail)
 
     def allocate_contiguous(
-        self, count: int, *, align: int = 1, kind: FrameKind, owner: int = NOBODY, tag: int = 0
+        self, count: int, *, align: int = 1, kind: FrameKind, owner: int = NOBODY, detail: int = 0
     ) -> MachinePageNumber:
         """Take ``count`` contiguous frames, the first MPN a multiple of ``align``; return it."""
         with self._lock:
@@ -155,13 +194,13 @@ class MachineMemory:
             rest = free[(free < first) | (free >= first + count)]
             self._free[: rest.size] = rest
             self._free_count = int(rest.size)
-            self._take(np.arange(first, first + count, dtype=np.uint32), kind, owner, tag)
+            self._take(np.arange(first, first + count, dtype=np.uint32), kind, owner, detail)
             return MachinePageNumber(first)
 
-    def _take(self, mpns: Frames, kind: FrameKind, owner: int, tag: int) -> None:
+    def _take(self, mpns: Frames, kind: FrameKind, owner: int, detail: int) -> None:
         self.kind[mpns] = kind
         self.owner[mpns] = owner
-        self.tag[mpns] = tag
+        self._detail[mpns] = detail
         self.references[mpns] = 1
         self._allocations += mpns.size
         if not self._metadata_only:
@@ -195,7 +234,7 @@ class MachineMemory:
             freed = frames[self.references[frames] == 0]
             self.kind[freed] = FrameKind.FREE
             self.owner[freed] = NOBODY
-            self.tag[freed] = 0
+            self._detail[freed] = 0
             self._free[self._free_count : self._free_count + freed.size] = freed
             self._free_count += int(freed.size)
             self._frees += int(freed.size)

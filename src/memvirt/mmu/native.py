@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 from llvmlite import ir
-from numba import from_dtype, types
+from numba import from_dtype, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -53,6 +53,13 @@ load8 = intrinsic(_load(_I8))
 store64 = intrinsic(_store(_I64))
 store32 = intrinsic(_store(_I32))
 store8 = intrinsic(_store(_I8))
+
+
+@njit(nogil=True, cache=True)
+def load_signed32(address: int) -> int:
+    """A 32-bit word, sign-extended."""
+    word = load32(address)
+    return word - (1 << 32) if word >> 31 else word
 
 
 @intrinsic

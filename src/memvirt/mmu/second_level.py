@@ -4,7 +4,7 @@
 Nested paging goes through the nested table (EPT format, four levels) in machine memory, as the
 hardware does. In shadow and flat mode it is the VMM, not the hardware, that reads guest tables,
 and it looks the PPN up in the pmap. Both answer with a machine address or with ``MISS``, having
-said in the control block why.
+said in ``MmuState`` why.
 """
 
 from __future__ import annotations

@@ -132,7 +132,9 @@ class CompressionCache:
         if self._frames >= self.max_frames:
             return False
         try:
-            frame = self._machine.allocate(kind=FrameKind.COMPRESSED, owner=self._vm_id, tag=size)
+            frame = self._machine.allocate(
+                kind=FrameKind.COMPRESSED, owner=self._vm_id, detail=size
+            )
         except MachineMemoryExhausted:
             return False
         self._frames += 1

@@ -85,7 +85,7 @@ def _check_pmap(vmm: VirtualMachineMonitor) -> Iterator[Violation]:
     wrong = (
         (machine.kind[mpns] != FrameKind.GUEST)
         | (machine.owner[mpns] != vmm.vm_id)
-        | (machine.tag[mpns] != private)
+        | (machine.guest_ppn[mpns] != private)
         | (machine.references[mpns] != 1)
     )
     for ppn, mpn in zip(private[wrong].tolist(), mpns[wrong].tolist(), strict=True):
@@ -100,7 +100,7 @@ def _check_pmap(vmm: VirtualMachineMonitor) -> Iterator[Violation]:
         )
     shared = np.flatnonzero(pmap.state == PageState.SHARED)
     mpns = pmap.frame[shared]
-    wrong = (machine.kind[mpns] != FrameKind.SHARED) | (machine.tag[mpns] != -1 - vmm.share_salt)
+    wrong = (machine.kind[mpns] != FrameKind.SHARED) | (machine.share_salt(mpns) != vmm.share_salt)
     for ppn, mpn in zip(shared[wrong].tolist(), mpns[wrong].tolist(), strict=True):
         expected = f"a SHARED frame of salt {vmm.share_salt}"
         yield Violation("I6", f"PPN {ppn:#x}", _frame(machine, mpn), expected)
@@ -109,7 +109,7 @@ def _check_pmap(vmm: VirtualMachineMonitor) -> Iterator[Violation]:
 def _frame(machine: MachineMemory, mpn: int) -> str:
     kind = FrameKind(int(machine.kind[mpn])).name
     return (
-        f"MPN {mpn:#x} {kind} owner {machine.owner[mpn]} tag {machine.tag[mpn]:#x} "
+        f"MPN {mpn:#x} {kind} owner {machine.owner[mpn]} detail {machine.guest_ppn[mpn]:#x} "
         f"references {machine.references[mpn]}"
     )
 

@@ -151,7 +151,7 @@ def _keep(vmm: VirtualMachineMonitor, ppns: Ppns, contents: Pages) -> None:
     if ppns.size == 0:
         return
     mpns = vmm.machine.allocate(ppns.size, kind=FrameKind.GUEST, owner=vmm.vm_id)
-    vmm.machine.tag[mpns] = ppns
+    vmm.machine.guest_ppn[mpns] = ppns
     vmm.machine.content.reshape(-1, PAGE_BYTES)[mpns] = contents
     vmm.pmap.frame[ppns] = mpns
     vmm.pmap.state[ppns] = PageState.PRIVATE

@@ -11,7 +11,7 @@ from numba import njit
 
 from memvirt.machine.memory import FrameKind
 from memvirt.mmu.access import NEED_FRAMES, NEED_PAGE, OK
-from memvirt.mmu.native import load8, load32, load64, store8, store32, store64
+from memvirt.mmu.native import load8, load32, load_signed32, store8, store32
 from memvirt.mmu.page_state import (
     FLAG_BALLOONED,
     FLAGS_UNTIL_TOUCHED,
@@ -31,21 +31,22 @@ FRAMES_PER_FAULT = 12
 
 
 @njit(nogil=True, cache=True)
-def take_frame(vmm: VmmState, kind: int, tag: int) -> int:
-    """An MPN from the reserve, for ``kind``, or -1 if the reserve is empty."""
+def take_frame(vmm: VmmState, kind: int, detail: int) -> int:
+    """An MPN from the reserve, for ``kind`` with its ``detail`` (``machine.memory``); -1 if the
+    reserve is empty."""
     if vmm.reserve_count == 0:
         return -1
     vmm.reserve_count -= 1
     mpn = load32(vmm.reserve_at + vmm.reserve_count * 4)
     store8(vmm.frame_kind_at + mpn, kind)
-    store64(vmm.frame_tag_at + mpn * 8, tag)
+    store32(vmm.frame_detail_at + mpn * 4, detail)
     return mpn
 
 
 @njit(nogil=True, cache=True)
 def frame_ppn(vmm: VmmState, mpn: int) -> int:
     """The PPN behind a frame that is mapped to the guest, negative if pages share it."""
-    return load64(vmm.frame_tag_at + mpn * 8)
+    return load_signed32(vmm.frame_detail_at + mpn * 4)
 
 
 @njit(nogil=True, cache=True)

@@ -146,7 +146,7 @@ class VirtualMachineMonitor:
         self._invalidate(pages)
         content = self.machine.content.reshape(-1, PAGE_BYTES)
         content[new] = content[old]
-        self.machine.tag[new] = pages
+        self.machine.guest_ppn[new] = pages
         self.pmap.frame[pages] = new
         self.machine.release(old)
         self.counts["moved"] += int(pages.size)
@@ -176,7 +176,7 @@ class VirtualMachineMonitor:
         new = np.arange(first, first + LARGE_PAGES, dtype=np.uint32)
         content = self.machine.content.reshape(-1, PAGE_BYTES)
         content[new] = content[old]
-        self.machine.tag[new] = pages
+        self.machine.guest_ppn[new] = pages
         self.pmap.frame[pages] = new
         self.machine.release(old)
         table = self.page_tables.release_table_below(first_ppn)
@@ -223,7 +223,7 @@ class VirtualMachineMonitor:
         mpn = int(self.pmap.frame[ppn])
         self.machine.kind[mpn] = FrameKind.SHARED
         self.machine.owner[mpn] = NOBODY
-        self.machine.tag[mpn] = -1 - self.share_salt
+        self.machine.set_share_salt(mpn, self.share_salt)
         self.pmap.state[ppn] = PageState.SHARED
         self.counts["shares"] += 1
         return mpn
@@ -233,7 +233,7 @@ class VirtualMachineMonitor:
         frames = np.asarray(mpns, np.int64)
         return np.asarray(
             (self.machine.kind[frames] == FrameKind.SHARED)
-            & (self.machine.tag[frames] == -1 - self.share_salt)
+            & (self.machine.share_salt(frames) == self.share_salt)
         )
 
     def share(self, ppns: PpnsLike, mpns: PpnsLike | int) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -275,7 +275,7 @@ class VirtualMachineMonitor:
             self._invalidate(page)
             self.machine.kind[shared] = FrameKind.GUEST
             self.machine.owner[shared] = self.vm_id
-            self.machine.tag[shared] = ppn
+            self.machine.guest_ppn[shared] = ppn
         else:
             new = self.reserve.take(ppn)
             self._invalidate(page)

@@ -76,13 +76,15 @@ class FrameReserve:
     def take(self, ppn: int) -> int:
         """A zeroed frame for ``ppn``. Raises FramesWanted or MachineMemoryExhausted."""
         if not self.managed:
-            return int(self.machine.allocate(kind=FrameKind.GUEST, owner=self._vm_id, tag=ppn)[0])
+            return int(
+                self.machine.allocate(kind=FrameKind.GUEST, owner=self._vm_id, detail=ppn)[0]
+            )
         if self.count == 0:
             raise FramesWanted
         self._state.reserve_count -= 1
         mpn = int(self._stack[self.count])
         self.machine.kind[mpn] = FrameKind.GUEST
-        self.machine.tag[mpn] = ppn
+        self.machine.guest_ppn[mpn] = ppn
         return mpn
 
     def put_back(self, mpn: int) -> None:

@@ -28,7 +28,7 @@ def set_up_state(
     mmu.has_1gib_pages = 1
     mmu.memory_at = machine.host_address
     state.frame_kind_at = machine.kind.ctypes.data
-    state.frame_tag_at = machine.tag.ctypes.data
+    state.frame_detail_at = machine.guest_ppn.ctypes.data
     mmu.guest_pages = pmap.pages
     mmu.pmap_state_at = pmap.state.ctypes.data
     mmu.pmap_frame_at = pmap.frame.ctypes.data

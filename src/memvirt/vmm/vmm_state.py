@@ -46,7 +46,7 @@ class VmmState(Record):
     rmap_head_at: int  # int32 by PPN: its shadow entries
     # Per-frame arrays of machine memory.
     frame_kind_at: int  # uint8 by MPN
-    frame_tag_at: int  # int64 by MPN
+    frame_detail_at: int  # int32 by MPN (MachineMemory.guest_ppn and its other names)
     # Reserve of zeroed frames already owned by this VM (MPNs, a stack).
     reserve_at: int
     reserve_count: int

@@ -48,7 +48,7 @@ class FlatPaging:
     def __init__(self, machine: MachineMemory, pmap: Pmap, vm_id: int) -> None:
         first = machine.allocate_contiguous(pmap.pages, kind=FrameKind.GUEST, owner=vm_id)
         mpns = np.arange(first, first + pmap.pages, dtype=np.uint32)
-        machine.tag[mpns] = np.arange(pmap.pages)
+        machine.guest_ppn[mpns] = np.arange(pmap.pages)
         pmap.frame[:] = mpns
         pmap.state[:] = PageState.PRIVATE
 

@@ -29,7 +29,7 @@ class NestedPaging:
         self.nested_tlb = np.zeros(NESTED_TLB_ENTRIES, NESTED_TLB_DTYPE)
         vmm.mmu.is_nested = 1
         vmm.mmu.nested_tlb_at = self.nested_tlb.ctypes.data
-        root = machine.allocate(kind=FrameKind.NESTED, owner=int(vmm.vm_id), tag=4)
+        root = machine.allocate(kind=FrameKind.NESTED, owner=int(vmm.vm_id), detail=4)
         vmm.mmu.nested_root = int(root[0])
         vmm.nested_tables = 1
 

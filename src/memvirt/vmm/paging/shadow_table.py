@@ -29,7 +29,7 @@ from memvirt.mmu.entry import (
     PRESENT,
     WRITABLE,
 )
-from memvirt.mmu.native import load8, load32, load64, store8, store32, store64
+from memvirt.mmu.native import load8, load32, load64, load_signed32, store8, store32, store64
 from memvirt.mmu.page_state import FLAG_SHADOWED, FLAG_TRACED, FLAG_WRITE_CACHED
 from memvirt.mmu.second_level import MISS, second_level
 from memvirt.vmm.frames import KIND_SHADOW, take_frame
@@ -68,14 +68,9 @@ def _bucket(vmm: VmmState, ppn: int) -> int:
 
 
 @njit(nogil=True, cache=True)
-def _signed32(word: int) -> int:
-    return word - (1 << 32) if word >> 31 else word
-
-
-@njit(nogil=True, cache=True)
 def find_shadow_page(vmm: VmmState, ppn: int, level: int, part: int, direct: int) -> int:
     """Index of the shadow page with this key, or -1."""
-    index = _signed32(load32(_bucket(vmm, ppn)))
+    index = load_signed32(_bucket(vmm, ppn))
     while index >= 0:
         page = shadow_page(vmm, index)
         if page.ppn == ppn and page.level == level and page.part == part and page.direct == direct:
@@ -97,7 +92,7 @@ def read_entry(vmm: VmmState, index: int, slot: int) -> int:
 @njit(nogil=True, cache=True)
 def shadow_index(vmm: VmmState, entry: int) -> int:
     """Index of the shadow page that a present non-leaf entry points to."""
-    return load64(vmm.frame_tag_at + ((entry & ENTRY_ADDRESS_MASK) >> 12) * 8)
+    return load_signed32(vmm.frame_detail_at + ((entry & ENTRY_ADDRESS_MASK) >> 12) * 4)
 
 
 @njit(nogil=True, cache=True)
@@ -134,7 +129,7 @@ def set_entry(vmm: VmmState, index: int, slot: int, entry: int, copy: int, targe
     link = index * 512 + slot
     store64(shadow.copy_at + link * 8, copy)
     head = _head_at(vmm, index, target)
-    first = _signed32(load32(head))
+    first = load_signed32(head)
     store32(shadow.rmap_next_at + link * 4, first)
     store32(shadow.rmap_previous_at + link * 4, -target - 2)
     if first >= 0:
@@ -151,8 +146,8 @@ def drop_entry(vmm: VmmState, index: int, slot: int) -> None:
     """
     shadow = vmm.shadow
     link = index * 512 + slot
-    following = _signed32(load32(shadow.rmap_next_at + link * 4))
-    previous = _signed32(load32(shadow.rmap_previous_at + link * 4))
+    following = load_signed32(shadow.rmap_next_at + link * 4)
+    previous = load_signed32(shadow.rmap_previous_at + link * 4)
     if following >= 0:
         store32(shadow.rmap_previous_at + following * 4, previous)
     if previous >= 0:
@@ -167,9 +162,9 @@ def drop_entry(vmm: VmmState, index: int, slot: int) -> None:
 def drop_mappings(vmm: VmmState, ppn: int) -> int:
     """Clear every shadow entry that maps ``ppn``; returns how many. The caller flushes."""
     dropped = 0
-    link = _signed32(load32(vmm.rmap_head_at + ppn * 4))
+    link = load_signed32(vmm.rmap_head_at + ppn * 4)
     while link >= 0:
-        following = _signed32(load32(vmm.shadow.rmap_next_at + link * 4))
+        following = load_signed32(vmm.shadow.rmap_next_at + link * 4)
         drop_entry(vmm, link >> 9, link & 511)
         dropped += 1
         link = following
@@ -188,11 +183,11 @@ def drop_mappings_of(vmm: VmmState, ppns: PpnArray) -> int:
 @njit(nogil=True, cache=True)
 def write_protect(vmm: VmmState, ppn: int) -> None:
     """Make every shadow entry that maps ``ppn`` read-only, and note if a flush is due."""
-    link = _signed32(load32(vmm.rmap_head_at + ppn * 4))
+    link = load_signed32(vmm.rmap_head_at + ppn * 4)
     while link >= 0:
         address = _entry_at(vmm, link >> 9, link & 511)
         store64(address, load64(address) & ~WRITABLE)
-        link = _signed32(load32(vmm.shadow.rmap_next_at + link * 4))
+        link = load_signed32(vmm.shadow.rmap_next_at + link * 4)
     flags = load8(vmm.mmu.pmap_flags_at + ppn)
     if flags & FLAG_WRITE_CACHED:
         vmm.shadow.stale = 1
@@ -231,7 +226,7 @@ def new_shadow_page(vmm: VmmState, ppn: int, level: int, part: int, direct: int,
     page.trace_faults = 0
     store32(shadow.parent_at + index * 4, -1)
     bucket = _bucket(vmm, ppn)
-    page.hash_next = _signed32(load32(bucket))
+    page.hash_next = load_signed32(bucket)
     store32(bucket, index)
     if direct == 0 and ppn < vmm.mmu.guest_pages:
         write_protect(vmm, ppn)
@@ -242,7 +237,7 @@ def new_shadow_page(vmm: VmmState, ppn: int, level: int, part: int, direct: int,
 def unsynchronize(vmm: VmmState, ppn: int) -> None:
     """The guest is about to write to traced page ``ppn``: let it, and trust its shadow no more."""
     shadow = vmm.shadow
-    index = _signed32(load32(_bucket(vmm, ppn)))
+    index = load_signed32(_bucket(vmm, ppn))
     while index >= 0:
         page = shadow_page(vmm, index)
         if page.ppn == ppn and page.direct == 0 and page.unsynchronized == 0:
