@@ -4,10 +4,10 @@
 The same kernel, initramfs, memory and command line. What is timed is the whole process, as a user
 starts it: to the first line of the guest's init, and from the begin of each workload to its
 verdict, in the host's time; and the CPU time of the whole process, which other work on the machine
-disturbs less. memvirt runs on its own build of the engine and on the package index's, each run beside
-QEMU's. ``make linux-guest`` must have been run.
+disturbs less. memvirt runs on its own build of the engine and on the package index's, each run
+beside QEMU's. ``make linux-guest`` must have been run.
 
-QEMU hangs in its boot where a loaded machine lets it calibrate the time-stamp counter: both get the
+QEMU hangs in its boot where a loaded machine lets it calibrate the time-stamp counter: all get the
 frequencies (``lpj``, ``tsc_early_khz``) on the command line.
 """
 
@@ -31,7 +31,7 @@ _TIMEOUT = 60
 
 @dataclass
 class Timing:
-    """Host seconds since the start of the process, or of each workload; CPU seconds of all."""
+    """Host seconds since the process began, or each workload; CPU seconds of all."""
 
     cpu: float = 0.0
     boot: float = 0.0
