@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from memvirt.address import PAGE_BYTES
+from memvirt.host.vmm_memory import VmmMemory
 from memvirt.machine.memory import MachineMemory
 from memvirt.vmkernel.sharing import PageSharing
-from memvirt.vmkernel.vmm_memory import VmmMemory
 from memvirt.vmm.monitor import PagingMode, VirtualMachineMonitor
 
 PAGES = 32_768

@@ -20,10 +20,9 @@ from memvirt import Machine, VirtualMachine
 from memvirt.address import PAGE_BYTES
 from memvirt.images import image_path
 from memvirt.machine.memory import MachineMemory
-from memvirt.vmkernel.compression import CompressionCache
-from memvirt.vmkernel.options import Codec
-from memvirt.vmkernel.swap import SwapFile, WriteBuffers
 from memvirt.vmm.pmap import PageState
+from memvirt.vmm.stores.compression_cache import Codec, CompressionCache
+from memvirt.vmm.stores.swap_file import SwapFile, WriteBuffers
 
 _LIMIT = 2000  # pages of each kind
 
@@ -81,7 +80,7 @@ def swap(pages: Any) -> tuple[float, float]:
         buffers = WriteBuffers(machine, 512)
         file = SwapFile(Path(folder) / "bench.vswp", len(pages), buffers)
         started = time.perf_counter()
-        slots = file.put(pages)
+        slots = file.put(np.arange(len(pages)), pages)
         buffers.write_all()
         written = (time.perf_counter() - started) / len(pages) * 1e6
         started = time.perf_counter()

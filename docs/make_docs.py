@@ -84,7 +84,7 @@ Everything that is not CSV goes to standard error.
 ## Records
 
 `--record FILE.parquet` keeps every sample: one row for each VM, the fields of
-`memvirt.vmkernel.statistics.VmMemory` in 4 KiB pages, those of the host with the prefix `host_`
+`memvirt.vmkernel.samples.VmMemory` in 4 KiB pages, those of the host with the prefix `host_`
 (`host_time_ns` is virtual time). The file's metadata has the scenario's text. `memvirt.observe.record`
 has `read_record`; pandas, polars and DuckDB read it as it is.
 

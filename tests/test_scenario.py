@@ -20,7 +20,7 @@ from memvirt.scenario.scenario import (
     scenario_schema,
     shares_of,
 )
-from memvirt.vmkernel.options import Codec, Salting
+from memvirt.vmkernel.options import Salting
 
 DOCS = Path(__file__).parents[1] / "docs"
 GOOD = '[machine]\nmemory = "64M"\n[[vm]]\nname = "a"\nmemory = "32M"\n'
@@ -42,7 +42,7 @@ def test_knobs_in_either_style(style: str) -> None:
         text = GOOD.replace("[[vm]]", 'Mem.MemZipCodec = "zstd"\n[[vm]]')
     else:
         text = GOOD + style.format('MemZipCodec = "zstd"')
-    assert parse_scenario(text, "x").machine.Mem.mem_zip_codec is Codec.ZSTD
+    assert parse_scenario(text, "x").machine.Mem.mem_zip_codec == "zstd"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@
 Numba notices a change of the file a function is in, but not of the functions it calls, which are
 compiled into it. So the cache is keyed by a digest of all sources that kernels are made from: the
 packages of ``_COMPILED``, and no others, so that work on policies and tools costs no compilation.
+Builds that check (``MEMVIRT_CHECKED``, ``NUMBA_BOUNDSCHECK``), which Numba does not tell from
+ordinary ones in its cache, have folders of their own.
 It lies in the user's cache folder (``XDG_CACHE_HOME``), unless ``NUMBA_CACHE_DIR`` says otherwise.
 """
 
@@ -16,13 +18,17 @@ from pathlib import Path
 
 import numba
 
+# A checked build of the kernels verifies every raw memory access (mmu.checked).
+CHECKED = os.environ.get("MEMVIRT_CHECKED", "") not in ("", "0")
+
 # Where kernels, and the constants they are compiled with, may be defined (tests/test_compiled.py).
 _COMPILED = ("address.py", "record.py", "machine", "mmu", "vmm", "platform", "cpu")
 _KEPT = 12  # folders of other source states: another checkout may still use them
 
 
 def _digest() -> str:
-    state = hashlib.sha256(numba.__version__.encode())
+    build = f"{numba.__version__} checked={CHECKED} bounds={bool(numba.config.BOUNDSCHECK)}"
+    state = hashlib.sha256(build.encode())
     root = Path(__file__).parent
     sources = (path for name in _COMPILED for path in (root / name, *(root / name).rglob("*.py")))
     for path in sorted(path for path in sources if path.is_file()):

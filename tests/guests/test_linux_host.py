@@ -8,7 +8,7 @@ from pathlib import Path
 from memvirt.host.host import Host
 from memvirt.scenario.scenario import load_scenario
 from memvirt.vmkernel.events import Mechanism
-from memvirt.vmkernel.statistics import Sample
+from memvirt.vmkernel.samples import Sample
 
 from .conftest import LinuxGuest
 

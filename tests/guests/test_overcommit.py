@@ -48,7 +48,7 @@ def test_the_outcome_depends_on_the_scenario_alone() -> None:
 
     first, second = decisions(), decisions()
     assert first == second
-    assert any(event.mechanism is Mechanism.SWAP for event in first[0])  # type: ignore[attr-defined]
+    assert any(event.mechanism == Mechanism.SWAP for event in first[0])  # type: ignore[attr-defined]
 
 
 def test_a_state_directory_of_its_own_is_kept_clean(tmp_path: Path) -> None:

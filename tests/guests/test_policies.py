@@ -10,7 +10,7 @@ import pytest
 from memvirt.host.host import Host
 from memvirt.scenario.scenario import parse_scenario
 from memvirt.vmkernel.events import Mechanism
-from memvirt.vmkernel.statistics import Sample, VmMemory
+from memvirt.vmkernel.samples import Sample, VmMemory
 
 _FAST = """
 seed = 7
@@ -145,7 +145,7 @@ def test_a_limit_is_never_exceeded_and_a_reservation_never_broken() -> None:
         assert vm_of(sample, "reserved").zipped == 0
     assert any(vm_of(sample, "limited").swapped for sample in seen)
     assert any(vm_of(sample, "greedy").swapped for sample in seen)
-    victims = {event.vm for event in host.events if event.mechanism is Mechanism.SWAP}
+    victims = {event.vm for event in host.events if event.mechanism == Mechanism.SWAP}
     assert victims == {"limited", "greedy"}
 
 

@@ -14,7 +14,7 @@ from memvirt.scenario.scenario import Scenario, parse_scenario
 from memvirt.vm.outcome import EndReason
 from memvirt.vmkernel.admission import AdmissionError
 from memvirt.vmkernel.events import Mechanism
-from memvirt.vmkernel.swap import SwapFile, SwapSpaceError
+from memvirt.vmm.stores.swap_file import SwapFile, SwapSpaceError
 
 
 def scenario(extra: str = "") -> Scenario:
@@ -76,9 +76,9 @@ def failing_writes(monkeypatch: pytest.MonkeyPatch) -> Disk:
 def test_guests_wait_while_swap_cannot_be_written(failing_writes: Disk) -> None:
     with Host(scenario()) as host:
         assert host.run(), [vm.outcome for vm in host.vms]
-        pauses = [event for event in host.events if event.mechanism is Mechanism.PAUSE]
+        pauses = [event for event in host.events if event.mechanism == Mechanism.PAUSE]
         assert any("No space left on device" in event.reason for event in pauses)
-        assert any(event.mechanism is Mechanism.RESUME for event in host.events)
+        assert any(event.mechanism == Mechanism.RESUME for event in host.events)
     assert failing_writes.calls > failing_writes.last
     assert host.machine.free_frames == host.machine.frames
 
@@ -92,10 +92,10 @@ def test_a_guest_waits_for_a_page_that_cannot_be_read(monkeypatch: pytest.Monkey
             disk.check()
         return pread(fd, size, offset)
 
-    monkeypatch.setattr("memvirt.vmkernel.swap.os.pread", failing)
+    monkeypatch.setattr("memvirt.vmm.stores.swap_file.os.pread", failing)
     with Host(scenario(), check_every=1) as host:  # the checker meets the errors too
         assert host.run(), [vm.outcome for vm in host.vms]
-        pauses = [event for event in host.events if event.mechanism is Mechanism.PAUSE]
+        pauses = [event for event in host.events if event.mechanism == Mechanism.PAUSE]
         assert any("cannot be read: Input/output error" in event.reason for event in pauses), pauses
     assert disk.calls > disk.last
 
@@ -109,7 +109,7 @@ def test_a_damaged_page_is_never_given_to_the_guest(monkeypatch: pytest.MonkeyPa
             content[7] ^= 1
         return bytes(content)
 
-    monkeypatch.setattr("memvirt.vmkernel.swap.os.pread", damaged)
+    monkeypatch.setattr("memvirt.vmm.stores.swap_file.os.pread", damaged)
     with Host(scenario()) as host:
         assert not host.run()
         lost = [vm for vm in host.vms if vm.outcome and vm.outcome.reason is EndReason.PAGE_LOST]
@@ -161,7 +161,7 @@ def test_a_file_system_without_room_is_a_clear_error(
     def full(fd: int, offset: int, size: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("memvirt.vmkernel.swap.os.posix_fallocate", full)
+    monkeypatch.setattr("memvirt.vmm.stores.swap_file.os.posix_fallocate", full)
     with pytest.raises(SwapSpaceError, match="24576 KiB cannot be made: No space left on device"):
         Host(scenario(f'state_directory = "{tmp_path}/state"'))
     assert not (tmp_path / "state").exists()

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import Any
 
-from memvirt.vmkernel.statistics import HostMemory, HostState, Sample, VmMemory
+from memvirt.vmkernel.samples import HostMemory, HostState, Sample, VmMemory
 
 _HOST: Any = {field.name: 0 for field in fields(HostMemory)}
 _VM: Any = {field.name: 0 for field in fields(VmMemory)}

@@ -21,7 +21,7 @@ from memvirt.observe.esxtop import (
     header_lines,
     time_line,
 )
-from memvirt.vmkernel.statistics import HostState
+from memvirt.vmkernel.samples import HostState
 
 from .samples import sample
 

@@ -7,19 +7,21 @@ from pathlib import Path
 
 import numpy as np
 
+from memvirt.host.machine_frames import HostFrames
+from memvirt.host.vmm_memory import VmmMemory
 from memvirt.machine.memory import MachineMemory
 from memvirt.mmu.access import FLUSH_AND_RETRY, NEED_FRAMES, NEED_PAGE, OK, READ, WRITE
 from memvirt.vmkernel.admission import VmSettings
-from memvirt.vmkernel.compression import CompressionCache
 from memvirt.vmkernel.managed import ManagedVm
 from memvirt.vmkernel.options import MemoryOptions
-from memvirt.vmkernel.swap import SwapFile, WriteBuffers
 from memvirt.vmkernel.vmkernel import VmKernel
-from memvirt.vmkernel.vmm_memory import VmmMemory
 from memvirt.vmm.balloon import BalloonedPages
 from memvirt.vmm.check import check_machine
+from memvirt.vmm.content import COMPRESS, SWAP
 from memvirt.vmm.monitor import PagingMode, VirtualMachineMonitor
 from memvirt.vmm.reserve import FramesWanted
+from memvirt.vmm.stores.compression_cache import CompressionCache
+from memvirt.vmm.stores.swap_file import SwapFile, WriteBuffers
 from memvirt.vmm.translate import access, note_flush
 
 TABLE_WINDOW = 0x3FE00000  # where the guest sees nothing: paging is off, gVA = gPA
@@ -64,10 +66,10 @@ class Guest:
         self.vmm = VirtualMachineMonitor(host.machine, settings.memory, paging, vm_id=vm_id)
         self.vmm.share_salt = host.kernel.salt(vm_id, settings.group)
         self.swap = SwapFile(host.folder / f"{vm_id}.vswp", settings.swap, host.buffers)
-        self.vmm.backing = self.swap
+        self.vmm.contents.set_store(SWAP, self.swap)
         cache = host.kernel.cache_max(settings)
         if cache:
-            self.vmm.compressed = CompressionCache(host.machine, vm_id, cache)
+            self.vmm.contents.set_store(COMPRESS, CompressionCache(host.machine, vm_id, cache))
         self.vmm.reserve.give_back(0)
         self.vmm.reserve.managed = True
         self.balloon = FakeBalloon(self.vmm)
@@ -132,7 +134,7 @@ class Host:
         self.machine = MachineMemory(frames, scatter_seed=5)
         self.buffers = WriteBuffers(self.machine, 8)
         self.kernel = VmKernel(
-            self.machine, options, swap_pages=swap, own_frames=self.buffers.count
+            HostFrames(self.machine), options, swap_pages=swap, own_frames=self.buffers.count
         )
         self.guests: dict[int, Guest] = {}
         self._ids = 0
@@ -149,7 +151,7 @@ class Host:
 
     def check(self) -> None:
         """No invariant is broken."""
-        self.kernel._settle()
+        self.kernel.settle()
         assert check_machine(self.machine, [guest.vmm for guest in self.guests.values()]) == []
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memvirt.vmkernel.host_state import HostStateMachine, minimum_free_pages
-from memvirt.vmkernel.statistics import HostState
+from memvirt.vmkernel.samples import HostState
 
 PAGES_PER_MB = 256
 

@@ -13,11 +13,12 @@ from memvirt.address import PAGE_BYTES
 from memvirt.machine.memory import FrameKind
 from memvirt.vmkernel.admission import VmSettings
 from memvirt.vmkernel.options import MemoryOptions
+from memvirt.vmm.content import COMPRESS, SWAP
 from memvirt.vmm.monitor import PagingMode
 from memvirt.vmm.pmap import PageState
+from tests.pages import make_page
 
 from .hosts import Guest, Host
-from .pages import make_page
 
 PAGES = 64
 SECRET = b"the secret of another tenant, 32"
@@ -65,12 +66,12 @@ def freed(host: Host, owner: Guest) -> None:
 
 
 def swapped(host: Host, owner: Guest) -> None:
-    assert owner.vmm.unmap(range(PAGES)).swapped > 0
+    assert owner.vmm.unmap(range(PAGES)).put_into(SWAP) > 0
     host.kernel.balance(0)
 
 
 def compressed(host: Host, owner: Guest) -> None:
-    assert owner.vmm.unmap(range(PAGES)).compressed > 0
+    assert owner.vmm.unmap(range(PAGES)).put_into(COMPRESS) > 0
 
 
 def ballooned(host: Host, owner: Guest) -> None:

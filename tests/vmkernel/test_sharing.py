@@ -18,9 +18,9 @@ from memvirt.vmkernel.admission import VmSettings
 from memvirt.vmkernel.options import MemoryOptions, Salting
 from memvirt.vmm.monitor import PagingMode
 from memvirt.vmm.pmap import PageState
+from tests.pages import make_page, pages
 
 from .hosts import Guest, Host
-from .pages import make_page, pages
 
 MODES = [PagingMode.SHADOW, PagingMode.NESTED]
 OPTIONS = {"ShareScanTime": 0.0, "AllocGuestLargePage": False}

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from memvirt.vmkernel.admission import VmSettings
 from memvirt.vmkernel.options import MemoryOptions
+from memvirt.vmkernel.samples import HostState
 from memvirt.vmkernel.simulation import SimulatedGuest, Simulation
-from memvirt.vmkernel.statistics import HostState
 
 MIB = 256
 

@@ -8,13 +8,14 @@ page reads as its guest last wrote it.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -26,14 +27,17 @@ from hypothesis.stateful import (
 
 from memvirt.vmkernel.admission import AdmissionError, VmSettings
 from memvirt.vmkernel.options import MemoryOptions, Salting
-from memvirt.vmkernel.swap import SwapFile
 from memvirt.vmm.monitor import PagingMode
+from memvirt.vmm.pmap import PageState
 from memvirt.vmm.reserve import FramesWanted
+from memvirt.vmm.stores.swap_file import SwapFile
+from tests.models import model_settings
+from tests.pages import make_page
 
 from .hosts import Guest, Host
-from .pages import make_page
 
 PAGES = 640
+page_of = functools.cache(make_page)
 ppns = st.integers(0, PAGES - 1)
 numbers = st.integers(0, 3)
 slots = st.integers(0, 3)
@@ -44,7 +48,8 @@ class VmKernelModel(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
-        self.content: dict[int, dict[int, bytearray]] = {}
+        self.content: dict[int, Any] = {}  # VM -> its pages, (PAGES, 4096) bytes
+        self.verified: dict[int, dict[int, int]] = {}  # VM -> slot of each kept page seen right
         self.disk_fails = False
         self._write_at = SwapFile._write_at
 
@@ -82,7 +87,7 @@ class VmKernelModel(RuleBasedStateMachine):
         # Two VMs to begin with, so that memory is short more often than not.
         for paging, group in ((PagingMode.SHADOW, "g"), (PagingMode.NESTED, "g")):
             guest = self.host.power_on(VmSettings("first", PAGES, 100, group=group), paging)
-            self.content[guest.vmm.vm_id] = {}
+            self.content[guest.vmm.vm_id] = np.zeros((PAGES, 4096), np.uint8)
         for number in (0, 1):
             self.fill_pages(number, 0, filled, (number, noise))
             self.host.kernel.balance(1_000_000_000)
@@ -91,8 +96,8 @@ class VmKernelModel(RuleBasedStateMachine):
         ids = list(self.host.guests)
         return self.host.guests[ids[number % len(ids)]] if ids else None
 
-    def page(self, guest: Guest, ppn: int) -> bytearray:
-        return self.content[guest.vmm.vm_id].setdefault(ppn, bytearray(4096))
+    def page(self, guest: Guest, ppn: int) -> Any:
+        return self.content[guest.vmm.vm_id][ppn]
 
     # Power -------------------------------------------------------------------------------------
 
@@ -119,7 +124,7 @@ class VmKernelModel(RuleBasedStateMachine):
                 self.host.kernel.admission.swap_reserved,
             )
             return
-        self.content[guest.vmm.vm_id] = {}
+        self.content[guest.vmm.vm_id] = np.zeros((PAGES, 4096), np.uint8)
 
     @rule(number=numbers)
     def power_off(self, number: int) -> None:
@@ -142,8 +147,7 @@ class VmKernelModel(RuleBasedStateMachine):
     def write(self, number: int, ppn: int, slot: int, value: int) -> None:
         guest = self.guest(number)
         if guest is not None and self.attempt(lambda: guest.write(ppn, slot, value)):
-            raw = value.to_bytes(8, "little")
-            self.page(guest, ppn)[slot * 8 : slot * 8 + 8] = raw
+            self.page(guest, ppn).view(np.uint64)[slot] = value
             self.unballoon(guest, ppn)
 
     @rule(number=numbers, first=ppns, count=st.integers(50, 640), content=contents)
@@ -156,10 +160,10 @@ class VmKernelModel(RuleBasedStateMachine):
         for ppn in range(first, min(first + count, PAGES)):
             if guest is None:
                 return
-            page = make_page(content[0] + ppn % 97, content[1])
+            page = page_of(content[0] + ppn % 97, content[1])
             if not self.attempt(lambda ppn=ppn, page=page: guest.fill(ppn, page)):
                 return
-            self.content[guest.vmm.vm_id][ppn] = bytearray(page)
+            self.page(guest, ppn)[:] = np.frombuffer(page, np.uint8)
             self.unballoon(guest, ppn)
 
     @rule(number=numbers, ppn=ppns, slot=slots)
@@ -169,8 +173,7 @@ class VmKernelModel(RuleBasedStateMachine):
             return
         found: list[int] = []
         if self.attempt(lambda: found.append(guest.read(ppn, slot))):
-            expected = self.page(guest, ppn)[slot * 8 : slot * 8 + 8]
-            assert found == [int.from_bytes(expected, "little")]
+            assert found == [int(self.page(guest, ppn).view(np.uint64)[slot])]
             self.unballoon(guest, ppn)
 
     def unballoon(self, guest: Guest, ppn: int) -> None:
@@ -183,7 +186,7 @@ class VmKernelModel(RuleBasedStateMachine):
         guest = self.guest(number)
         if guest is not None:
             for ppn in guest.balloon.serve(list(range(first, PAGES))):
-                self.content[guest.vmm.vm_id][ppn] = bytearray(4096)
+                self.page(guest, ppn)[:] = 0
 
     # What the host does ------------------------------------------------------------------------
 
@@ -203,7 +206,7 @@ class VmKernelModel(RuleBasedStateMachine):
         guest = self.guest(number)
         if guest is not None:
             guest.managed.refresh()
-            self.host.kernel.reclaimer.take_from(0, guest.managed, pages, "test")
+            self.host.kernel.reclaimer.take_from(guest.managed, pages, "test")
 
     @rule(frames=st.integers(1, 400))
     def shrink_machine(self, frames: int) -> None:
@@ -227,31 +230,48 @@ class VmKernelModel(RuleBasedStateMachine):
 
     @invariant()
     def content_is_what_was_written(self) -> None:
-        for vm_id, pages in self.content.items():
-            vmm = self.host.guests[vm_id].vmm
-            for ppn, content in pages.items():
-                assert vmm.read_page(ppn) == content, f"VM {vm_id} PPN {ppn:#x}"
+        """All frames, and each kept page that has moved since it was last seen right."""
+        for vm_id in self.content:
+            self.verify(vm_id, self.verified.get(vm_id, {}))
+
+    def verify(self, vm_id: int, known: dict[int, int]) -> None:
+        vmm, expected = self.host.guests[vm_id].vmm, self.content[vm_id]
+        pmap = vmm.pmap
+        ppns = pmap.resident()
+        frames = vmm.machine.content.reshape(-1, 4096)[pmap.frame[ppns]]
+        wrong = ppns[(frames != expected[ppns]).any(axis=1)].tolist()
+        empty = np.flatnonzero(pmap.state == PageState.UNMAPPED)
+        wrong += empty[expected[empty].any(axis=1)].tolist()
+        kept = vmm.contents.kept()
+        places = {
+            ppn: (slot << 3) | state
+            for ppn, slot, state in zip(
+                kept.tolist(), pmap.frame[kept].tolist(), pmap.state[kept].tolist(), strict=True
+            )
+        }
+        for ppn, place in places.items():
+            if known.get(ppn) != place and vmm.read_page(ppn) != expected[ppn].tobytes():
+                wrong.append(ppn)
+        self.verified[vm_id] = places
+        assert not wrong, f"VM {vm_id}: PPN {wrong[0]:#x}, {len(wrong)} in all"
 
     @invariant()
     def limits_hold(self) -> None:
         for vm_id in self.content:
             guest = self.host.guests[vm_id]
             guest.managed.refresh()
-            cache = guest.managed.usage.compressed_frames
+            cache = guest.managed.usage.kept_frames
             assert guest.managed.usage.consumed - cache <= guest.settings.maximum
 
     def teardown(self) -> None:
         SwapFile._write_at = self._write_at  # type: ignore[method-assign]
         if hasattr(self, "host"):
+            for vm_id in self.content:
+                self.verify(vm_id, {})
             self.host.kernel.give_memory_back()
             self.host.close()
         self.folder.cleanup()
 
 
 TestVmKernelModel = VmKernelModel.TestCase
-TestVmKernelModel.settings = settings(
-    max_examples=50,
-    stateful_step_count=40,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
-)
+TestVmKernelModel.settings = model_settings(examples=50, steps=40)

@@ -11,8 +11,13 @@ import pytest
 
 from memvirt.vmkernel.activity import FAST_GAIN, SLOW_GAIN, Activity
 from memvirt.vmkernel.admission import VmSettings
-from memvirt.vmkernel.options import MemoryOptions, SwapVictims
-from memvirt.vmkernel.victims import choose_victims, give_second_chance
+from memvirt.vmkernel.options import MemoryOptions
+from memvirt.vmkernel.victims import (
+    IdleVictims,
+    RandomVictims,
+    choose_victims,
+    give_second_chance,
+)
 from memvirt.vmm.monitor import PagingMode
 from memvirt.vmm.pmap import PageState
 from tests.vmm.driver import Driver
@@ -84,13 +89,13 @@ def test_a_second_chance_spares_what_is_in_use(host: Host, paging: PagingMode) -
     used = set(range(0, PAGES, 2))
     for ppn in sorted(used):
         vm.read(ppn, 0)
-    victims = choose_victims(memory, 60, SwapVictims.IDLE, random)
+    victims = choose_victims(memory, 60, IdleVictims(), random)
     assert len(set(victims.tolist())) == 60
     assert not used & set(victims.tolist())
-    careless = choose_victims(memory, 60, SwapVictims.RANDOM, random)
+    careless = choose_victims(memory, 60, RandomVictims(), random)
     assert used & set(careless.tolist())
     # More than are known to be idle: the rest is taken at random.
-    many = choose_victims(memory, 400, SwapVictims.IDLE, random)
+    many = choose_victims(memory, 400, IdleVictims(), random)
     assert len(set(many.tolist())) == 400
 
 
@@ -102,11 +107,11 @@ def test_shared_pages_are_taken_when_nothing_else_is_left(host: Host) -> None:
         vm.fill(ppn, bytes(4096))
     vm.vmm.share([201], vm.vmm.make_shared(200))
     vm.vmm.make_shared(300)  # shared with nobody: as good as private
-    victims = choose_victims(vm.managed.guest, PAGES - 102, SwapVictims.IDLE, random)
+    victims = choose_victims(vm.managed.guest, PAGES - 102, IdleVictims(), random)
     assert sorted(victims) == [ppn for ppn in range(100, PAGES) if ppn not in (200, 201)]
-    assert choose_victims(vm.managed.guest, PAGES, SwapVictims.IDLE, random).size == PAGES - 100
+    assert choose_victims(vm.managed.guest, PAGES, IdleVictims(), random).size == PAGES - 100
     vm.vmm.unmap(victims)
-    left = choose_victims(vm.managed.guest, 9, SwapVictims.RANDOM, random)
+    left = choose_victims(vm.managed.guest, 9, RandomVictims(), random)
     assert sorted(left) == [200, 201]
     free = host.machine.free_frames
     assert vm.vmm.unmap(left).discarded == 2

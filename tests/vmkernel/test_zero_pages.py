@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from memvirt.address import PAGE_BYTES
+from memvirt.host.vmm_memory import VmmMemory
 from memvirt.machine.memory import MachineMemory
 from memvirt.vmkernel.sharing import PageSharing
-from memvirt.vmkernel.vmm_memory import VmmMemory
 from memvirt.vmm.monitor import PagingMode, VirtualMachineMonitor
 from memvirt.vmm.pmap import PageState
 

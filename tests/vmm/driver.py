@@ -62,11 +62,22 @@ class Driver:
         """``mov cr3``: both roots share everything below them."""
         self.vmm.state.mmu.cr3 = ROOTS[number] << 12
 
+    def load_control(self, *, cr3: int, cr4: int, efer: int) -> None:
+        """Change CR3, CR4 and EFER, whatever that makes of the guest's tables."""
+        mmu = self.vmm.state.mmu
+        mmu.cr3, mmu.cr4, mmu.efer = cr3, cr4, efer
+
+    def attempt(self, gva: int, kind: int) -> int | None:
+        """One access as the guest may try it: the machine address, -1 for no memory, None: #PF."""
+        try:
+            return self._translate(gva, kind)
+        except PageFault:
+            return None
+
     def _translate(self, gva: int, kind: int) -> int:
         for _ in range(64):
             status = access(self.vmm.state, gva, kind)
             if status == OK:
-                assert self.vmm.state.mmu.out_machine_address >= 0
                 return int(self.vmm.state.mmu.out_machine_address)
             if status == TRUE_FAULT:
                 raise PageFault(int(self.vmm.state.mmu.fault_error))
@@ -84,11 +95,13 @@ class Driver:
     def read(self, gva: int) -> int:
         """Load 8 bytes. Raises PageFault."""
         address = self._translate(gva, READ)
+        assert address >= 0
         return int.from_bytes(self.machine.content[address : address + 8].tobytes(), "little")
 
     def write(self, gva: int, value: int) -> None:
         """Store 8 bytes. Raises PageFault."""
         address = self._translate(gva, WRITE)
+        assert address >= 0
         self.machine.content[address : address + 8] = list(value.to_bytes(8, "little"))
 
     def set_entry(self, virtual_page: int, entry: int) -> None:

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from memvirt.machine.memory import MachineMemory
-from memvirt.vmm.backing import HeldPages
 from memvirt.vmm.balloon import BalloonedPages
 from memvirt.vmm.check import check_machine
 from memvirt.vmm.monitor import PagingMode, VirtualMachineMonitor
 from memvirt.vmm.pmap import PageState
+from memvirt.vmm.stores.held_pages import HeldPages
 
 from .driver import PRESENT, USER, WRITABLE, Driver, PageFault
 

@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 
 from memvirt.address import PAGE_BYTES
+from memvirt.machine.content import Pages
 from memvirt.machine.memory import FrameKind, MachineMemory
-from memvirt.vmkernel.compression import CompressionCache
-from memvirt.vmm.backing import REFUSED, HeldPages, PageCorrupted, Slots
 from memvirt.vmm.check import check_machine
+from memvirt.vmm.content import COMPRESS, SWAP, PpnArray
 from memvirt.vmm.monitor import PagingMode, VirtualMachineMonitor
 from memvirt.vmm.pmap import PageState
+from memvirt.vmm.stores.backing import REFUSED, PageCorrupted, Slots
+from memvirt.vmm.stores.compression_cache import CompressionCache
+from memvirt.vmm.stores.held_pages import HeldPages
 
 PAGES = 32
 
@@ -24,11 +27,11 @@ class Refusing(HeldPages):
 
     room = 0
 
-    def put(self, contents: np.ndarray[tuple[int, int], np.dtype[np.uint8]]) -> Slots:
+    def put(self, ppns: PpnArray, contents: Pages) -> Slots:
         slots = np.full(len(contents), REFUSED, np.int64)
         taken = min(self.room, len(contents))
         self.room -= taken
-        slots[:taken] = super().put(contents[:taken])
+        slots[:taken] = super().put(ppns[:taken], contents[:taken])
         return slots
 
 
@@ -92,7 +95,7 @@ def test_a_shared_page_nobody_takes_stays_shared_on_a_full_machine(pair: Pair) -
 
 def test_a_mixed_batch_on_a_full_machine_loses_nothing(pair: Pair) -> None:
     """Compressible shared pages must not use up the frame a refused private page needs again."""
-    pair.first.compressed = CompressionCache(pair.machine, 1, 8)
+    pair.first.contents.set_store(COMPRESS, CompressionCache(pair.machine, 1, 8))
     content = {1: noise(1), 2: half_noise(2), 3: half_noise(3), 4: noise(4), 5: bytes(PAGE_BYTES)}
     for ppn, page in content.items():
         pair.put(ppn, page)
@@ -115,7 +118,7 @@ def test_a_store_that_takes_some_keeps_the_rest_where_they_were(pair: Pair) -> N
     pair.use_up_all_frames()
     pair.store.room = 6
     eviction = pair.first.unmap(range(8))
-    assert (eviction.swapped, eviction.refused) == (6, 2)
+    assert (eviction.put_into(SWAP), eviction.refused) == (6, 2)
     assert pair.first.pmap.count(PageState.SHARED) == 2
     assert all(pair.first.read_page(ppn) == noise(ppn) for ppn in range(8))
     assert all(pair.second.read_page(ppn) == noise(ppn) for ppn in range(4, 8))
@@ -125,10 +128,10 @@ def test_a_store_that_takes_some_keeps_the_rest_where_they_were(pair: Pair) -> N
 def test_a_damaged_compressed_page_costs_no_other_page(pair: Pair) -> None:
     """When it is its turn to leave for swap it stays, and what was on its way out is kept."""
     pair.store.room = 100
-    pair.first.compressed = CompressionCache(pair.machine, 1, 1)
+    pair.first.contents.set_store(COMPRESS, CompressionCache(pair.machine, 1, 1))
     for ppn in range(4):
         pair.put(ppn, half_noise(ppn))
-    assert pair.first.unmap([0, 1]).compressed == 2
+    assert pair.first.unmap([0, 1]).put_into(COMPRESS) == 2
     frame = int(pair.machine.owned_by(1)[pair.machine.kind[pair.machine.owned_by(1)] == 7][0])
     block = next(at for at in (0, 2048) if damages(pair, frame, at, 0))
     pair.machine.page(frame)[block + 100] ^= 0xFF
@@ -156,10 +159,10 @@ def damages(pair: Pair, frame: int, block: int, ppn: int) -> bool:
 
 def test_a_cache_without_any_frame_is_passed_by(pair: Pair) -> None:
     pair.store.room = 100
-    pair.first.compressed = CompressionCache(pair.machine, 1, 8)
+    pair.first.contents.set_store(COMPRESS, CompressionCache(pair.machine, 1, 8))
     pair.put(1, half_noise(1))
     pair.share(1)
     pair.use_up_all_frames()
-    assert pair.first.unmap([1]).swapped == 1
+    assert pair.first.unmap([1]).put_into(SWAP) == 1
     assert pair.first.read_page(1) == half_noise(1)
     pair.check()

@@ -7,7 +7,6 @@ After each step every invariant holds (the checker) and every page reads as it w
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -16,6 +15,7 @@ from memvirt.vmm.balloon import BalloonedPages
 from memvirt.vmm.check import check_machine
 from memvirt.vmm.monitor import PagingMode
 from memvirt.vmm.pmap import PageState
+from tests.models import model_settings
 
 from .driver import ACCESSED, DIRTY, PRESENT, USER, WRITABLE, Driver, PageFault
 
@@ -171,9 +171,4 @@ class NestedModel(VmmModel):
 TestShadowModel = VmmModel.TestCase
 TestNestedModel = NestedModel.TestCase
 for case in (TestShadowModel, TestNestedModel):
-    case.settings = settings(
-        max_examples=60,
-        stateful_step_count=50,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-    )
+    case.settings = model_settings(examples=60, steps=50)

@@ -15,7 +15,7 @@ from memvirt.scenario.scenario import ScenarioError
 from memvirt.size import SizeError
 from memvirt.vm.virtual_machine import VirtualMachineError
 from memvirt.vmkernel.admission import AdmissionError
-from memvirt.vmkernel.swap import SwapSpaceError
+from memvirt.vmm.stores.swap_file import SwapSpaceError
 
 USAGE = 2
 _MISTAKES = (

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Sequence
 
 from rich.console import Console, Group
@@ -25,7 +24,7 @@ from memvirt.observe.summary import Summary, VmPeaks
 from memvirt.size import format_size
 from memvirt.vm.outcome import EndReason
 from memvirt.vm.virtual_machine import VirtualMachine
-from memvirt.vmkernel.statistics import Sample
+from memvirt.vmkernel.samples import Sample
 
 _PAGE = 4096
 _TEXT_COLUMNS = {"NAME", "STATE", "GROUP", "MCTL?"}
@@ -150,7 +149,7 @@ def print_summary(console: Console, host: Host, summary: Summary, wall_seconds: 
             f"{format_size(summary.frames_then * _PAGE)} of machine memory",
             highlight=False,
         )
-    counts = Counter(event.mechanism for event in host.events)
+    counts = host.events.counts
     decisions = ", ".join(f"{count} {mechanism}" for mechanism, count in counts.most_common())
     console.print(f"decisions: {decisions}", highlight=False)
     _print_troubles(console, host)

@@ -25,7 +25,7 @@ from memvirt.observe.esxtop import BY_NAME, Column
 from memvirt.observe.record import Recorder, export_events
 from memvirt.observe.summary import Summary
 from memvirt.scenario.scenario import Scenario, load_scenario, names_of
-from memvirt.vmkernel.statistics import Sample
+from memvirt.vmkernel.samples import Sample
 
 from .errors import UsageError
 from .live import Screen, print_summary

@@ -9,32 +9,34 @@ only what is its own, so the outcome of a scenario depends on the scenario alone
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable
 from pathlib import Path
 
 from memvirt.address import PAGE_BYTES
 from memvirt.host.hosted_vm import REFUSALS, HostedVm, overhead_frames
+from memvirt.host.machine_frames import HostFrames
+from memvirt.host.quantum import QuantumRunner
 from memvirt.host.remap import Remapper
 from memvirt.host.state_directory import StateDirectory
+from memvirt.host.vm_control import UnknownVm, VmControl
+from memvirt.host.vmm_memory import VmmMemory
 from memvirt.machine.machine import Machine
 from memvirt.scenario.scenario import Scenario
-from memvirt.vm.outcome import EndReason, Outcome
+from memvirt.vm.outcome import EndReason
 from memvirt.vm.virtual_machine import VirtualMachine
 from memvirt.vmkernel.events import EventLog
 from memvirt.vmkernel.managed import Condition
-from memvirt.vmkernel.statistics import Sample
-from memvirt.vmkernel.swap import WriteBuffers
+from memvirt.vmkernel.samples import Sample
 from memvirt.vmkernel.vmkernel import VmKernel
-from memvirt.vmkernel.vmm_memory import VmmMemory
 from memvirt.vmm.check import Violation, check_machine
 from memvirt.vmm.statistics import MemoryStatistics
+from memvirt.vmm.stores.swap_file import WriteBuffers
 
 CHECK_EVERY = 32  # quiescent points between two runs of the consistency checker
 _PARTS = 16  # times a VM may wait for frames in one quantum
 _STUCK_ROUNDS = 200  # rounds in which no VM could run, and nothing is wrong with swap
+_WAIT = 0.02  # seconds until a host whose VMs all wait for help looks again
 _WRITE_BUFFERS = (32, 1024)  # frames: 1/128 of machine memory, within these bounds
 
 
@@ -45,9 +47,10 @@ class HostInterrupted(Exception):
 class Host:
     """The host of a scenario. Use as a context manager; leaving it powers everything off.
 
-    If the scenario has ``check``, the consistency checker runs at each ``check_every``-th quiescent
-    point and at the end. Raises AdmissionError if a VM that is to start at once cannot be admitted,
-    and the errors of images, swap files and the state directory.
+    ``run`` runs it to its end, ``step`` one round. If the scenario has ``check``, the consistency
+    checker runs at each ``check_every``-th quiescent point and at the end. Raises AdmissionError if
+    a VM that is to start at once cannot be admitted, UnknownPolicy, and the errors of images, swap
+    files and the state directory.
     """
 
     def __init__(self, scenario: Scenario, *, check_every: int = CHECK_EVERY) -> None:
@@ -57,6 +60,7 @@ class Host:
         self.violations: list[Violation] = []
         self.rounds = 0
         self._stuck = 0
+        self._checked_at_end = False
         self._final: dict[int, MemoryStatistics] = {}
         self._entries: list[HostedVm] = []
         for options in scenario.vm:
@@ -69,13 +73,19 @@ class Host:
         directory = None if machine.state_directory is None else Path(machine.state_directory)
         self.state_directory = StateDirectory(directory)
         self._buffers = WriteBuffers(self.machine, max(buffers, 1))
-        self.kernel = VmKernel(
-            self.machine,
-            machine.Mem,
-            seed=scenario.seed,
-            swap_pages=None if machine.swap is None else machine.swap // PAGE_BYTES,
-            own_frames=self._buffers.count,
-        )
+        self._runner = QuantumRunner(len(self._entries))
+        try:
+            self.kernel = VmKernel(
+                HostFrames(self.machine),
+                machine.Mem,
+                seed=scenario.seed,
+                swap_pages=None if machine.swap is None else machine.swap // PAGE_BYTES,
+                own_frames=self._buffers.count,
+            )
+        except BaseException:
+            self._buffers.close()
+            self.state_directory.close()
+            raise
         self._quantum_ns = int(machine.quantum_ms * 1e6)
         try:
             self._start_due(refusals_end_it=True)
@@ -141,11 +151,11 @@ class Host:
         kernel.admission.admit(settings, overhead)
         try:
             kernel.make_room(entry.frames_to_load(), f"loading {entry.name}")
-            vm, swap = entry.build(self.machine, kernel, self.state_directory, self._buffers)
+            vm = entry.build(self.machine, kernel, self.state_directory, self._buffers)
         except BaseException:
             kernel.admission.leave(settings, overhead)
             raise
-        guest = VmmMemory(vm.vmm, swap=swap, balloon=vm.balloon)
+        guest = VmmMemory(vm.vmm, swap=entry.swap, balloon=vm.balloon)
         entry.managed = kernel.power_on(guest, settings, overhead)
         entry.remapper = Remapper(vm, self.scenario.remap, entry.position)
 
@@ -156,19 +166,42 @@ class Host:
         if entry.vm is not None:
             self._final.setdefault(entry.vm.vm_id, entry.vm.vmm.statistics())
             entry.vm.power_off()
-        if entry.swap is not None:
-            entry.swap.close()
-            entry.swap = None
+        entry.close_stores()
 
     def power_off(self) -> None:
         """Stop all VMs and give their frames back; swap files and the state directory go."""
         for entry in self._entries:
             self._power_off(entry)
+        self._runner.close()
         self.kernel.give_memory_back()
         self._buffers.close()
         self.state_directory.close()
 
+    def control(self, name: str) -> VmControl:
+        """What may be changed of the running VM ``name`` between two rounds. Raises UnknownVm."""
+        for entry in self._live():
+            if entry.name == name:
+                return VmControl(entry, self.kernel)
+        running = ", ".join(entry.name for entry in self._live()) or "none"
+        raise UnknownVm(f'no VM "{name}" is running; running are: {running}')
+
     # Running -----------------------------------------------------------------------------------
+
+    @property
+    def running(self) -> bool:
+        """True as long as a VM is on, or to be powered on."""
+        return any(entry.live or entry.to_come for entry in self._entries)
+
+    def step(self) -> bool:
+        """One round: each VM runs a quantum, then the VMkernel does its work.
+
+        Returns ``running``. Between two steps every processor stands still: look at anything, and
+        change what may be changed.
+        """
+        if self.running:
+            self._round()
+            self._check_at_end()
+        return self.running
 
     def run(
         self,
@@ -189,39 +222,36 @@ class Host:
         deadline = time.monotonic() + self.scenario.timeout
         next_tick = time.monotonic()
         next_sample = 0
-        workers = min(len(self._entries), os.cpu_count() or 1)
-        with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="vm") as pool:
-            while any(entry.live or entry.to_come for entry in self._entries):
-                if interrupted():
-                    raise HostInterrupted
-                if on_sample is not None and self.kernel.time_ns >= next_sample:
-                    next_sample = self.kernel.time_ns + int(sample_interval * 1e9)
-                    on_sample(self.sample())
-                if on_tick is not None and time.monotonic() >= next_tick:
-                    next_tick = time.monotonic() + tick
-                    on_tick()
-                self._round(pool)
-                if time.monotonic() >= deadline:
-                    self._end_all(EndReason.TIMEOUT, f"no verdict in {self.scenario.timeout:g} s")
+        while self.running:
+            if interrupted():
+                raise HostInterrupted
+            if on_sample is not None and self.kernel.time_ns >= next_sample:
+                next_sample = self.kernel.time_ns + int(sample_interval * 1e9)
+                on_sample(self.sample())
+            if on_tick is not None and time.monotonic() >= next_tick:
+                next_tick = time.monotonic() + tick
+                on_tick()
+            self.step()
+            if time.monotonic() >= deadline:
+                self._end_all(EndReason.TIMEOUT, f"no verdict in {self.scenario.timeout:g} s")
         if on_sample is not None:
             on_sample(self.sample())
-        if self.scenario.check:
-            self._check()
+        self._check_at_end()
         return self.succeeded
 
-    def _round(self, pool: ThreadPoolExecutor) -> None:
+    def _round(self) -> None:
         self.rounds += 1
         self._resize_due()
         self._start_due()
         runnable = self._runnable()
-        self._run_all(pool, runnable, lambda vm: vm.run_quantum(self._quantum_ns))
+        self._runner.run(_vms(runnable), lambda vm: vm.run_quantum(self._quantum_ns))
         for _ in range(_PARTS):
             waiting = [entry for entry in self._live() if entry.vm and entry.vm.waiting]
             if not waiting:
                 break
             self._balance(0)
             able = [entry for entry in waiting if self._may_run(entry)]
-            if not self._run_all(pool, able, lambda vm: vm.resume_quantum()):
+            if not self._runner.run(_vms(able), lambda vm: vm.resume_quantum()):
                 break
         ran = [entry for entry in runnable if entry.vm and not entry.vm.paused]
         # Time stands still for a host whose VMs all wait for a disk.
@@ -240,38 +270,20 @@ class Host:
     def _may_run(self, entry: HostedVm) -> bool:
         assert entry.managed is not None
         assert entry.vm is not None
+        if entry.managed.held:
+            return False
         return entry.managed.condition is Condition.RUNNING or bool(entry.vm.paused)
 
     def _runnable(self) -> list[HostedVm]:
         return [entry for entry in self._live() if self._may_run(entry)]
-
-    def _run_all(
-        self,
-        pool: ThreadPoolExecutor,
-        entries: Iterable[HostedVm],
-        step: Callable[[VirtualMachine], Outcome | None],
-    ) -> int:
-        """Run VMs in parallel until all have stopped; returns how many there were."""
-        running: list[Future[Outcome | None]] = [
-            pool.submit(step, entry.vm) for entry in entries if entry.vm is not None
-        ]
-        try:
-            for future in running:
-                future.result()
-        except BaseException:
-            # Nothing may be torn down while a processor runs.
-            for vm in self.vms:
-                if vm.outcome is None:
-                    vm.processor.request_stop()
-            wait(running)
-            raise
-        return len(running)
 
     def _balance(self, elapsed_ns: int) -> None:
         for entry in self._live():
             assert entry.vm is not None
             assert entry.managed is not None
             entry.managed.waiting = entry.vm.waiting
+            if entry.managed.held:
+                continue
             if entry.vm.paused:
                 self.kernel.pause(entry.managed, entry.vm.paused)
             elif entry.managed.condition is Condition.PAUSED and not entry.vm.waiting:
@@ -286,13 +298,17 @@ class Host:
         if ran or not self._live():
             self._stuck = 0
             return
+        if any(entry.managed and entry.managed.held for entry in self._live()):
+            self._stuck = 0
+            time.sleep(_WAIT)
+            return
         self._stuck += 1
         troubled = any(
             (entry.swap and entry.swap.error) or (entry.vm and entry.vm.paused)
             for entry in self._live()
         )
         if troubled:
-            time.sleep(0.02)
+            time.sleep(_WAIT)
             for entry in self._live():
                 if entry.swap is not None and entry.swap.error is not None:
                     entry.swap.retry()
@@ -307,6 +323,11 @@ class Host:
             elif entry.to_come:
                 entry.refusal = f"VM {entry.name} was not started: {reason.value}"
 
+    def _check_at_end(self) -> None:
+        if self.scenario.check and not self.running and not self._checked_at_end:
+            self._checked_at_end = True
+            self._check()
+
     def _check(self) -> None:
         vmms = [entry.vm.vmm for entry in self._live() if entry.vm is not None]
         self.violations += check_machine(self.machine, vmms)
@@ -317,3 +338,7 @@ class Host:
         ends = [vm.outcome.reason if vm.outcome else None for vm in self.vms]
         good = all(end in (EndReason.SUCCESS, EndReason.POWER_OFF) for end in ends)
         return good and not self.refusals and not self.violations
+
+
+def _vms(entries: list[HostedVm]) -> list[VirtualMachine]:
+    return [entry.vm for entry in entries if entry.vm is not None]

@@ -8,18 +8,20 @@ from pathlib import Path
 from memvirt.address import PAGE_BYTES
 from memvirt.host.remap import Remapper
 from memvirt.host.state_directory import StateDirectory
+from memvirt.host.stores import StoreRequest, close_stores, make_stores
 from memvirt.images import image_path
 from memvirt.machine.memory import MachineMemory, MachineMemoryExhausted
 from memvirt.platform.boot.image import BootError
 from memvirt.scenario.scenario import VmOptions, shares_of
 from memvirt.vm.virtual_machine import VirtualMachine, VirtualMachineError
 from memvirt.vmkernel.admission import AdmissionError, VmSettings
-from memvirt.vmkernel.compression import CompressionCache
 from memvirt.vmkernel.managed import ManagedVm
-from memvirt.vmkernel.swap import SwapFile, SwapSpaceError, WriteBuffers
 from memvirt.vmkernel.vmkernel import VmKernel
+from memvirt.vmm.content import SWAP
 from memvirt.vmm.monitor import PagingMode
 from memvirt.vmm.paging.build import most_table_frames
+from memvirt.vmm.stores.backing import BackingStore
+from memvirt.vmm.stores.swap_file import SwapFile, SwapSpaceError, WriteBuffers
 
 # Why a VM may not be started, without harm to the others.
 REFUSALS = (
@@ -57,9 +59,15 @@ class HostedVm:
         )
         self.vm: VirtualMachine | None = None
         self.managed: ManagedVm | None = None
-        self.swap: SwapFile | None = None
+        self.stores: dict[str, BackingStore] = {}
         self.remapper: Remapper | None = None
         self.refusal = ""
+
+    @property
+    def swap(self) -> SwapFile | None:
+        """Its swap file, while it has one."""
+        store = self.stores.get(SWAP)
+        return store if isinstance(store, SwapFile) else None
 
     @property
     def live(self) -> bool:
@@ -84,39 +92,41 @@ class HostedVm:
         kernel: VmKernel,
         state_directory: StateDirectory,
         buffers: WriteBuffers,
-    ) -> tuple[VirtualMachine, SwapFile]:
-        """Make the VM with its swap file and compression cache, and load its image.
+    ) -> VirtualMachine:
+        """Make the VM with its backing stores, and load its image.
 
         Raises one of REFUSALS, with nothing left behind.
         """
         options = self.options
         vm = VirtualMachine(machine, memory=options.memory, paging=self.paging, name=self.name)
-        swap: SwapFile | None = None
+        stores: dict[str, BackingStore] = {}
         try:
             vm.vmm.share_salt = kernel.salt(vm.vm_id, options.group)
-            swap = SwapFile(
-                state_directory.swap_file(self.name, vm.vm_id),
-                self.settings.swap,
-                buffers,
-                wait_ns=int(kernel.options.swap_read_us * 1000),
+            request = StoreRequest(
+                machine=machine,
+                vm_id=vm.vm_id,
+                settings=self.settings,
+                options=kernel.options,
+                cache_max=kernel.cache_max(self.settings),
+                swap_path=state_directory.swap_file(self.name, vm.vm_id),
+                buffers=buffers,
             )
-            vm.vmm.backing = swap
-            if cache := kernel.cache_max(self.settings):
-                vm.vmm.compressed = CompressionCache(
-                    machine,
-                    vm.vm_id,
-                    cache,
-                    codec=kernel.options.mem_zip_codec,
-                    wait_ns=int(kernel.options.unzip_us * 1000),
-                )
+            stores = make_stores(request, kernel.options.reclaim)
+            vm.vmm.contents.set_store(SWAP, None)  # not the one of a VM on its own
+            for name, store in stores.items():
+                vm.vmm.contents.set_store(name, store)
             image, initrd = self._files()
             vm.load(image, append=options.append, initrd=initrd or b"")
         except BaseException:
             vm.power_off()
-            if swap is not None:
-                swap.close()
+            close_stores(stores)
             raise
         vm.vmm.reserve.give_back(0)
         vm.vmm.reserve.managed = True
-        self.vm, self.swap = vm, swap
-        return vm, swap
+        self.vm, self.stores = vm, stores
+        return vm
+
+    def close_stores(self) -> None:
+        """Close its backing stores, after the VM is off."""
+        close_stores(self.stores)
+        self.stores = {}

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from memvirt.host.vmm_memory import VmmMemory
 from memvirt.scenario.scenario import RemapOptions
 from memvirt.vm.virtual_machine import VirtualMachine
 from memvirt.vmkernel.sharing import PageSharing
-from memvirt.vmkernel.vmm_memory import VmmMemory
 
 _SCANNED = 512  # pages looked at for sharing each time
 

@@ -4,7 +4,8 @@
 The "hardware" works on bare memory: machine memory, page tables and the processor's register
 file are reached by host address, so that C callbacks need only one pointer. Every word is a
 *signed* 64-bit integer inside kernels: Numba turns ``uint64 | 1`` into int64 anyway, and with
-masks applied after shifts the sign never matters. Callers guarantee the addresses are valid.
+masks applied after shifts the sign never matters. Callers guarantee the addresses are valid; a
+checked build (``checked``) makes sure of it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,13 @@ from numba import from_dtype, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from memvirt.compiled_cache import CHECKED
 from memvirt.record import Record, record_dtype
+
+if CHECKED:
+    from .checked import define_check, emit_check
+
+    _CHECK = define_check()
 
 R = TypeVar("R", bound=Record)
 
@@ -27,6 +34,8 @@ _I8, _I32, _I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 def _load(bits: ir.IntType) -> Any:
     def function(typing_context: Any, address: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            if CHECKED:
+                emit_check(context, builder, args[0], _I64(bits.width // 8), False)
             value = builder.load(builder.inttoptr(args[0], bits.as_pointer()), align=1)
             return value if bits.width == 64 else builder.zext(value, _I64)
 
@@ -38,6 +47,8 @@ def _load(bits: ir.IntType) -> Any:
 def _store(bits: ir.IntType) -> Any:
     def function(typing_context: Any, address: Any, value: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            if CHECKED:
+                emit_check(context, builder, args[0], _I64(bits.width // 8), True)
             word = args[1] if bits.width == 64 else builder.trunc(args[1], bits)
             builder.store(word, builder.inttoptr(args[0], bits.as_pointer()), align=1)
             return context.get_dummy_value()
@@ -67,6 +78,9 @@ def copy_bytes(typing_context: Any, destination: Any, source: Any, count: Any) -
     """``memcpy`` between host addresses."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if CHECKED:
+            emit_check(context, builder, args[0], args[2], True)
+            emit_check(context, builder, args[1], args[2], False)
         pointer = _I8.as_pointer()
         cgutils.raw_memcpy(
             builder,
@@ -109,14 +123,28 @@ call_variadic2 = intrinsic(_call(2, variadic=True))
 call_variadic4 = intrinsic(_call(4, variadic=True))
 
 
-def record_reference(description: type[R]) -> Callable[[int], R]:
-    """A compiled function from a host address to the record of class ``description`` there."""
+def _reference(description: type[R], checked: bool) -> Callable[[int], R]:
     record = from_dtype(record_dtype(description))
 
     def function(typing_context: Any, address: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            if checked:
+                emit_check(context, builder, args[0], _I64(record.size), True)
             return builder.inttoptr(args[0], context.get_value_type(record))
 
         return record(types.int64), codegen
 
     return cast(Callable[[int], R], intrinsic(function))
+
+
+def record_reference(description: type[R]) -> Callable[[int], R]:
+    """A compiled function from a host address to the record of class ``description`` there."""
+    return _reference(description, CHECKED)
+
+
+def argument_reference(description: type[R]) -> Callable[[int], R]:
+    """As ``record_reference``, for a C structure that a caller in C passes by address.
+
+    It lies on that caller's stack, where no range can be registered, and is valid for the call.
+    """
+    return _reference(description, False)

@@ -39,7 +39,7 @@ from memvirt.mmu.page_state import (
     FLAG_WRITE_CACHED,
 )
 from memvirt.vmm.monitor import PagingMode
-from memvirt.vmm.pmap import RESIDENT_STATES
+from memvirt.vmm.pmap import RESIDENT
 
 from .view import VmView
 
@@ -116,7 +116,7 @@ def guest_mode(view: VmView) -> int:
 
 def _frame_of(view: VmView, gpa: int) -> int | None:
     ppn = gpa >> PAGE_SHIFT
-    if ppn < view.pages and view.state_of(ppn) in RESIDENT_STATES:
+    if ppn < view.pages and view.state_of(ppn) in RESIDENT:
         return int(view.frame[ppn])
     return None
 
@@ -236,7 +236,7 @@ def map_address(view: VmView, gva: int) -> AddressMap:
     elif ppn is not None and gpa is not None:
         page_state = view.state_of(ppn)
         state, flags = page_state.name.lower(), _names(int(view.flags[ppn]), _FLAG_NAMES)
-        if page_state in RESIDENT_STATES:
+        if page_state in RESIDENT:
             mpn = int(view.frame[ppn])
             machine = (mpn << PAGE_SHIFT) | (gpa & ((1 << PAGE_SHIFT) - 1))
         elif page_state.name == "UNMAPPED":

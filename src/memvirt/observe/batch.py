@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TextIO
 
-from memvirt.vmkernel.statistics import HostMemory, Sample
+from memvirt.vmkernel.samples import HostMemory, Sample
 
 from .esxtop import COLUMNS, Interval, mebibytes
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from memvirt.address import PAGE_BYTES
-from memvirt.vmkernel.statistics import Sample, VmMemory
+from memvirt.vmkernel.samples import Sample, VmMemory
 
 _MIB = 1 << 20
 

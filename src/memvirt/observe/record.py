@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from memvirt.vmkernel.events import Event, EventLog
-from memvirt.vmkernel.statistics import HostMemory, Sample, VmMemory
+from memvirt.vmkernel.samples import HostMemory, Sample, VmMemory
 
 FORMAT = "memvirt record 1"
 _ROWS_IN_MEMORY = 4096

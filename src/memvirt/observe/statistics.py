@@ -61,7 +61,8 @@ def render(statistics: VmStatistics) -> str:
             f"{processor.code_bytes / 4e6:,.1f} M nominal instructions",
             f"guest memory   {format_size(memory.pages * page)}: "
             f"{format_size(resident * page)} resident, {memory.shared} pages shared, "
-            f"{memory.compressed + memory.swapped} kept elsewhere, {memory.unmapped} unmapped",
+            f"{memory.compressed + memory.swapped + memory.stored} kept elsewhere, "
+            f"{memory.unmapped} unmapped",
             f"tables         {format_size(tables * page)} of {statistics.paging} page tables",
             f"translations   {processor.tlb_fills:,} TLB fills, {memory.hidden_faults:,} hidden "
             f"and {memory.true_faults:,} true faults, {memory.trace_faults:,} trace faults, "

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from memvirt.vmkernel.statistics import Sample, VmMemory
+from memvirt.vmkernel.samples import Sample, VmMemory
 
 
 @dataclass
@@ -34,6 +34,7 @@ class Summary:
     zip_saved: int = 0
     zipped: int = 0
     swapped: int = 0
+    stored: int = 0
     in_use: int = 0  # guest pages with content, wherever it is
     frames_then: int = 0  # frames for guests at that moment
     last: Sample | None = None
@@ -42,9 +43,17 @@ class Summary:
         """Take one more sample into account."""
         host = sample.host
         self.last = sample
-        for name in ("sharing_saved", "zero", "balloon", "zip_saved", "zipped", "swapped"):
+        for name in (
+            "sharing_saved",
+            "zero",
+            "balloon",
+            "zip_saved",
+            "zipped",
+            "swapped",
+            "stored",
+        ):
             setattr(self, name, max(getattr(self, name), getattr(host, name)))
-        in_use = sum(vm.granted + vm.zipped + vm.swapped for vm in sample.vms)
+        in_use = sum(vm.granted + vm.zipped + vm.swapped + vm.stored for vm in sample.vms)
         if in_use >= self.in_use:
             self.in_use, self.frames_then = in_use, host.guest + host.zip_frames
         for vm in sample.vms:
@@ -52,9 +61,12 @@ class Summary:
 
     def mechanisms(self) -> list[tuple[str, int, str]]:
         """(mechanism, pages at most at one moment, what that means)."""
-        return [
+        rows = [
             ("page sharing", self.sharing_saved, f"frames saved; {self.zero} pages of zeroes"),
             ("ballooning", self.balloon, "pages given up by the guests' own drivers"),
             ("compression", self.zip_saved, f"frames saved by {self.zipped} compressed pages"),
             ("swap", self.swapped, "pages in swap files"),
         ]
+        if self.stored:
+            rows.append(("others", self.stored, "pages that mechanisms from outside kept"))
+        return rows

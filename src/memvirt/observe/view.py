@@ -18,6 +18,7 @@ import numpy as np
 
 from memvirt.address import PAGE_BYTES, unsigned64
 from memvirt.vm.virtual_machine import VirtualMachine
+from memvirt.vmm.content import SWAP
 from memvirt.vmm.monitor import PagingMode
 from memvirt.vmm.pmap import PageState
 from memvirt.vmm.vmm_state import VMM_DTYPE, VmmState
@@ -98,7 +99,7 @@ class _LiveHeld(Mapping[int, bytes]):
         return [int(slot) for slot in pmap.frame[pmap.state == PageState.SWAPPED]]
 
     def __getitem__(self, slot: int) -> bytes:
-        return self._vmm.backing.read(slot)
+        return self._vmm.contents.stores[SWAP].read(slot)
 
     def __iter__(self) -> Any:
         return iter(self._slots())

@@ -8,6 +8,7 @@ the one source of the JSON Schema and of the tables in docs/scenario.md (``memvi
 from __future__ import annotations
 
 import difflib
+import json
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -344,4 +345,6 @@ def _default(field: Any) -> str:
         return "required"
     if value is None or isinstance(value, BaseModel) or value in ("", ()):
         return "-"
+    if isinstance(value, tuple):
+        return f"`{json.dumps(value)}`"
     return f"`{str(value).lower() if isinstance(value, bool) else getattr(value, 'value', value)}`"

@@ -35,10 +35,10 @@ from memvirt.platform.boot.image import BootImage, InitialState, StartMode
 from memvirt.platform.pc import new_pc, pc_serial_input
 from memvirt.platform.uart import uart_drain
 from memvirt.size import parse_size
-from memvirt.vmm.backing import BackingStore, BackingStoreError, PageCorrupted
 from memvirt.vmm.balloon import BalloonedPages
 from memvirt.vmm.monitor import PagingMode, VirtualMachineMonitor
 from memvirt.vmm.reserve import FramesWanted
+from memvirt.vmm.stores.backing import BackingStore, BackingStoreError, PageCorrupted
 
 from .outcome import EndReason, Outcome
 

@@ -10,19 +10,20 @@ active gets memory quickly, and one that becomes idle loses it slowly.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from .guest_memory import GuestMemory
+from .protocols import GuestMemory, Ppns
 
 SLOW_GAIN, FAST_GAIN = 0.125, 0.5
 
 
 @dataclass
 class Activity:
-    """The estimate for one VM. A VM that has not been sampled yet counts as fully active."""
+    """The estimate for one VM.
+
+    A VM that has not been sampled yet, or whose accesses cannot be noticed, counts as fully active.
+    """
 
     guest: GuestMemory
     pages: int  # sampled in a period
@@ -30,15 +31,14 @@ class Activity:
     slow: float = 1.0
     fast: float = 1.0
     periods: int = 0
-    _sample: np.ndarray[Any, np.dtype[np.int64]] = field(
-        default_factory=lambda: np.zeros(0, np.int64)
-    )
+    _sample: Ppns = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def touched_fraction(self) -> float:
         """Part of the running period's sample that has been touched so far."""
-        if self._sample.size == 0:
+        sampling = self.guest.sampling
+        if self._sample.size == 0 or sampling is None:
             return self.fast
-        return 1 - float(np.count_nonzero(self.guest.untouched(self._sample))) / self._sample.size
+        return 1 - float(np.count_nonzero(sampling.untouched(self._sample))) / self._sample.size
 
     @property
     def next(self) -> float:
@@ -52,6 +52,9 @@ class Activity:
 
     def end_period(self) -> None:
         """Fold the period's sample into the averages, and draw the next one."""
+        sampling = self.guest.sampling
+        if sampling is None:
+            return
         if self._sample.size:
             touched = self.touched_fraction()
             first = self.periods == 0
@@ -60,4 +63,4 @@ class Activity:
             self.periods += 1
         count = min(self.pages, self.guest.pages)
         self._sample = np.sort(self.random.choice(self.guest.pages, count, replace=False))
-        self.guest.begin_sample(self._sample)
+        sampling.begin_sample(self._sample)

@@ -39,6 +39,18 @@ class VmSettings:
         """Swap it needs."""
         return self.memory - self.reservation
 
+    def check(self) -> None:
+        """Raise ValueError if the amounts cannot go together."""
+        if self.shares < 1:
+            raise ValueError(f"VM {self.name}: {self.shares} shares: it should be at least 1")
+        if not 0 <= self.reservation <= self.maximum:
+            raise ValueError(
+                f"VM {self.name}: a reservation of {self.reservation} pages: it should be 0 to "
+                f"{self.maximum}, the VM's limit or memory"
+            )
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"VM {self.name}: a limit of {self.limit} pages: at least 1")
+
 
 @dataclass
 class Admission:
@@ -73,10 +85,34 @@ class Admission:
         self.reserved += needed
         self.swap_reserved += settings.swap
 
-    def leave(self, settings: VmSettings, overhead: int) -> None:
-        """Give back what ``admit`` reserved."""
+    def change(self, old: VmSettings, new: VmSettings, swap_reserved: int) -> int:
+        """Reserve for ``new`` settings of a VM with ``old`` ones and ``swap_reserved`` swap pages.
+
+        Returns the pages of swap reserved for it from now on: never fewer, since its swap file
+        does not shrink. Raises AdmissionError, with nothing changed.
+        """
+        more = new.reservation - old.reservation
+        if more > self.unreserved:
+            raise AdmissionError(
+                f"VM {new.name} cannot have a reservation of {_size(new.reservation)}: "
+                f"{_size(more)} more are needed, but {_size(self.unreserved)} of "
+                f"{_size(self.memory)} are unreserved"
+            )
+        swap = max(new.swap - swap_reserved, 0)
+        if self.swap is not None and swap > self.swap - self.swap_reserved:
+            raise AdmissionError(
+                f"VM {new.name} cannot have a reservation of {_size(new.reservation)}: "
+                f"{_size(swap)} more of swap are needed, but "
+                f"{_size(self.swap - self.swap_reserved)} of {_size(self.swap)} are left"
+            )
+        self.reserved += more
+        self.swap_reserved += swap
+        return swap_reserved + swap
+
+    def leave(self, settings: VmSettings, overhead: int, swap_reserved: int | None = None) -> None:
+        """Give back what ``admit`` reserved; ``swap_reserved`` is what ``change`` made of it."""
         self.reserved -= settings.reservation + overhead
-        self.swap_reserved -= settings.swap
+        self.swap_reserved -= settings.swap if swap_reserved is None else swap_reserved
 
 
 def _size(pages: int) -> str:

@@ -12,7 +12,9 @@ costs a sort and not a step per page.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -89,3 +91,79 @@ def targets(total: float, weight: Any, minimum: Any, maximum: Any, demand: Any) 
     if spare <= 0:
         return entitled
     return fill(total, weight, entitled, maximum)
+
+
+# Policies ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One VM's claim on machine memory. Amounts are pages, ``active`` is a fraction (0 to 1)."""
+
+    shares: int
+    active: float
+    memory: int  # configured
+    reservation: int
+    maximum: int  # its limit, or its memory
+    consumed: float
+    demand: float  # what it has a use for
+
+
+class AllocationPolicy(Protocol):
+    """Decides who is entitled to how much, and who gives when memory is short."""
+
+    def targets(self, total: float, claims: Sequence[Claim]) -> Amounts:
+        """Pages each VM is entitled to, of ``total`` for all."""
+        ...
+
+    def revoke(self, need: float, claims: Sequence[Claim]) -> Amounts:
+        """Pages to take from each VM so that ``need`` come free; less if there are not so many.
+
+        Obligation: nobody falls below its reservation.
+        """
+        ...
+
+
+class WeightedAllocation:
+    """Memory in proportion to a weight. Subclasses say which."""
+
+    def weights(self, claims: Sequence[Claim]) -> Amounts:
+        """The weight of each claim, above 0."""
+        raise NotImplementedError
+
+    def targets(self, total: float, claims: Sequence[Claim]) -> Amounts:
+        """As ``AllocationPolicy``: demand first, then what is left."""
+        return targets(
+            total,
+            self.weights(claims),
+            [min(claim.reservation, claim.maximum) for claim in claims],
+            [claim.maximum for claim in claims],
+            [claim.demand for claim in claims],
+        )
+
+    def revoke(self, need: float, claims: Sequence[Claim]) -> Amounts:
+        """As ``AllocationPolicy``: min-funding revocation."""
+        return revoke(
+            need,
+            self.weights(claims),
+            [claim.consumed for claim in claims],
+            [claim.reservation for claim in claims],
+        )
+
+
+class SharesAllocation(WeightedAllocation):
+    """ESXi's: shares after the idle memory tax, in percent."""
+
+    def __init__(self, idle_tax: float) -> None:
+        self._idle_tax = idle_tax
+
+    def weights(self, claims: Sequence[Claim]) -> Amounts:
+        active = [claim.active for claim in claims]
+        return weights([claim.shares for claim in claims], active, self._idle_tax)
+
+
+class SizeAllocation(WeightedAllocation):
+    """By configured memory alone: every VM shrinks alike, whoever needs it. To compare with."""
+
+    def weights(self, claims: Sequence[Claim]) -> Amounts:
+        return np.array([max(claim.memory, 1) for claim in claims], np.float64)

@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every decision of the VMkernel, with its reason, in a bounded log."""
+"""Every decision of the VMkernel, with its reason: a bounded log, counts, and subscribers.
+
+The log keeps the last events for people who look; whoever must not miss one subscribes.
+"""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
 
 class Mechanism(StrEnum):
-    """What was done, or decided."""
+    """What was done, or decided. Reclaim mechanisms from outside add names of their own."""
 
     POWER_ON = "power on"
     POWER_OFF = "power off"
@@ -21,8 +24,10 @@ class Mechanism(StrEnum):
     COMPRESS = "compress"
     SWAP = "swap"
     DISCARD = "discard"  # a page of zeroes needs no place
+    RESTORE = "restore"  # evicted pages brought back before the guest asked
     LARGE_PAGE = "large page"
     RESIZE = "resize"  # machine memory
+    SETTINGS = "settings"  # somebody changed shares, reservation, limit or balloon target
     BLOCK = "block"
     PAUSE = "pause"
     RESUME = "resume"
@@ -30,11 +35,14 @@ class Mechanism(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One decision. ``vm`` is empty for those that concern the whole host."""
+    """One decision. ``vm`` is empty for those that concern the whole host.
+
+    ``mechanism`` is one of ``Mechanism`` or the name of a registered reclaim mechanism.
+    """
 
     time_ns: int
     vm: str
-    mechanism: Mechanism
+    mechanism: str
     pages: int
     reason: str
 
@@ -45,10 +53,44 @@ class EventLog:
     def __init__(self, capacity: int) -> None:
         self._events: deque[Event] = deque(maxlen=capacity)
         self._recorded = 0
+        self._sinks: list[Callable[[Event], object]] = []
+        self._counts: Counter[str] = Counter()
 
-    def record(self, time_ns: int, vm: str, mechanism: Mechanism, pages: int, reason: str) -> None:
-        self._events.append(Event(time_ns, vm, mechanism, pages, reason))
+    def record(self, time_ns: int, vm: str, mechanism: str, pages: int, reason: str) -> None:
+        """Note a decision, and tell all subscribers, in the order they subscribed.
+
+        What a subscriber raises goes to the caller: the event is in the log then.
+        """
+        event = Event(time_ns, vm, str(mechanism), pages, reason)
+        self._events.append(event)
         self._recorded += 1
+        self._counts[event.mechanism] += 1
+        for sink in tuple(self._sinks):
+            sink(event)
+
+    def subscribe(
+        self, sink: Callable[[Event], object], *, replay: bool = False
+    ) -> Callable[[], None]:
+        """Call ``sink`` with each event from now on; returns what ends that.
+
+        It is called at a quiescent point, on the thread that runs the host. With ``replay`` it
+        gets the events that are kept first: right after the host was made, that is all of them.
+        """
+        if replay:
+            for event in tuple(self._events):
+                sink(event)
+        self._sinks.append(sink)
+
+        def unsubscribe() -> None:
+            if sink in self._sinks:
+                self._sinks.remove(sink)
+
+        return unsubscribe
+
+    @property
+    def counts(self) -> Counter[str]:
+        """Events ever recorded, by mechanism; those that fell out of the log too."""
+        return Counter(self._counts)
 
     @property
     def recorded(self) -> int:

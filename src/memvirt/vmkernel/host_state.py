@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from memvirt.address import PAGE_BYTES
 
-from .statistics import HostState
+from .samples import HostState
 
 _PAGES_PER_MIB = (1 << 20) // PAGE_BYTES
 # (upper end in MiB of managed memory, part of what lies below it)

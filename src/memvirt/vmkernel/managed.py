@@ -10,7 +10,8 @@ import numpy as np
 
 from .activity import Activity
 from .admission import VmSettings
-from .guest_memory import GuestMemory, GuestUsage
+from .allocation import Claim
+from .protocols import GuestMemory, MemoryUsage
 
 MINIMUM_GRANT = 64  # frames: fewer would make a VM stop after a few page faults
 MAXIMUM_GRANT = 1024  # frames: as many as a VM's reserve holds
@@ -36,13 +37,17 @@ class ManagedVm:
     overhead_max: int
     cache_max: int
     balloon_max: int
-    usage: GuestUsage
+    usage: MemoryUsage
     random: np.random.Generator
+    swap_reserved: int  # pages of the host's swap that are promised to it
     target: float = 0.0
     balloon_target: int = 0
+    balloon_set: int | None = None  # the balloon's target, if somebody has taken it from policy
     swap_target: int = 0
     condition: Condition = Condition.RUNNING
     reason: str = ""
+    held: bool = False  # paused by somebody, until that one resumes it
+    over_limit: bool = False  # its limit was lowered: what lies above it has to go
     waiting: bool = False  # stopped in the middle of a quantum for want of frames
     granted: int = 0  # frames in the reserve when it last started to run
     used: int = 0  # frames it took of them
@@ -54,6 +59,12 @@ class ManagedVm:
     def refresh(self) -> None:
         """Look at the VM anew, after something has changed its memory."""
         self.usage = self.guest.usage()
+
+    @property
+    def reserve(self) -> int:
+        """Frames granted to it and not used yet."""
+        frames = self.guest.frames
+        return 0 if frames is None else frames.reserve
 
     @property
     def balloon_size(self) -> int:
@@ -69,3 +80,16 @@ class ManagedVm:
     def room(self) -> int:
         """Frames it may still get before it reaches its limit, those in its reserve included."""
         return int(self.settings.maximum - self.usage.consumed)
+
+    @property
+    def claim(self) -> Claim:
+        """What allocation goes by."""
+        return Claim(
+            shares=self.settings.shares,
+            active=self.activity.estimate,
+            memory=self.settings.memory,
+            reservation=self.settings.reservation,
+            maximum=self.settings.maximum,
+            consumed=self.usage.consumed,
+            demand=self.usage.in_use + self.balloon_size,
+        )

@@ -7,9 +7,13 @@ wants much shorter periods than ESXi's defaults, which are the defaults here too
 
 from __future__ import annotations
 
-from enum import IntEnum, StrEnum
+from enum import IntEnum
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from .policies import ALLOCATION, RECLAIM, VICTIMS
+from .registry import RegisteredName
 
 
 class Salting(IntEnum):
@@ -18,20 +22,6 @@ class Salting(IntEnum):
     NONE = 0  # all VMs
     GROUP_ELSE_ALL = 1  # VMs of one group; those without a group among themselves
     GROUP_ELSE_VM = 2  # VMs of one group; one without a group only with itself
-
-
-class SwapVictims(StrEnum):
-    """How pages to swap are chosen."""
-
-    RANDOM = "random"  # as ESXi: no knowledge of the guest is the safest knowledge
-    IDLE = "idle"  # pages seen untouched since they were sampled first, then random ones
-
-
-class Codec(StrEnum):
-    """What compresses pages."""
-
-    LZ4 = "lz4"
-    ZSTD = "zstd"
 
 
 class MemoryOptions(BaseModel):
@@ -85,12 +75,22 @@ class MemoryOptions(BaseModel):
         default=10, ge=0, le=50, alias="MemZipMaxPct",
         description="largest compression cache of a VM, in percent of its memory",
     )  # fmt: skip
-    mem_zip_codec: Codec = Field(
-        default=Codec.LZ4, alias="MemZipCodec", description="compressor (not an ESXi setting)"
+    mem_zip_codec: Literal["lz4", "zstd"] = Field(
+        default="lz4", alias="MemZipCodec", description="compressor (not an ESXi setting)"
     )
-    swap_victims: SwapVictims = Field(
-        default=SwapVictims.IDLE, alias="SwapVictims",
+    reclaim: tuple[Annotated[str, RegisteredName(RECLAIM)], ...] = Field(
+        default=("balloon", "discard", "compress", "swap"), alias="Reclaim",
+        description="how memory is reclaimed: mechanisms, and where evicted pages may go, in order "
+        "(not an ESXi setting)",
+    )  # fmt: skip
+    swap_victims: Annotated[str, RegisteredName(VICTIMS)] = Field(
+        default="idle", alias="SwapVictims",
         description="which pages are swapped: random, or seen idle first (not an ESXi setting)",
+    )  # fmt: skip
+    allocation: Annotated[str, RegisteredName(ALLOCATION)] = Field(
+        default="shares", alias="Allocation",
+        description="who is entitled to how much: by shares and idle memory tax, or by configured "
+        "size alone (not an ESXi setting)",
     )  # fmt: skip
     swap_read_us: float = Field(
         default=100, ge=0, alias="SwapReadUs",
@@ -110,3 +110,11 @@ class MemoryOptions(BaseModel):
         default=10_000, ge=1, alias="EventLog",
         description="decisions kept in the event log (not an ESXi setting)",
     )  # fmt: skip
+
+    @field_validator("reclaim")
+    @classmethod
+    def _each_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise ValueError(f"should name '{twice[0]}' once")
+        return names

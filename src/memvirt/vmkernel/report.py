@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+from .admission import Admission
+from .host_state import HostStateMachine
 from .managed import ManagedVm
-from .statistics import HostMemory, Sample, VmMemory
+from .protocols import MachineFrames
+from .samples import HostMemory, Sample, VmMemory
+from .sharing import PageSharing
 
-if TYPE_CHECKING:
-    from .vmkernel import VmKernel
-
+_COMPRESS, _SWAP = "compress", "swap"  # the places that have columns of their own
 # What is still true of a VM that is off.
 _KEPT = {
     "vm_id", "name", "group", "condition", "reason", "memory", "entitled_min", "entitled_max",
@@ -20,7 +23,24 @@ _KEPT = {
 }  # fmt: skip
 
 
-def sample(kernel: VmKernel) -> Sample:
+class Reported(Protocol):
+    """What a sample is made of: the VMkernel."""
+
+    machine: MachineFrames
+    vms: list[ManagedVm]
+    departed: list[VmMemory]
+    time_ns: int
+    own_frames: int
+    min_free: int
+    state: HostStateMachine
+    admission: Admission
+    sharing: PageSharing
+
+    @property
+    def free(self) -> int: ...
+
+
+def sample(kernel: Reported) -> Sample:
     """The host and its VMs now; VMs that are off keep their place, with nothing but a name."""
     for vm in kernel.vms:
         vm.refresh()
@@ -33,12 +53,10 @@ def _order(row: VmMemory) -> int:
     return row.vm_id
 
 
-def _host_row(kernel: VmKernel, rows: list[VmMemory]) -> HostMemory:
+def _host_row(kernel: Reported, rows: Sequence[VmMemory]) -> HostMemory:
     usages = [vm.usage for vm in kernel.vms]
-    shared = sum(usage.shared for usage in usages)
     common = round(sum(usage.shared_cost for usage in usages))
     guest = sum(usage.private for usage in usages) + common
-    zip_frames = sum(usage.compressed_frames for usage in usages)
     return HostMemory(
         time_ns=kernel.time_ns,
         state=kernel.state.state,
@@ -50,23 +68,25 @@ def _host_row(kernel: VmKernel, rows: list[VmMemory]) -> HostMemory:
         min_free=kernel.min_free,
         reserved=kernel.admission.reserved,
         unreserved=kernel.admission.unreserved,
-        shared=shared,
+        shared=sum(usage.shared for usage in usages),
         common=common,
         zero=sum(row.zero for row in rows),
-        swapped=sum(usage.swapped for usage in usages),
+        swapped=sum(row.swapped for row in rows),
         swap_target=sum(row.swap_target for row in rows),
         swap_reads_total=sum(row.swap_reads_total for row in rows),
         swap_writes_total=sum(row.swap_writes_total for row in rows),
-        zipped=sum(usage.compressed for usage in usages),
-        zip_frames=zip_frames,
+        zipped=sum(row.zipped for row in rows),
+        zip_frames=sum(row.cache_used for row in rows),
+        stored=sum(row.stored for row in rows),
         balloon=sum(row.balloon for row in rows),
         balloon_target=sum(row.balloon_target for row in rows),
         balloon_max=sum(row.balloon_max for row in rows),
     )
 
 
-def _vm_row(kernel: VmKernel, vm: ManagedVm) -> VmMemory:
+def _vm_row(kernel: Reported, vm: ManagedVm) -> VmMemory:
     usage, activity, settings = vm.usage, vm.activity, vm.settings
+    compress, swap = usage.kept_in(_COMPRESS), usage.kept_in(_SWAP)
     return VmMemory(
         vm_id=vm.guest.vm_id,
         name=vm.name,
@@ -89,17 +109,18 @@ def _vm_row(kernel: VmKernel, vm: ManagedVm) -> VmMemory:
         balloon=vm.balloon_size,
         balloon_target=vm.balloon_target,
         balloon_max=vm.balloon_max,
-        swapped=usage.swapped,
+        swapped=swap.pages,
         swap_target=vm.swap_target,
-        swap_reads_total=usage.swap_reads_total,
-        swap_writes_total=usage.swap_writes_total,
-        zipped=usage.compressed,
-        cache_used=usage.compressed_frames,
+        swap_reads_total=swap.taken_total,
+        swap_writes_total=swap.put_total,
+        zipped=compress.pages,
+        cache_used=compress.frames,
         cache_max=vm.cache_max,
-        zips_total=usage.zips_total,
-        unzips_total=usage.unzips_total,
+        zips_total=compress.put_total,
+        unzips_total=compress.taken_total,
+        stored=sum(kept.pages for kept in usage.kept.values()) - compress.pages - swap.pages,
         shared=usage.shared,
-        zero=vm.guest.mapped_to(kernel.sharing.zero_frames(vm.guest)),
+        zero=kernel.sharing.zero_pages(vm.guest),
         shared_saved=usage.shared - usage.shared_cost,
         hints=kernel.sharing.hints(vm.guest),
         overhead=usage.table_frames + usage.reserve_frames,
@@ -108,7 +129,7 @@ def _vm_row(kernel: VmKernel, vm: ManagedVm) -> VmMemory:
     )
 
 
-def departed(kernel: VmKernel, vm: ManagedVm) -> VmMemory:
+def departed(kernel: Reported, vm: ManagedVm) -> VmMemory:
     """The row of a VM that is powered off: its name, its totals, and no memory."""
     row = _vm_row(kernel, vm)
     nothing: Any = {field.name: 0 for field in fields(VmMemory) if field.name not in _KEPT}

@@ -16,13 +16,21 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from memvirt.address import PAGE_BYTES
-from memvirt.machine.content import Hashes, hash_pages
+from .protocols import Flags, FrameSharing, GuestMemory, Hashes, Ppns
 
-from .guest_memory import GuestMemory, Ppns
-
-ZERO_HASH = int(hash_pages(np.zeros(PAGE_BYTES, np.uint8), np.zeros(1))[0])
 _BATCH = 1024  # pages hashed at a time
+
+
+def _shares(guest: GuestMemory) -> FrameSharing:
+    """Sharing of a VM that is known to have it: only such VMs are ever in a table."""
+    assert guest.sharing is not None
+    return guest.sharing
+
+
+def _in_large_page(guest: GuestMemory, ppns: Ppns) -> Flags:
+    if guest.large_pages is None:
+        return np.zeros(ppns.size, np.bool_)
+    return guest.large_pages.in_large_page(ppns)
 
 
 @dataclass
@@ -35,7 +43,9 @@ class _Table:
 
     def purge(self, guest: GuestMemory) -> None:
         """Drop entries of frames that are gone. ``guest`` is any VM of this salt."""
-        usable = guest.may_share(np.fromiter(self.frames.values(), np.int64, len(self.frames)))
+        usable = _shares(guest).may_share(
+            np.fromiter(self.frames.values(), np.int64, len(self.frames))
+        )
         pairs = zip(self.frames.items(), usable.tolist(), strict=True)
         self.frames = {key: mpn for (key, mpn), good in pairs if good}
         self.purge_at = max(1024, 2 * len(self.frames))
@@ -85,14 +95,19 @@ class PageSharing:
         self.collisions = 0  # equal hashes of different pages, and entries out of date
 
     def add(self, guest: GuestMemory) -> None:
+        """Scan a VM from now on. One that shares no frames is passed by."""
+        if guest.sharing is None:
+            return
         scan = _Scan(guest.pages, np.zeros(guest.pages, np.uint64))
         scan.shuffle(self._random)
         self._scans[guest.vm_id] = scan
-        self._tables.setdefault(guest.share_salt, _Table())
+        self._tables.setdefault(guest.sharing.share_salt, _Table())
 
     def remove(self, guest: GuestMemory) -> None:
         """Forget a VM that is powered off. Its shared frames live on with other VMs."""
-        table = self._tables[guest.share_salt]
+        if guest.sharing is None:
+            return
+        table = self._tables[guest.sharing.share_salt]
         for key in [key for key, hint in table.hints.items() if hint[0] is guest]:
             del table.hints[key]
         del self._scans[guest.vm_id]
@@ -115,19 +130,30 @@ class PageSharing:
 
     def passes(self, guest: GuestMemory) -> int:
         """Complete scans of the VM so far."""
-        return self._scans[guest.vm_id].passes
+        scan = self._scans.get(guest.vm_id)
+        return 0 if scan is None else scan.passes
 
     def hints(self, guest: GuestMemory) -> int:
         """Hints that name pages of this VM."""
-        return self._scans[guest.vm_id].hints
+        scan = self._scans.get(guest.vm_id)
+        return 0 if scan is None else scan.hints
 
     def zero_frames(self, guest: GuestMemory) -> list[int]:
         """The MPN of the shared frame of zeroes that ``guest`` may use, if there is one."""
-        mpn = self._tables[guest.share_salt].frames.get(ZERO_HASH)
-        return [mpn] if mpn is not None and guest.may_share(np.array([mpn]))[0] else []
+        if guest.sharing is None:
+            return []
+        mpn = self._tables[guest.sharing.share_salt].frames.get(guest.sharing.zero_hash)
+        return [mpn] if mpn is not None and guest.sharing.may_share(np.array([mpn]))[0] else []
+
+    def zero_pages(self, guest: GuestMemory) -> int:
+        """Pages of ``guest`` that are mapped to a shared frame of zeroes."""
+        frames = self.zero_frames(guest)
+        return 0 if guest.sharing is None or not frames else guest.sharing.mapped_to(frames)
 
     def scan(self, guest: GuestMemory, pages: float) -> int:
         """Scan the next ``pages`` pages of a VM (fractions add up); returns how many it shared."""
+        if guest.sharing is None:
+            return 0
         scan = self._scans[guest.vm_id]
         scan.due += pages
         count = min(int(scan.due), guest.pages)
@@ -152,18 +178,19 @@ class PageSharing:
 
     def _scan_once(self, guest: GuestMemory, ppns: Ppns) -> tuple[int, Ppns]:
         """Pages shared, and those whose entry in the table turned out to be of other content."""
-        private = guest.private(ppns)
+        sharing = _shares(guest)
+        private = sharing.private(ppns)
         if not self.break_large:
-            private = private[~guest.in_large_page(private)]
+            private = private[~_in_large_page(guest, private)]
         if private.size == 0:
             return 0, private
-        table = self._tables[guest.share_salt]
+        table = self._tables[sharing.share_salt]
         self.scanned += int(private.size)
         pages: list[int] = []
         frames: list[int] = []
         keys: list[int] = []
         made = 0
-        hashes = guest.hash_pages(private).tolist()
+        hashes = sharing.hash_pages(private).tolist()
         for ppn, key in zip(private.tolist(), hashes, strict=True):
             mpn = table.frames.get(key)
             if mpn is None:
@@ -175,8 +202,8 @@ class PageSharing:
             frames.append(mpn)
             keys.append(key)
         wanted, mpns = np.array(pages, np.int64), np.array(frames, np.int64)
-        usable = guest.may_share(mpns)  # a frame may be gone, or hold something else by now
-        done = guest.share(wanted[usable], mpns[usable])
+        usable = sharing.may_share(mpns)  # a frame may be gone, or hold something else by now
+        done = sharing.share(wanted[usable], mpns[usable])
         left = private[:0]
         if done.size < len(pages):
             left = self._collided(table, guest, dict(zip(pages, keys, strict=True)), done)
@@ -191,12 +218,14 @@ class PageSharing:
             return None
         if hint is not None:
             other, candidate = hint
-            page = other.private(np.array([candidate], np.int64))
-            whole = not self.break_large and other.in_large_page(page).any()
-            if page.size and not whole and int(other.hash_pages(page)[0]) == key:
-                mpn = other.make_shared(candidate)
-                if table.frames.get(ZERO_HASH) == mpn:
-                    del table.frames[ZERO_HASH]  # it was once: its pages are counted by this entry
+            sharing = _shares(other)
+            page = sharing.private(np.array([candidate], np.int64))
+            whole = not self.break_large and _in_large_page(other, page).any()
+            if page.size and not whole and int(sharing.hash_pages(page)[0]) == key:
+                mpn = sharing.make_shared(candidate)
+                if table.frames.get(sharing.zero_hash) == mpn:
+                    # It was of zeroes once: its pages are counted by this entry.
+                    del table.frames[sharing.zero_hash]
                 table.frames[key] = mpn
                 self._drop_hint(table, key)
                 return mpn
@@ -210,7 +239,7 @@ class PageSharing:
 
         The entry goes; returns the pages, which are looked at once more.
         """
-        rest = guest.private(np.setdiff1d(np.fromiter(keys, np.int64, len(keys)), done))
+        rest = _shares(guest).private(np.setdiff1d(np.fromiter(keys, np.int64, len(keys)), done))
         for ppn in rest.tolist():
             if table.frames.pop(keys[ppn], None) is not None:
                 self.collisions += 1

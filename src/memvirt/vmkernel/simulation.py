@@ -18,19 +18,26 @@ print(simulation.kernel.sample().host.state)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from enum import IntEnum
 from typing import Any
 
 import numpy as np
 
-from memvirt.machine.content import Hashes
-from memvirt.machine.memory import FrameKind, MachineMemoryExhausted
-from memvirt.vmm.eviction import Eviction
-from memvirt.vmm.pmap import PageState
-
 from .admission import VmSettings
-from .guest_memory import Balloon, GuestUsage, Ppns
 from .managed import Condition, ManagedVm
 from .options import MemoryOptions
+from .protocols import (
+    Balloon,
+    Eviction,
+    Flags,
+    Hashes,
+    KeptPages,
+    MemoryUsage,
+    Mpns,
+    Place,
+    Ppns,
+)
 from .vmkernel import VmKernel
 
 _UNIQUE = 1 << 40  # above: hashes of pages that equal no other
@@ -38,8 +45,22 @@ _RESERVE_CAPACITY = 1024
 _PARTS = 64  # times VMs may wait for frames in one step
 
 
+class PageState(IntEnum):
+    """Where a simulated page is."""
+
+    UNMAPPED = 0
+    PRIVATE = 1
+    SHARED = 2
+    COMPRESSED = 3
+    SWAPPED = 4
+
+
+class NoFrames(Exception):
+    """The simulated machine has fewer frames free than are wanted."""
+
+
 class SimulatedMachine:
-    """Machine memory of ``frames`` frames, as a number. Raises MachineMemoryExhausted."""
+    """Machine memory of ``frames`` frames, as a number. Raises NoFrames."""
 
     def __init__(self, frames: int) -> None:
         self.frames = frames
@@ -51,21 +72,32 @@ class SimulatedMachine:
     def free_frames(self) -> int:
         return self.frames - self.used
 
+    @property
+    def pool(self) -> _Pool:
+        return _Pool(self)
+
     def take(self, count: int) -> None:
         if count > self.free_frames:
-            raise MachineMemoryExhausted(count, self.free_frames)
+            raise NoFrames(f"{count} frames wanted, {self.free_frames} free")
         self.used += count
 
     def put_back(self, count: int) -> None:
         self.used -= count
 
-    def allocate(self, count: int, *, kind: FrameKind) -> range:
-        self.take(count)
-        return range(count)
 
-    def release(self, mpns: Any) -> int:
-        self.put_back(len(mpns))
-        return len(mpns)
+class _Pool:
+    """Frames of a simulated machine out of use."""
+
+    def __init__(self, machine: SimulatedMachine) -> None:
+        self._machine = machine
+
+    def withdraw(self, count: int) -> int:
+        self._machine.take(count)
+        return count
+
+    def put_back(self, withdrawn: object) -> None:
+        assert isinstance(withdrawn, int)
+        self._machine.put_back(withdrawn)
 
 
 class SimulatedGuest:
@@ -76,6 +108,8 @@ class SimulatedGuest:
     """
 
     trouble = ""
+    large_pages = None
+    zero_hash = 0  # no page is said to be zero
 
     def __init__(
         self,
@@ -121,19 +155,23 @@ class SimulatedGuest:
         missing = np.flatnonzero((state != PageState.PRIVATE) & (state != PageState.SHARED))
         wanted = int(missing.size)
         missing = missing[: self.reserve]
-        before = self._counts[[PageState.COMPRESSED, PageState.SWAPPED]].copy()
-        self._set(missing, PageState.PRIVATE)
-        after = self._counts[[PageState.COMPRESSED, PageState.SWAPPED]]
-        self._totals["unzips"] += int(before[0] - after[0])
-        self._totals["reads"] += int(before[1] - after[1])
+        self._bring_back(missing)
         self.reserve -= int(missing.size)
         self.faults += int(missing.size)
         return wanted == missing.size
 
+    def _bring_back(self, ppns: Ppns) -> None:
+        """Make pages private, wherever they were; their frames are taken already."""
+        before = self._counts[[PageState.COMPRESSED, PageState.SWAPPED]].copy()
+        self._set(ppns, PageState.PRIVATE)
+        after = self._counts[[PageState.COMPRESSED, PageState.SWAPPED]]
+        self._totals["unzips"] += int(before[0] - after[0])
+        self._totals["reads"] += int(before[1] - after[1])
+
     def populate(self, pages: int) -> None:
         """Give the first ``pages`` pages frames at once, without the VMkernel's asking.
 
-        Raises MachineMemoryExhausted.
+        Raises NoFrames.
         """
         missing = np.flatnonzero(self._state[:pages] == PageState.UNMAPPED)
         self.machine.take(int(missing.size))
@@ -150,9 +188,25 @@ class SimulatedGuest:
     def _compressed_frames(self) -> int:
         return -(-int(self._counts[PageState.COMPRESSED]) // 2)
 
-    # GuestMemory -------------------------------------------------------------------------------
+    # GuestMemory, with all but large pages -------------------------------------------------------
 
-    def usage(self) -> GuestUsage:
+    @property
+    def sampling(self) -> SimulatedGuest:
+        return self
+
+    @property
+    def reclaim(self) -> SimulatedGuest:
+        return self
+
+    @property
+    def sharing(self) -> SimulatedGuest:
+        return self
+
+    @property
+    def frames(self) -> SimulatedGuest:
+        return self
+
+    def usage(self) -> MemoryUsage:
         counts = self._counts
         cost = 0.0
         if counts[PageState.SHARED]:
@@ -161,33 +215,33 @@ class SimulatedGuest:
             )
             references = [self.machine.references[mpn] for mpn in frames.tolist()]
             cost = float((pages / np.array(references)).sum())
-        return GuestUsage(
+        totals = self._totals
+        compressed = KeptPages(
+            int(counts[PageState.COMPRESSED]),
+            self._compressed_frames(),
+            totals["zips"],
+            totals["unzips"],
+        )
+        swapped = KeptPages(int(counts[PageState.SWAPPED]), 0, totals["writes"], totals["reads"])
+        return MemoryUsage(
             private=int(counts[PageState.PRIVATE]),
             shared=int(counts[PageState.SHARED]),
             shared_cost=cost,
             unmapped=int(counts[PageState.UNMAPPED]),
-            compressed=int(counts[PageState.COMPRESSED]),
-            swapped=int(counts[PageState.SWAPPED]),
-            compressed_frames=self._compressed_frames(),
-            table_frames=0,
+            kept={"compress": compressed, "swap": swapped},
             reserve_frames=self.reserve,
-            large=0,
-            zips_total=self._totals["zips"],
-            unzips_total=self._totals["unzips"],
-            swap_reads_total=self._totals["reads"],
-            swap_writes_total=self._totals["writes"],
         )
 
     def begin_sample(self, ppns: Ppns) -> None:
         self._sampled[ppns] = True
 
-    def untouched(self, ppns: Ppns) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    def untouched(self, ppns: Ppns) -> Flags:
         return self._sampled[ppns]
 
     def watch(self, ppns: Ppns) -> None:
         self._watched[ppns] = True
 
-    def idle(self, ppns: Ppns) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    def idle(self, ppns: Ppns) -> Flags:
         return self._watched[ppns]
 
     def private(self, ppns: Ppns) -> Ppns:
@@ -199,18 +253,28 @@ class SimulatedGuest:
     def shared_pages(self) -> Ppns:
         return np.flatnonzero(self._state == PageState.SHARED)
 
-    def unmap(self, ppns: Ppns) -> Eviction:
+    def evict(self, ppns: Ppns, places: Sequence[Place]) -> Eviction:
+        names = [place.name for place in places]
         resident = np.unique(self.private(np.asarray(ppns, np.int64)))
         small = (resident * 0x9E3779B1 >> 7) % 256 < self._compressible
         room = max(2 * (self._cache_max - self._compressed_frames()), 0)
-        squeezed = resident[small][:room]
+        squeezed = resident[small][: room if "compress" in names else 0]
         swapped = np.setdiff1d(resident, squeezed, assume_unique=True)
-        self.machine.put_back(int(resident.size))
+        refused = 0
+        if "swap" not in names:
+            swapped, refused = swapped[:0], int(swapped.size)
+        self.machine.put_back(int(squeezed.size + swapped.size))
         self._set(squeezed, PageState.COMPRESSED)
         self._set(swapped, PageState.SWAPPED)
         self._totals["zips"] += int(squeezed.size)
         self._totals["writes"] += int(swapped.size)
-        return Eviction(compressed=int(squeezed.size), swapped=int(swapped.size))
+        return Eviction({"compress": int(squeezed.size), "swap": int(swapped.size)}, refused)
+
+    def restore(self, most: int) -> int:
+        kept = np.flatnonzero(self._state >= PageState.COMPRESSED)[:most]
+        self.machine.take(int(kept.size))
+        self._bring_back(kept)
+        return int(kept.size)
 
     def hash_pages(self, ppns: Ppns) -> Hashes:
         common = (ppns * 0x85EBCA77 >> 9) % 1000 < self._common * 1000
@@ -227,11 +291,11 @@ class SimulatedGuest:
         self._set(np.array([ppn]), PageState.SHARED)
         return mpn
 
-    def may_share(self, mpns: Ppns) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    def may_share(self, mpns: Mpns) -> Flags:
         salts = self.machine.salts
         return np.array([salts.get(mpn) == self.share_salt for mpn in mpns.tolist()], np.bool_)
 
-    def share(self, ppns: Ppns, mpns: Ppns) -> Ppns:
+    def share(self, ppns: Ppns, mpns: Mpns) -> Ppns:
         if self._frame.size == 0:
             self._frame = np.zeros(self.pages, np.int64)
         fit = self._state[ppns] == PageState.PRIVATE
@@ -245,15 +309,6 @@ class SimulatedGuest:
 
     def mapped_to(self, mpns: list[int]) -> int:
         return 0  # no page is said to be zero
-
-    def in_large_page(self, ppns: Ppns) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        return np.zeros(ppns.size, np.bool_)
-
-    def make_large(self, most: int) -> int:
-        return 0
-
-    def break_large(self, most: int) -> int:
-        return 0
 
     def settle(self) -> None:
         pass

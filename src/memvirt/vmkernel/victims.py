@@ -9,34 +9,77 @@ the guest has not touched since go first. ``bench/swap_victims`` compares the tw
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 
-from .guest_memory import GuestMemory, Ppns
-from .options import SwapVictims
+from .protocols import GuestMemory, Ppns
 
 _CHANCE = 4  # pages given a second chance for each page expected to be taken
 _CHANCE_MAXIMUM = 1024
 
 
-def choose_victims(
-    guest: GuestMemory, count: int, how: SwapVictims, random: np.random.Generator
-) -> Ppns:
-    """Up to ``count`` pages of the VM whose unmapping frees frames.
+class VictimPolicy(Protocol):
+    """Chooses which pages of a VM are taken."""
 
-    Pages that others share too come last: each frees only its part of a frame.
-    """
-    pages: Any = guest.reclaimable_pages()
-    if pages.size <= count:
-        others = np.setdiff1d(guest.shared_pages(), pages)
-        return np.concatenate((pages, random.permutation(others)[: count - pages.size]))
-    if how is SwapVictims.RANDOM:
+    def choose(
+        self, guest: GuestMemory, pages: Ppns, count: int, random: np.random.Generator
+    ) -> Ppns:
+        """``count`` of ``pages``, which are more, and whose eviction frees a frame each."""
+        ...
+
+    def prepare(self, guest: GuestMemory, expected: int, random: np.random.Generator) -> None:
+        """About ``expected`` pages may have to go soon. Called in states soft and worse."""
+        ...
+
+
+class RandomVictims:
+    """As ESXi: no knowledge of the guest is the safest knowledge."""
+
+    def choose(
+        self, guest: GuestMemory, pages: Ppns, count: int, random: np.random.Generator
+    ) -> Ppns:
         return np.asarray(random.choice(pages, count, replace=False))
-    idle = guest.idle(pages)
-    quiet = random.permutation(pages[idle])[:count]
-    others = random.permutation(pages[~idle])[: count - quiet.size]
-    return np.concatenate((quiet, others))
+
+    def prepare(self, guest: GuestMemory, expected: int, random: np.random.Generator) -> None:
+        """Nothing to prepare."""
+
+
+class IdleVictims:
+    """Pages seen untouched since they were watched first, then random ones.
+
+    Random ones only for a VM whose accesses cannot be noticed.
+    """
+
+    def choose(
+        self, guest: GuestMemory, pages: Ppns, count: int, random: np.random.Generator
+    ) -> Ppns:
+        if guest.sampling is None:
+            return RandomVictims().choose(guest, pages, count, random)
+        idle = guest.sampling.idle(pages)
+        quiet = random.permutation(pages[idle])[:count]
+        others = random.permutation(pages[~idle])[: count - quiet.size]
+        return np.concatenate((quiet, others))
+
+    def prepare(self, guest: GuestMemory, expected: int, random: np.random.Generator) -> None:
+        give_second_chance(guest, expected, random)
+
+
+def choose_victims(
+    guest: GuestMemory, count: int, policy: VictimPolicy, random: np.random.Generator
+) -> Ppns:
+    """Up to ``count`` pages of the VM whose eviction frees frames, as ``policy`` has it.
+
+    Pages that others share too come last: each frees only its part of a frame. None of a VM from
+    which no pages can be taken.
+    """
+    if guest.reclaim is None:
+        return np.zeros(0, np.int64)
+    pages = guest.reclaim.reclaimable_pages()
+    if pages.size > count:
+        return policy.choose(guest, pages, count, random)
+    others = np.setdiff1d(guest.reclaim.shared_pages(), pages)
+    return np.concatenate((pages, random.permutation(others)[: count - pages.size]))
 
 
 def give_second_chance(guest: GuestMemory, expected: int, random: np.random.Generator) -> int:
@@ -44,9 +87,11 @@ def give_second_chance(guest: GuestMemory, expected: int, random: np.random.Gene
 
     The guest pays a hidden fault for each one it touches.
     """
-    pages: Any = guest.reclaimable_pages()
-    pages = pages[~guest.idle(pages)]
+    if guest.reclaim is None or guest.sampling is None:
+        return 0
+    pages = guest.reclaim.reclaimable_pages()
+    pages = pages[~guest.sampling.idle(pages)]
     count = min(_CHANCE * expected, _CHANCE_MAXIMUM, pages.size)
     if count > 0:
-        guest.watch(random.choice(pages, count, replace=False))
+        guest.sampling.watch(random.choice(pages, count, replace=False))
     return int(count)

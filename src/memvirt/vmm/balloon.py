@@ -15,7 +15,6 @@ import numpy as np
 from memvirt.mmu.page_state import FLAG_BALLOONED, FLAG_SHADOWED
 
 from .monitor import VirtualMachineMonitor
-from .pmap import PageState
 
 PpnArray = np.ndarray[Any, np.dtype[np.int64]]
 Verdicts = np.ndarray[Any, np.dtype[np.bool_]]
@@ -58,28 +57,12 @@ class BalloonedPages:
         pages = ppns[accepted]
         if pages.size == 0:
             return accepted
-        self._discard(pages)
-        pmap.frame[pages] = 0
-        pmap.state[pages] = PageState.UNMAPPED
+        vmm.contents.discard(pages)
+        if (pmap.flags[pages] & FLAG_SHADOWED).any():
+            vmm.page_tables.forget_guest_tables()  # a page table's content goes with its page
         pmap.flags[pages] |= FLAG_BALLOONED
         vmm.state.ballooned_pages += pages.size
         return accepted
-
-    def _discard(self, pages: PpnArray) -> None:
-        """Let go of frames and backing slots. A page table's content goes with its page."""
-        vmm, pmap = self._vmm, self._vmm.pmap
-        resident = pages[np.isin(pmap.state[pages], (PageState.PRIVATE, PageState.SHARED))]
-        vmm._invalidate(resident)
-        if (pmap.flags[pages] & FLAG_SHADOWED).any():
-            vmm.page_tables.forget_guest_tables()
-        swapped = pages[pmap.state[pages] == PageState.SWAPPED]
-        vmm.backing.discard(pmap.frame[swapped].tolist())
-        compressed = pages[pmap.state[pages] == PageState.COMPRESSED]
-        if compressed.size:
-            assert vmm.compressed is not None
-            vmm.compressed.discard(pmap.frame[compressed].tolist())
-        if resident.size:
-            vmm.reserve.give_up(pmap.frame[resident])
 
     def take_back(self, ppns: PpnArray) -> Verdicts:
         """End the ballooning of each of ``ppns``; False where it was not ballooned (any more).

@@ -1,165 +1,160 @@
 # SPDX-License-Identifier: Apache-2.0
 """Taking frames away from guest pages, and where their content goes: whole arrays at once.
 
-A page of zeroes needs no keeping. One that compresses to a half or less stays in memory as
-compressed page, if the VM has a place for those; when that is full, the pages kept there longest
-move on to the backing store. All others go to the backing store. A page that nobody takes keeps
-a frame: content is never lost. Giving up a shared frame may free nothing, so shared pages are
-evicted apart, and hold on to their frames until each has found a place.
+Pages pass through the stores in the order the VMkernel says: the first store that takes a page
+keeps it. A page of zeroes needs no keeping. When a store is full, the pages kept there longest may
+move on to the stores behind it (*spilling*). A page that nobody takes keeps a frame: content is
+never lost. Giving up a shared frame may free nothing, so shared pages are evicted apart, and hold
+on to their frames until each has found a place.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from memvirt.address import PAGE_BYTES
 from memvirt.machine.content import Pages
-from memvirt.machine.memory import FrameKind, Frames
+from memvirt.machine.memory import Frames
 
-from .backing import FULL, REFUSED, PageCorrupted, Slots
+from .content import COMPRESS, SWAP, PageContents, PpnArray
 from .pmap import PageState
+from .stores.backing import FULL, PageCorrupted
 
-if TYPE_CHECKING:
-    from .monitor import VirtualMachineMonitor
-
-Ppns = np.ndarray[Any, np.dtype[np.int64]]
 _BATCH = 512  # pages copied at a time
 
 
 @dataclass(frozen=True, slots=True)
+class EvictionOrder:
+    """Which stores are tried, in order; those of ``spilling`` make room when they are full."""
+
+    stores: tuple[str, ...]
+    spilling: frozenset[str] = frozenset()
+    drop_zeroes: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Eviction:
-    """Numbers of pages by where their content went. ``spilled`` pages left the compressed ones."""
+    """Numbers of pages by where their content went.
+
+    ``placed``: evicted pages, by store. ``spilled``: older pages that made room in another store,
+    by the store they moved to. ``discarded``: pages of zeroes. ``refused``: they keep a frame.
+    """
 
     discarded: int = 0
-    compressed: int = 0
-    swapped: int = 0
     refused: int = 0
-    spilled: int = 0
+    placed: Mapping[str, int] = field(default_factory=dict)
+    spilled: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def unmapped(self) -> int:
         """Pages that have no frame any more."""
-        return self.discarded + self.compressed + self.swapped
+        return self.discarded + sum(self.placed.values())
+
+    def put_into(self, store: str) -> int:
+        """Pages that went into ``store``, evicted or spilled."""
+        return self.placed.get(store, 0) + self.spilled.get(store, 0)
 
     def __add__(self, other: Eviction) -> Eviction:
         return Eviction(
             self.discarded + other.discarded,
-            self.compressed + other.compressed,
-            self.swapped + other.swapped,
             self.refused + other.refused,
-            self.spilled + other.spilled,
+            Counter(self.placed) + Counter(other.placed),
+            Counter(self.spilled) + Counter(other.spilled),
         )
 
 
-def evict(vmm: VirtualMachineMonitor, ppns: Ppns) -> Eviction:
-    """Unmap resident pages whose translations have been taken back already."""
+def default_order(contents: PageContents) -> EvictionOrder:
+    """The order for a VM nobody has a policy for: compress, what else there is, swap."""
+    rank = {COMPRESS: 0, SWAP: 2}
+    names = tuple(sorted(contents.stores, key=lambda name: rank.get(name, 1)))
+    return EvictionOrder(names, frozenset(names[:-1]))
+
+
+def evict(contents: PageContents, ppns: PpnArray, order: EvictionOrder) -> Eviction:
+    """Take the frames of resident pages (distinct)."""
+    contents.invalidate(ppns)
     total = Eviction()
-    shared = vmm.pmap.state[ppns] == PageState.SHARED
+    shared = contents.pmap.state[ppns] == PageState.SHARED
     for pages, are_shared in ((ppns[~shared], False), (ppns[shared], True)):
         for start in range(0, pages.size, _BATCH):
-            total += _evict_batch(vmm, pages[start : start + _BATCH], are_shared)
+            total += _evict_batch(contents, pages[start : start + _BATCH], are_shared, order)
     return total
 
 
-def _evict_batch(vmm: VirtualMachineMonitor, pages: Ppns, shared: bool) -> Eviction:
-    pmap, machine, ppns = vmm.pmap, vmm.machine, pages
-    mpns = pmap.frame[ppns]
-    contents = machine.content.reshape(-1, PAGE_BYTES)[mpns]
-    kept = contents.view(np.uint64).any(axis=1)
+def _evict_batch(
+    contents: PageContents, pages: PpnArray, shared: bool, order: EvictionOrder
+) -> Eviction:
+    machine, left = contents.machine, pages
+    mpns = contents.pmap.frame[pages]
+    rows = machine.content.reshape(-1, PAGE_BYTES)[mpns]
     if not shared:  # the frames go first: compressed pages find room even on a full machine
         machine.release(mpns)
-    pmap.state[ppns] = PageState.UNMAPPED
-    pmap.frame[ppns] = 0
-    ppns, contents = ppns[kept], contents[kept]
-    discarded = int(mpns.size - ppns.size)
-    compressed, spilled = _compress(vmm, ppns, contents)
-    left = compressed < 0
-    swapped = np.full(ppns.size, REFUSED, np.int64)
-    if left.any():
-        swapped[left] = vmm.backing.put(contents[left])
-    _settle(vmm, ppns, swapped, PageState.SWAPPED)
-    refused = left & (swapped < 0)
+    contents.empty(pages)
+    if order.drop_zeroes:
+        used = rows.view(np.uint64).any(axis=1)
+        left, rows = left[used], rows[used]
+    discarded = int(mpns.size - left.size)
+    placed: Counter[str] = Counter()
+    spilled: Counter[str] = Counter()
+    stores = [name for name in order.stores if name in contents.stores]
+    for position, name in enumerate(stores):
+        if left.size == 0:
+            break
+        slots = contents.put(name, left, rows)
+        full = slots == FULL
+        if full.any() and name in order.spilling:
+            # Pages of this very batch may be the oldest that must leave.
+            behind = stores[position + 1 :]
+            spilled += _spill(contents, name, behind, int(np.count_nonzero(full)))
+            slots[full] = contents.put(name, left[full], rows[full])
+        taken = slots >= 0
+        placed[name] += int(np.count_nonzero(taken))
+        left, rows = left[~taken], rows[~taken]
     if shared:
-        _leave_shared(vmm, pages, mpns, np.isin(pages, ppns[refused]))
+        _leave_shared(contents, pages, mpns, np.isin(pages, left))
     else:
-        _keep(vmm, ppns[refused], contents[refused])
-    return Eviction(
-        discarded,
-        int(np.count_nonzero(compressed >= 0)),
-        int(np.count_nonzero(swapped >= 0)),
-        int(np.count_nonzero(refused)),
-        spilled,
-    )
+        contents.put_in_frames(left, rows)
+    return Eviction(discarded, int(left.size), placed, spilled)
 
 
-def _settle(vmm: VirtualMachineMonitor, ppns: Ppns, slots: Slots, state: PageState) -> None:
-    done = slots >= 0
-    vmm.pmap.frame[ppns[done]] = slots[done]
-    vmm.pmap.state[ppns[done]] = state
-
-
-def _compress(vmm: VirtualMachineMonitor, ppns: Ppns, contents: Pages) -> tuple[Slots, int]:
-    """Slots of the pages that could be compressed, and how many older ones made room."""
-    if vmm.compressed is None or ppns.size == 0:
-        return np.full(ppns.size, REFUSED, np.int64), 0
-    slots = vmm.compressed.put(ppns, contents)
-    _settle(vmm, ppns, slots, PageState.COMPRESSED)
-    full = slots == FULL
-    spilled = 0
-    if full.any():
-        # Pages of this very batch may be the oldest that must leave.
-        spilled = _spill(vmm, int(np.count_nonzero(full)))
-        slots[full] = vmm.compressed.put(ppns[full], contents[full])
-        _settle(vmm, ppns[full], slots[full], PageState.COMPRESSED)
-    return slots, spilled
-
-
-def _spill(vmm: VirtualMachineMonitor, count: int) -> int:
-    """Move the ``count`` pages compressed longest to the backing store; returns how many went.
+def _spill(contents: PageContents, name: str, behind: list[str], count: int) -> Counter[str]:
+    """Move pages kept longest in store ``name`` to those ``behind`` it; pages that went, by store.
 
     A page that turns out to be damaged stays: that it is lost is the matter of the guest that
     touches it, not of the pages that are on their way out now.
     """
-    assert vmm.compressed is not None
-    moved = 0
-    oldest, packed = [], []
-    for ppn, slot in vmm.compressed.oldest(count):
+    store, moved = contents.stores[name], Counter[str]()
+    ppns, slots, rows = [], [], []
+    for ppn, slot in store.oldest(count):
         try:
-            packed.append(vmm.compressed.read(slot))
+            rows.append(store.read(slot))
         except PageCorrupted:
             continue
-        oldest.append((ppn, slot))
-    if not oldest:
-        return 0
-    contents = np.frombuffer(b"".join(packed), np.uint8).reshape(-1, PAGE_BYTES)
-    slots = vmm.backing.put(contents)
-    for (ppn, compressed), slot in zip(oldest, slots.tolist(), strict=True):
-        if slot >= 0:
-            vmm.compressed.discard([compressed])
-            vmm.pmap.frame[ppn] = slot
-            vmm.pmap.state[ppn] = PageState.SWAPPED
-            moved += 1
-    vmm.compressed.settle()
+        ppns.append(ppn)
+        slots.append(slot)
+    if not ppns:
+        return moved
+    left, old = np.array(ppns, np.int64), np.array(slots, np.int64)
+    pages: Pages = np.frombuffer(b"".join(rows), np.uint8).reshape(-1, PAGE_BYTES)
+    for other in behind:
+        if left.size == 0:
+            break
+        taken = contents.put(other, left, pages) >= 0
+        store.discard(old[taken].tolist())
+        moved[other] += int(np.count_nonzero(taken))
+        left, old, pages = left[~taken], old[~taken], pages[~taken]
+    store.settle()
     return moved
 
 
-def _keep(vmm: VirtualMachineMonitor, ppns: Ppns, contents: Pages) -> None:
-    """Give refused pages frames again: as many were released a moment ago."""
-    if ppns.size == 0:
-        return
-    mpns = vmm.machine.allocate(ppns.size, kind=FrameKind.GUEST, owner=vmm.vm_id)
-    vmm.machine.guest_ppn[mpns] = ppns
-    vmm.machine.content.reshape(-1, PAGE_BYTES)[mpns] = contents
-    vmm.pmap.frame[ppns] = mpns
-    vmm.pmap.state[ppns] = PageState.PRIVATE
-
-
-def _leave_shared(vmm: VirtualMachineMonitor, ppns: Ppns, mpns: Frames, stay: Any) -> None:
+def _leave_shared(contents: PageContents, ppns: PpnArray, mpns: Frames, stay: Any) -> None:
     """Give refused pages (``stay``) their shared frames again, and let go of the others'."""
-    vmm.pmap.frame[ppns[stay]] = mpns[stay]
-    vmm.pmap.state[ppns[stay]] = PageState.SHARED
+    contents.pmap.frame[ppns[stay]] = mpns[stay]
+    contents.pmap.state[ppns[stay]] = PageState.SHARED
     if not stay.all():
-        vmm.machine.release(mpns[~stay])
+        contents.machine.release(mpns[~stay])

@@ -16,11 +16,11 @@ import numpy as np
 from memvirt.address import PAGE_BYTES, PAGE_SHIFT
 from memvirt.machine.content import Hashes, equal_pages, hash_pages
 from memvirt.machine.memory import (
-    NOBODY,
     FrameKind,
     MachineMemory,
     MachineMemoryExhausted,
 )
+from memvirt.mmu.host_ranges import host_address
 from memvirt.mmu.page_state import (
     FLAG_BALLOONED,
     FLAG_SAMPLED,
@@ -31,19 +31,21 @@ from memvirt.mmu.page_state import (
 )
 from memvirt.record import new_record
 
-from .backing import BackingStore, CompressedPages, HeldPages
-from .eviction import Eviction, evict
+from .content import SWAP, PageContents
+from .eviction import Eviction, EvictionOrder, default_order, evict
 from .paging.build import new_paging
 from .paging.mode import PagingMode
-from .pmap import LARGE_PAGES, PageState, Pmap
+from .pmap import KEPT, LARGE_PAGES, RESIDENT, PageState, Pmap
 from .reserve import FrameReserve
 from .set_up import set_up_state
 from .stale import Stale, StaleLog
 from .statistics import COUNTED, MemoryStatistics, memory_statistics
+from .stores.backing import BackingStore
+from .stores.held_pages import HeldPages
 from .vmm_state import VMM_DTYPE, VmmState
 
 PpnsLike = Sequence[int] | np.ndarray[Any, Any]
-_PRIVATE, _SHARED = (PageState.PRIVATE,), (PageState.SHARED,)
+_PRIVATE = (PageState.PRIVATE,)
 
 
 __all__ = ["PagingMode", "VirtualMachineMonitor"]
@@ -70,12 +72,13 @@ class VirtualMachineMonitor:
         self.vm_id = vm_id
         self.paging = paging
         self.pmap = Pmap(pages)
-        self.backing: BackingStore = backing if backing is not None else HeldPages()
-        self.compressed: CompressedPages | None = None
         self.share_salt = 0
         self._record = new_record(VMM_DTYPE)
         self.state: VmmState = self._record[0]
+        self._address = host_address(self._record, f"state of the VMM of VM {vm_id}")
         self.reserve = FrameReserve(machine, vm_id, self.state)
+        self.contents = PageContents(machine, self.pmap, self.reserve, vm_id, self._invalidate)
+        self.contents.set_store(SWAP, backing if backing is not None else HeldPages())
         self.counts = dict.fromkeys(COUNTED, 0)
         self._stale = StaleLog()
         self._off = False
@@ -91,7 +94,7 @@ class VirtualMachineMonitor:
     @property
     def state_address(self) -> int:
         """Host address of ``state``, valid as long as this object."""
-        return int(self._record.ctypes.data)
+        return self._address
 
     def state_bytes(self) -> bytes:
         """A copy of ``state``, for snapshots."""
@@ -141,14 +144,7 @@ class VirtualMachineMonitor:
         pages = self._select(ppns, _PRIVATE)
         if pages.size == 0:
             return 0
-        old = self.pmap.frame[pages].copy()
-        new = self.machine.allocate(pages.size, kind=FrameKind.GUEST, owner=self.vm_id)
-        self._invalidate(pages)
-        content = self.machine.content.reshape(-1, PAGE_BYTES)
-        content[new] = content[old]
-        self.machine.guest_ppn[new] = pages
-        self.pmap.frame[pages] = new
-        self.machine.release(old)
+        self.contents.move(pages)
         self.counts["moved"] += int(pages.size)
         return int(pages.size)
 
@@ -172,12 +168,8 @@ class VirtualMachineMonitor:
         except MachineMemoryExhausted:
             return False
         self._invalidate(pages)
-        old = self.pmap.frame[pages]
-        new = np.arange(first, first + LARGE_PAGES, dtype=np.uint32)
-        content = self.machine.content.reshape(-1, PAGE_BYTES)
-        content[new] = content[old]
-        self.machine.guest_ppn[new] = pages
-        self.pmap.frame[pages] = new
+        old = self.pmap.frame[pages].copy()
+        self.contents.replace_frames(pages, np.arange(first, first + LARGE_PAGES, dtype=np.uint32))
         self.machine.release(old)
         table = self.page_tables.release_table_below(first_ppn)
         if table is not None:
@@ -191,19 +183,17 @@ class VirtualMachineMonitor:
         """Map the pages of a large page one by one again, as they are touched."""
         self._invalidate(np.arange(first_ppn, first_ppn + LARGE_PAGES))
 
-    def unmap(self, ppns: PpnsLike) -> Eviction:
+    def unmap(self, ppns: PpnsLike, order: EvictionOrder | None = None) -> Eviction:
         """Take the frames of the resident pages among ``ppns``; their content is kept elsewhere.
 
-        The next access of the guest brings a page back. Where the pages went is the result; a
-        page that no store takes stays as it was.
+        ``order`` says where; without it ``eviction.default_order`` does. The next
+        access of the guest brings a page back. Where the pages went is the result; a page that no
+        store takes stays as it was.
         """
-        pages = self._select(ppns, _PRIVATE + _SHARED)
-        self._invalidate(pages)
-        eviction = evict(self, pages)
+        pages = self._select(ppns, RESIDENT)
+        eviction = evict(self.contents, pages, order or default_order(self.contents))
         self.counts["unmapped_by_host"] += eviction.unmapped
         self.counts["discarded"] += eviction.discarded
-        self.counts["zips"] += eviction.compressed
-        self.counts["swap_writes"] += eviction.swapped + eviction.spilled
         return eviction
 
     # Sharing -----------------------------------------------------------------------------------
@@ -219,14 +209,8 @@ class VirtualMachineMonitor:
         """
         if self.pmap.state_of(ppn) is not PageState.PRIVATE:
             raise ValueError(f"PPN {ppn:#x} is {self.pmap.state_of(ppn).name.lower()}, not private")
-        self._invalidate(np.array([ppn], np.int64))
-        mpn = int(self.pmap.frame[ppn])
-        self.machine.kind[mpn] = FrameKind.SHARED
-        self.machine.owner[mpn] = NOBODY
-        self.machine.set_share_salt(mpn, self.share_salt)
-        self.pmap.state[ppn] = PageState.SHARED
         self.counts["shares"] += 1
-        return mpn
+        return self.contents.make_shared(ppn, self.share_salt)
 
     def may_share(self, mpns: PpnsLike | int) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Which of ``mpns`` are shared frames of this VM's salt."""
@@ -259,31 +243,9 @@ class VirtualMachineMonitor:
         fit = equal_pages(self.machine.content, self.pmap.frame[pages], frames)
         pages, frames = pages[fit], frames[fit]
         if pages.size:
-            self._invalidate(pages)
-            old = self.pmap.frame[pages]
-            self.machine.add_references(frames)
-            self.pmap.frame[pages] = frames
-            self.pmap.state[pages] = PageState.SHARED
-            self.machine.release(old)
+            self.contents.share(pages, frames)
             self.counts["shares"] += int(pages.size)
         return pages
-
-    def _break_share(self, ppn: int) -> None:
-        page = np.array([ppn], np.int64)
-        shared = int(self.pmap.frame[ppn])
-        if self.machine.references[shared] == 1:  # nobody else is left: no copy is needed
-            self._invalidate(page)
-            self.machine.kind[shared] = FrameKind.GUEST
-            self.machine.owner[shared] = self.vm_id
-            self.machine.guest_ppn[shared] = ppn
-        else:
-            new = self.reserve.take(ppn)
-            self._invalidate(page)
-            self.machine.page(new)[:] = self.machine.page(shared)
-            self.pmap.frame[ppn] = new
-            self.reserve.give_up(shared)
-        self.pmap.state[ppn] = PageState.PRIVATE
-        self.counts["share_breaks"] += 1
 
     # Bringing pages back -----------------------------------------------------------------------
 
@@ -291,40 +253,22 @@ class VirtualMachineMonitor:
         """Make ``ppn`` accessible: what the exit NEED_PAGE asks for.
 
         Raises MachineMemoryExhausted or FramesWanted if there is no frame, BackingStoreError if
-        the page cannot be read now, with nothing changed; PageCorrupted if it is lost.
+        the page cannot be read now, PageCorrupted if it is lost: with nothing changed.
         """
         state = self.pmap.state_of(ppn)
+        wait_ns = self.contents.take_back(ppn, write=write)
         self.pmap.flags[ppn] &= ~np.uint8(FLAGS_UNTIL_TOUCHED)
-        if state is PageState.SHARED and write:
-            self._break_share(ppn)
-        elif state is PageState.SWAPPED:
-            self._refetch(ppn, self.backing)
-            self.counts["swap_reads"] += 1
-        elif state is PageState.COMPRESSED:
-            assert self.compressed is not None
-            self._refetch(ppn, self.compressed)
-            self.counts["unzips"] += 1
+        if state in KEPT:
+            self.counts["brought_back"] += 1
+            self.state.stall_ns += wait_ns
+        elif state is PageState.SHARED and write:
+            self.counts["share_breaks"] += 1
         elif state is PageState.UNMAPPED:
-            self.pmap.frame[ppn] = self.reserve.take(ppn)
-            self.pmap.state[ppn] = PageState.PRIVATE
             self.state.frames_demand_allocated += 1
             if self.pmap.flags[ppn] & FLAG_BALLOONED:
                 self.pmap.flags[ppn] &= 0xFF ^ FLAG_BALLOONED
                 self.state.ballooned_pages -= 1
                 self.state.balloon_touched += 1
-
-    def _refetch(self, ppn: int, store: BackingStore | CompressedPages) -> None:
-        mpn = self.reserve.take(ppn)
-        try:
-            content = store.take(int(self.pmap.frame[ppn]))
-        except BaseException:
-            self.reserve.put_back(mpn)
-            raise
-        self.machine.page(mpn)[:] = np.frombuffer(content, np.uint8)
-        self.pmap.frame[ppn] = mpn
-        self.pmap.state[ppn] = PageState.PRIVATE
-        self.counts["brought_back"] += 1
-        self.state.stall_ns += store.wait_ns
 
     # Sampling ----------------------------------------------------------------------------------
 
@@ -338,7 +282,7 @@ class VirtualMachineMonitor:
 
     def _notice(self, ppns: PpnsLike, flag: int) -> None:
         pages = np.unique(np.asarray(ppns, np.int64))
-        resident = self._select(pages, _PRIVATE + _SHARED)
+        resident = self._select(pages, RESIDENT)
         self._invalidate(resident, breaking=False)
         self.pmap.flags[pages] |= np.uint8(flag)
 
@@ -357,15 +301,7 @@ class VirtualMachineMonitor:
 
     def read_page(self, ppn: int) -> bytes:
         """The 4096 bytes of ``ppn`` as the guest would read them; changes nothing."""
-        state = self.pmap.state_of(ppn)
-        if state is PageState.UNMAPPED:
-            return bytes(PAGE_BYTES)
-        if state is PageState.SWAPPED:
-            return self.backing.read(int(self.pmap.frame[ppn]))
-        if state is PageState.COMPRESSED:
-            assert self.compressed is not None
-            return self.compressed.read(int(self.pmap.frame[ppn]))
-        return self.machine.page(int(self.pmap.frame[ppn])).tobytes()
+        return self.contents.read(ppn)
 
     def read_physical(self, gpa: int, count: int) -> bytes:
         """``count`` bytes at guest-physical address ``gpa``. Raises IndexError beyond memory."""
@@ -393,7 +329,7 @@ class VirtualMachineMonitor:
                 self._invalidate(page)
                 self.page_tables.forget_guest_tables()
             else:
-                self._stale.add(page, self.pmap.frame[page], False)
+                self._stale.add(page, self.pmap.frame[page])
             self.machine.page(mpn)[offset : offset + size] = np.frombuffer(view[:size], np.uint8)
             view, gpa = view[size:], gpa + size
 
@@ -402,11 +338,10 @@ class VirtualMachineMonitor:
     def settle(self) -> None:
         """Release what was given up while the VM ran. Called with every processor stopped."""
         self.reserve.settle()
-        if self.compressed is not None:
-            self.compressed.settle()
+        self.contents.settle()
 
     def statistics(self) -> MemoryStatistics:
-        return memory_statistics(self)
+        return memory_statistics(self.contents, self.state, self.counts)
 
     def power_off(self) -> None:
         """Give every frame back. The VM's memory is gone; calling again does nothing."""

@@ -23,12 +23,21 @@ class PageState(IntEnum):
     PRIVATE = page_state.STATE_PRIVATE  # in a frame of its own
     SHARED = page_state.STATE_SHARED  # in a frame of several pages, copy-on-write
     COMPRESSED = page_state.STATE_COMPRESSED  # in the VM's compression cache
-    SWAPPED = page_state.STATE_SWAPPED  # in the backing store
+    SWAPPED = page_state.STATE_SWAPPED  # in the VM's swap file
+    STORED = page_state.STATE_SWAPPED + 1  # in another backing store; compiled code knows no more
 
 
-RESIDENT_STATES = (PageState.PRIVATE, PageState.SHARED)
+# Named sets of states. Which of them a page is in says what its word in ``Pmap.frame`` is.
+RESIDENT = (PageState.PRIVATE, PageState.SHARED)  # an MPN
+KEPT = (PageState.COMPRESSED, PageState.SWAPPED, PageState.STORED)  # a slot of a backing store
+_IS_RESIDENT = np.isin(np.arange(len(PageState)), RESIDENT)
 NO_MAPPING = -1
 LARGE_PAGES = 512  # pages of 4 KiB in a large page of 2 MiB
+
+
+def is_resident(states: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Which of ``states`` (uint8, as in ``Pmap.state``) are RESIDENT."""
+    return np.asarray(_IS_RESIDENT[states])
 
 
 class Pmap:
@@ -39,7 +48,7 @@ class Pmap:
     def __init__(self, pages: int) -> None:
         self.pages = pages
         self.state = np.zeros(pages, np.uint8)
-        self.frame = np.zeros(pages, np.uint32)  # MPN, or slot when not resident
+        self.frame = np.zeros(pages, np.uint32)  # MPN if RESIDENT, slot if KEPT, else 0
         self.flags = np.zeros(pages, np.uint8)
         # 1: all pages of the run are private, in an aligned run of frames, in order.
         self.large = np.zeros(-(-pages // LARGE_PAGES), np.uint8)
@@ -67,4 +76,4 @@ class Pmap:
 
     def resident(self) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
         """PPNs that have a frame."""
-        return np.flatnonzero(np.isin(self.state, RESIDENT_STATES))
+        return np.flatnonzero(is_resident(self.state))

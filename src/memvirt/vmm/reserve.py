@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from memvirt.machine.memory import FrameKind, Frames, MachineMemory
+from memvirt.mmu.host_ranges import host_address
 
 from .vmm_state import VmmState
 
@@ -33,7 +34,7 @@ class FrameReserve:
         self._state = state
         self._stack = np.zeros(RESERVE_CAPACITY, np.uint32)
         self._given_up: list[Frames] = []
-        state.reserve_at = self._stack.ctypes.data
+        state.reserve_at = host_address(self._stack, f"reserve of VM {vm_id}")
 
     @property
     def count(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from memvirt.address import PAGE_SHIFT
 from memvirt.machine.memory import MachineMemory
+from memvirt.mmu.host_ranges import host_address
 
 from .pmap import Pmap
 from .vmm_state import VmmState
@@ -26,12 +27,12 @@ def set_up_state(
     state.vm_id = vm_id
     mmu.physical_address_bits = PHYSICAL_ADDRESS_BITS
     mmu.has_1gib_pages = 1
-    mmu.memory_at = machine.host_address
-    state.frame_kind_at = machine.kind.ctypes.data
-    state.frame_detail_at = machine.guest_ppn.ctypes.data
+    mmu.memory_at = host_address(machine.content, "machine memory")
+    state.frame_kind_at = host_address(machine.kind, "kind of frames")
+    state.frame_detail_at = host_address(machine.guest_ppn, "detail of frames")
     mmu.guest_pages = pmap.pages
-    mmu.pmap_state_at = pmap.state.ctypes.data
-    mmu.pmap_frame_at = pmap.frame.ctypes.data
-    mmu.pmap_flags_at = pmap.flags.ctypes.data
-    state.pmap_large_at = pmap.large.ctypes.data
-    state.rmap_head_at = pmap.rmap_head.ctypes.data
+    mmu.pmap_state_at = host_address(pmap.state, f"pmap.state of VM {vm_id}")
+    mmu.pmap_frame_at = host_address(pmap.frame, f"pmap.frame of VM {vm_id}")
+    mmu.pmap_flags_at = host_address(pmap.flags, f"pmap.flags of VM {vm_id}")
+    state.pmap_large_at = host_address(pmap.large, f"pmap.large of VM {vm_id}")
+    state.rmap_head_at = host_address(pmap.rmap_head, f"pmap.rmap_head of VM {vm_id}")

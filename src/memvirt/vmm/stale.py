@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 PpnArray = np.ndarray[Any, np.dtype[np.int64]]
-_NONE = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,23 +32,36 @@ class StaleLog:
 
     def __init__(self) -> None:
         self._flush = False
-        self._parts: list[tuple[PpnArray, PpnArray, PpnArray]] = []
+        self._ppns: list[PpnArray] = []
+        self._mpns: list[np.ndarray[Any, Any]] = []
+        self._shared: list[np.ndarray[Any, np.dtype[np.bool_]]] = []
 
     def flush(self) -> None:
         """Every translation the processor keeps is stale."""
         self._flush = True
 
-    def add(self, ppns: PpnArray, mpns: np.ndarray[Any, Any], shared: Any) -> None:
-        """Pages ``ppns`` leave frames ``mpns``, or their content there changes."""
-        self._parts.append(
-            (ppns, np.asarray(mpns, np.int64), np.broadcast_to(shared, ppns.shape).astype(np.int64))
-        )
+    def add(
+        self,
+        ppns: PpnArray,
+        mpns: np.ndarray[Any, Any],
+        shared: np.ndarray[Any, np.dtype[np.bool_]] | None = None,
+    ) -> None:
+        """Pages ``ppns`` leave frames ``mpns``, or their content there changes (arrays of their
+        own, which the caller leaves alone). Without ``shared`` no other page is in those frames.
+        """
+        self._ppns.append(ppns)
+        self._mpns.append(mpns)
+        self._shared.append(np.zeros(ppns.size, bool) if shared is None else shared)
 
     def take(self, *, flush: bool = False) -> Stale:
         """All of it; asking forgets it. ``flush`` adds a reason to flush."""
-        ppns, mpns, shared = (
-            np.concatenate(parts) for parts in zip((_NONE,) * 3, *self._parts, strict=True)
+        none = np.zeros(0, np.int64)
+        stale = Stale(
+            self._flush or flush,
+            np.concatenate([none, *self._ppns]),
+            np.concatenate([none, *self._mpns]).astype(np.int64),
+            np.concatenate([none.astype(bool), *self._shared]),
         )
-        stale = Stale(self._flush or flush, ppns, mpns, shared != 0)
-        self._flush, self._parts = False, []
+        self._flush = False
+        self._ppns, self._mpns, self._shared = [], [], []
         return stale

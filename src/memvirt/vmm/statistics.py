@@ -3,22 +3,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from memvirt.machine.memory import FrameKind
 
+from .content import COMPRESS, SWAP, PageContents
 from .pmap import PageState
-
-if TYPE_CHECKING:
-    from .monitor import VirtualMachineMonitor
+from .vmm_state import VmmState
 
 # Counts the VMM keeps itself; the others are the state record's.
 COUNTED = (
-    "moved", "unmapped_by_host", "discarded", "zips", "swap_writes", "brought_back", "unzips",
-    "swap_reads", "shares", "share_breaks", "large_made", "large_breaks",
+    "moved", "unmapped_by_host", "discarded", "brought_back", "shares", "share_breaks",
+    "large_made", "large_breaks",
 )  # fmt: skip
 _STATE_COUNTERS = (
     "hidden_faults", "true_faults", "trace_faults", "resynchronizations", "shadow_zaps",
@@ -36,6 +35,7 @@ class MemoryStatistics:
     shared: int
     compressed: int
     swapped: int
+    stored: int  # in other backing stores
     frames_guest: int
     frames_shadow: int
     frames_nested: int
@@ -68,10 +68,12 @@ class MemoryStatistics:
     guest_walk_references: int
 
 
-def memory_statistics(vmm: VirtualMachineMonitor) -> MemoryStatistics:
-    """The statistics of a VMM whose processor is stopped."""
-    state, pmap = vmm.state, vmm.pmap
-    mine = vmm.machine.kind[vmm.machine.owned_by(vmm.vm_id)]
+def memory_statistics(
+    contents: PageContents, state: VmmState, counted: Mapping[str, int]
+) -> MemoryStatistics:
+    """The statistics of a VMM whose processor is stopped; ``counted`` has its own counts."""
+    pmap, machine = contents.pmap, contents.machine
+    mine = machine.kind[machine.owned_by(contents.vm_id)]
     counts = np.bincount(mine, minlength=len(FrameKind))
     return MemoryStatistics(
         pages=pmap.pages,
@@ -82,7 +84,11 @@ def memory_statistics(vmm: VirtualMachineMonitor) -> MemoryStatistics:
         frames_reserve=int(counts[FrameKind.RESERVE]),
         frames_compressed=int(counts[FrameKind.COMPRESSED]),
         demand_allocated=int(state.frames_demand_allocated),
-        **vmm.counts,
+        zips=contents.total_put(COMPRESS),
+        unzips=contents.total_taken(COMPRESS),
+        swap_writes=contents.total_put(SWAP),
+        swap_reads=contents.total_taken(SWAP),
+        **counted,
         **{name: int(getattr(state, name)) for name in _STATE_COUNTERS},
         walk_references=int(state.mmu.walk_references),
         guest_walks=int(state.mmu.guest_walks),

@@ -14,6 +14,7 @@ from unicorn import unicorn_const
 from memvirt.mmu.access import FETCH, OK, READ, WRITE
 from memvirt.mmu.entry import CR0_PE
 from memvirt.mmu.native import (
+    argument_reference,
     call_c1,
     load32,
     load64,
@@ -30,6 +31,7 @@ from memvirt.platform.ports import (
     io_read,
     io_write,
 )
+from memvirt.record import Record
 
 from . import registers as reg
 from .abort import abort_instruction
@@ -45,6 +47,16 @@ _HFLAGS, _RAW_FLAGS = reg.HFLAGS, reg.RAW_FLAGS
 _RIP = reg.RIP
 _RAX, _RBX, _RCX, _RDX = reg.RAX, reg.RBX, reg.RCX, reg.RDX
 _U32 = 0xFFFF_FFFF
+
+
+class TlbEntry(Record):
+    """The engine's ``uc_tlb_entry``: its 32-bit permissions are followed by as much padding."""
+
+    paddr: int
+    permissions: int
+
+
+tlb_entry_at = argument_reference(TlbEntry)
 
 
 @njit(nogil=True, cache=True)
@@ -83,14 +95,14 @@ def note_large_page(engine: EngineState, gva: int, size: int) -> None:
 
 @cfunc("boolean(int64, int64, int32, int64, int64)", cache=True)
 def on_tlb_fill(handle: int, page: int, kind: int, entry: int, user: int) -> bool:
-    """``UC_HOOK_TLB_FILL``: ``entry`` is {uint64 paddr; int32 perms}."""
+    """``UC_HOOK_TLB_FILL``: ``entry`` is the address of a ``TlbEntry``."""
+    translation = tlb_entry_at(entry)
     engine = engine_at(user)
     mmu = mmu_of(engine)
     if engine.aborted:
         return False
     if engine.identity_window:
-        store64(entry, page)
-        store32(entry + 8, PERMIT_READ | PERMIT_EXECUTE)
+        translation.paddr, translation.permissions = page, PERMIT_READ | PERMIT_EXECUTE
         return True
     load_control(engine)
     access = WRITE if kind == _UC_WRITE else (FETCH if kind == _UC_FETCH else READ)
@@ -98,8 +110,8 @@ def on_tlb_fill(handle: int, page: int, kind: int, entry: int, user: int) -> boo
     if status == OK:
         if mmu.out_large_page:
             note_large_page(engine, page, mmu.out_large_page)
-        store64(entry, mmu.out_machine_address & ~0xFFF)
-        store32(entry + 8, mmu.out_permissions)
+        translation.paddr = mmu.out_machine_address & ~0xFFF
+        translation.permissions = mmu.out_permissions
         return True
     engine.translation_status = status
     engine.fault_gva = page

@@ -21,6 +21,7 @@ from memvirt.cpu.processor import (
     SegmentState,
 )
 from memvirt.mmu.access import MISCONFIGURED, NEED_FRAMES, NEED_PAGE
+from memvirt.mmu.host_ranges import ForeignRanges, host_address
 from memvirt.platform.ports import IO_BACKDOOR, IO_BALLOON
 from memvirt.record import new_record
 from memvirt.vmm.monitor import PagingMode, VirtualMachineMonitor
@@ -78,6 +79,7 @@ class UnicornProcessor:
         self._engine: unicorn.Uc | None = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
         self.engine.ctl_set_cpu_model(x86_const.UC_CPU_X86_ICELAKE_SERVER)
         self.engine.ctl_exits_enabled(False)
+        self._engine_ranges = ForeignRanges()
         self._probe()
         if not self._flat:
             self.engine.ctl_set_tlb_mode(_UC_CTL_TLB_VIRTUAL)
@@ -142,20 +144,26 @@ class UnicornProcessor:
 
     def _set_up_state(self) -> None:
         state, registers = self.state, self.registers
-        state.state_at = self._record.ctypes.data
+        state.state_at = host_address(self._record, "engine state")
         state.vmm_at = self.vmm.state_address
-        state.pc_at = self._pc.ctypes.data
-        state.page_flags_at = self._page_flags.ctypes.data
-        state.cpuid_at, state.cpuid_count = self.cpuid.ctypes.data, self.cpuid.size
+        state.pc_at = host_address(self._pc, "virtual PC")
+        state.page_flags_at = host_address(self._page_flags, "page flags of the engine")
+        state.cpuid_at = host_address(self.cpuid, "CPUID table")
+        state.cpuid_count = self.cpuid.size
         state.access_at = access_entry.address
         state.handle = int(ctypes.cast(self._handle, ctypes.c_void_p).value or 0)
-        state.registers_at = registers.base
-        state.large_pages_at = registers.large_pages
-        state.fault_address_at = registers.fault_address
-        state.error_code_at = registers.error_code
-        state.star_at, state.lstar_at = registers.star, registers.lstar
-        state.cstar_at, state.fmask_at = registers.cstar, registers.fmask
-        state.kernel_gs_at = registers.kernel_gs_base
+        allow = self._engine_ranges.add
+        state.registers_at = allow(registers.base, reg.EFER + 8, "register file")
+        state.large_pages_at = allow(
+            registers.large_pages, reg.MMU_INDEXES * reg.TLB_RECORD_BYTES, "TLB records"
+        )
+        state.fault_address_at = allow(registers.fault_address, 8, "fault address")
+        state.error_code_at = allow(
+            registers.error_code, reg.EXCEPTION_IN_FLIGHT + 4, "exception in flight"
+        )
+        for name in ("star", "lstar", "cstar", "fmask"):
+            setattr(state, f"{name}_at", allow(getattr(registers, name), 8, name.upper()))
+        state.kernel_gs_at = allow(registers.kernel_gs_base, 8, "KERNEL_GS_BASE")
         state.emu_start_at = _function_address("uc_emu_start")
         state.emu_stop_at = _function_address("uc_emu_stop")
         state.ctl_at = _function_address("uc_ctl")
@@ -355,6 +363,7 @@ class UnicornProcessor:
         )
 
     def close(self) -> None:
+        self._engine_ranges.close()
         self._engine = None  # the binding's finalizer closes it with the last reference
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from memvirt.machine.memory import FrameKind, MachineMemory
+from memvirt.mmu.host_ranges import host_address
 from memvirt.mmu.mmu_state import NESTED_TLB_DTYPE, NESTED_TLB_ENTRIES
 from memvirt.vmm.vmm_state import VmmState
 
@@ -28,7 +29,7 @@ class NestedPaging:
         self._vmm = vmm
         self.nested_tlb = np.zeros(NESTED_TLB_ENTRIES, NESTED_TLB_DTYPE)
         vmm.mmu.is_nested = 1
-        vmm.mmu.nested_tlb_at = self.nested_tlb.ctypes.data
+        vmm.mmu.nested_tlb_at = host_address(self.nested_tlb, "nested TLB")
         root = machine.allocate(kind=FrameKind.NESTED, owner=int(vmm.vm_id), detail=4)
         vmm.mmu.nested_root = int(root[0])
         vmm.nested_tables = 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from memvirt.mmu.host_ranges import host_address
 from memvirt.vmm.vmm_state import SHADOW_PAGE_DTYPE, VmmState
 
 from .interface import PpnArray
@@ -38,14 +39,14 @@ class ShadowPaging:
         self._unsynchronized = np.zeros(capacity, np.int32)
         state = vmm.shadow
         state.capacity = capacity
-        state.pages_at = self.pages.ctypes.data
-        state.copy_at = self._copy.ctypes.data
-        state.rmap_next_at = self.rmap_next.ctypes.data
-        state.rmap_previous_at = self.rmap_previous.ctypes.data
-        state.parent_at = self._parent.ctypes.data
-        state.hash_at = self._hash.ctypes.data
+        state.pages_at = host_address(self.pages, "shadow pages")
+        state.copy_at = host_address(self._copy, "shadow copy")
+        state.rmap_next_at = host_address(self.rmap_next, "shadow rmap_next")
+        state.rmap_previous_at = host_address(self.rmap_previous, "shadow rmap_previous")
+        state.parent_at = host_address(self._parent, "shadow parent")
+        state.hash_at = host_address(self._hash, "shadow hash")
         state.hash_mask = buckets - 1
-        state.unsynchronized_at = self._unsynchronized.ctypes.data
+        state.unsynchronized_at = host_address(self._unsynchronized, "shadow unsynchronized")
         zap_all(vmm)
         vmm.shadow_zaps = 0
         state.stale = 0

@@ -16,10 +16,9 @@ from hypothesis import strategies as st
 
 from memvirt.address import PAGE_BYTES
 from memvirt.machine.memory import MachineMemory
-from memvirt.vmkernel.swap import SwapFile, SwapSpaceError, WriteBuffers
-from memvirt.vmm.backing import REFUSED, BackingStoreError, PageCorrupted
-
-from .pages import as_pages, make_page, pages
+from memvirt.vmm.stores.backing import REFUSED, BackingStoreError, PageCorrupted
+from memvirt.vmm.stores.swap_file import SwapFile, SwapSpaceError, WriteBuffers
+from tests.pages import as_pages, make_page, pages
 
 
 class Disk:
@@ -32,7 +31,9 @@ class Disk:
         self.number = 0
 
     def put(self, *contents: bytes) -> list[int]:
-        return [int(slot) for slot in self.file.put(as_pages(list(contents)))]
+        return [
+            int(slot) for slot in self.file.put(np.arange(len(contents)), as_pages(list(contents)))
+        ]
 
     def close(self) -> None:
         self.file.close()
@@ -50,7 +51,7 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
             raise OSError(disk.number, os.strerror(disk.number))
         return real(fd, views, offset)
 
-    monkeypatch.setattr("memvirt.vmkernel.swap.os.pwritev", pwritev)
+    monkeypatch.setattr("memvirt.vmm.stores.swap_file.os.pwritev", pwritev)
     yield disk
     disk.close()
     assert not (tmp_path / "vm.vswp").exists()
@@ -131,7 +132,7 @@ def test_a_failing_file_does_not_hold_all_buffers(disk: Disk, tmp_path: Path) ->
     assert disk.put(A, B, C, D)[2:] == [REFUSED, REFUSED]
     disk.number = 0
     other = SwapFile(tmp_path / "other.vswp", 4, disk.buffers)
-    assert other.put(as_pages([E]))[0] >= 0
+    assert other.put(np.arange(1), as_pages([E]))[0] >= 0
     other.close()
 
 
@@ -163,7 +164,7 @@ def test_short_writes_are_completed(disk: Disk, monkeypatch: pytest.MonkeyPatch)
     def short(fd: int, views: list[memoryview], offset: int) -> int:
         return os.pwrite(fd, views[0][:1000], offset)
 
-    monkeypatch.setattr("memvirt.vmkernel.swap.os.pwritev", short)
+    monkeypatch.setattr("memvirt.vmm.stores.swap_file.os.pwritev", short)
     slots = disk.put(A, B, C)
     disk.file.submit()
     disk.file.complete()
@@ -185,7 +186,7 @@ def test_damage_and_read_errors(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> 
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with monkeypatch.context() as patch:
-        patch.setattr("memvirt.vmkernel.swap.os.pread", broken)
+        patch.setattr("memvirt.vmm.stores.swap_file.os.pread", broken)
         with pytest.raises(BackingStoreError, match="cannot be read: Input/output error"):
             disk.file.take(slots[1])
     assert disk.file.take(slots[1]) == B
@@ -195,8 +196,8 @@ def test_two_vms_share_the_buffers_but_no_slot(tmp_path: Path) -> None:
     machine = MachineMemory(8)
     buffers = WriteBuffers(machine, 2)
     one, two = (SwapFile(tmp_path / name, 4, buffers) for name in "ab")
-    first = one.put(as_pages([A, B]))
-    second = two.put(as_pages([C, D]))  # the buffers are full of the other's pages
+    first = one.put(np.arange(2), as_pages([A, B]))
+    second = two.put(np.arange(2), as_pages([C, D]))  # the buffers are full of the other's pages
     assert (second >= 0).all()
     assert [one.read(int(slot)) for slot in first] == [A, B]
     assert [two.read(int(slot)) for slot in second] == [C, D]
@@ -213,7 +214,7 @@ def test_no_room_on_the_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def full(fd: int, offset: int, size: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("memvirt.vmkernel.swap.os.posix_fallocate", full)
+    monkeypatch.setattr("memvirt.vmm.stores.swap_file.os.posix_fallocate", full)
     buffers = WriteBuffers(MachineMemory(2), 1)
     with pytest.raises(SwapSpaceError, match=r"x\.vswp: a swap file of 4096 KiB cannot be made"):
         SwapFile(tmp_path / "x.vswp", 1024, buffers)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 import lz4.block
@@ -20,11 +21,17 @@ import zstandard
 from memvirt.address import PAGE_BYTES
 from memvirt.machine.content import Pages, hash_pages
 from memvirt.machine.memory import FrameKind, MachineMemory, MachineMemoryExhausted
-from memvirt.vmm.backing import FULL, REFUSED, PageCorrupted, Slots
 
-from .options import Codec
+from .backing import FULL, REFUSED, PageCorrupted, Slots
 
 BLOCK_SIZES = (PAGE_BYTES // 4, PAGE_BYTES // 2)
+
+
+class Codec(StrEnum):
+    """What compresses pages."""
+
+    LZ4 = "lz4"
+    ZSTD = "zstd"
 
 
 class _Lz4:
@@ -85,6 +92,7 @@ class CompressionCache:
         self._codec = _CODECS[codec]()
         self._kept: dict[int, _Kept] = {}  # in the order they came
         self._next_slot = 0
+        self._free_slots: list[int] = []
         # Frames by block size with the numbers of their free blocks.
         self._free: dict[int, dict[int, list[int]]] = {size: {} for size in BLOCK_SIZES}
         self._frames = 0
@@ -124,7 +132,10 @@ class CompressionCache:
             del partial[mpn]
         page = self._machine.page(mpn)
         page[block * size : block * size + len(packed)] = np.frombuffer(packed, np.uint8)
-        slot, self._next_slot = self._next_slot, self._next_slot + 1
+        if self._free_slots:
+            slot = self._free_slots.pop()
+        else:
+            slot, self._next_slot = self._next_slot, self._next_slot + 1
         self._kept[slot] = _Kept(ppn, mpn, block, size, len(packed), checksum)
         return slot
 
@@ -179,12 +190,17 @@ class CompressionCache:
     def discard(self, slots: Iterable[int]) -> None:
         for slot in slots:
             kept = self._kept.pop(slot)
+            self._free_slots.append(slot)
             partial = self._free[kept.size]
             blocks = partial.setdefault(kept.mpn, [])
             blocks.append(kept.block)
             if len(blocks) == PAGE_BYTES // kept.size:
                 del partial[kept.mpn]
                 self._emptied.append(kept.mpn)
+
+    def slots_in_use(self) -> Slots:
+        """Slots that hold a page."""
+        return np.fromiter(self._kept, np.int64, len(self._kept))
 
     def settle(self) -> None:
         """Give empty frames back. Called with every processor stopped."""

@@ -12,7 +12,7 @@ import pytest
 
 from memvirt.address import PAGE_BYTES
 from memvirt.machine.memory import MachineMemory
-from memvirt.vmkernel.swap import SwapFile, SwapSpaceError, WriteBuffers
+from memvirt.vmm.stores.swap_file import SwapFile, SwapSpaceError, WriteBuffers
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_a_disk_that_takes_nothing_is_an_error_and_loses_nothing(
     """Writes of no bytes that report no error must neither hang the writer nor count as done."""
     file = SwapFile(tmp_path / "vm.vswp", 4, buffers)
     pages = np.random.default_rng(1).integers(0, 256, (3, PAGE_BYTES), np.uint8)
-    slots = file.put(pages).tolist()
+    slots = file.put(np.arange(len(pages)), pages).tolist()
     with monkeypatch.context() as broken:
         calls = iter(range(100))  # a writer that goes on for ever runs into StopIteration
         broken.setattr(os, "pwritev", lambda *_: 0)

@@ -9,11 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memvirt.machine.memory import FrameKind, MachineMemory
-from memvirt.vmkernel.compression import CompressionCache
-from memvirt.vmkernel.options import Codec
-from memvirt.vmm.backing import FULL, REFUSED, PageCorrupted
-
-from .pages import as_pages, make_page, pages
+from memvirt.vmm.stores.backing import FULL, REFUSED, PageCorrupted
+from memvirt.vmm.stores.compression_cache import Codec, CompressionCache
+from tests.pages import as_pages, make_page, pages
 
 steps = st.lists(st.tuples(st.sampled_from(["put", "take", "discard", "settle"]), pages))
 

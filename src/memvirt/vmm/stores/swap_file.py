@@ -16,13 +16,15 @@ import os
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from memvirt.address import PAGE_BYTES
 from memvirt.machine.content import Pages, hash_pages
 from memvirt.machine.memory import FrameKind, MachineMemory
-from memvirt.vmm.backing import REFUSED, BackingStoreError, PageCorrupted, Slots
+
+from .backing import REFUSED, BackingStoreError, PageCorrupted, Slots
 
 
 class SwapSpaceError(Exception):
@@ -74,6 +76,7 @@ class SwapFile:
         self.path = path
         self.slots = slots
         self.wait_ns = wait_ns
+        self.frames = 0  # none of the VM's: pages wait in the VMkernel's buffers
         self.reads = 0
         self.writes = 0
         self.error: OSError | None = None  # of the last batch, until one succeeds
@@ -105,6 +108,25 @@ class SwapFile:
             ) from error
         return fd
 
+    def grow(self, slots: int) -> None:
+        """Make room for ``slots`` pages in all, not fewer than now. Called with all VMs stopped.
+
+        Raises SwapSpaceError, with nothing changed, if the file system has no room.
+        """
+        more = slots - self.slots
+        if more <= 0:
+            return
+        try:
+            os.posix_fallocate(self._fd, self.slots * PAGE_BYTES, more * PAGE_BYTES)
+        except OSError as error:
+            raise SwapSpaceError(
+                f"{self.path}: the swap file cannot grow to {slots * PAGE_BYTES >> 10} KiB: "
+                f"{error.strerror}"
+            ) from error
+        self._checksums = np.concatenate((self._checksums, np.zeros(more, np.uint64)))
+        self._free[:0] = range(slots - 1, self.slots - 1, -1)
+        self.slots = slots
+
     @property
     def used(self) -> int:
         """Slots with a page."""
@@ -117,7 +139,7 @@ class SwapFile:
 
     # Out ---------------------------------------------------------------------------------------
 
-    def put(self, contents: Pages) -> Slots:
+    def put(self, ppns: np.ndarray[Any, np.dtype[np.int64]], contents: Pages) -> Slots:
         """Keep pages: a slot each, or REFUSED when the file, or writing, cannot take more."""
         slots = np.full(len(contents), REFUSED, np.int64)
         checksums = hash_pages(contents, np.arange(len(contents)))
@@ -206,6 +228,13 @@ class SwapFile:
     def _forget_buffer(self, slot: int) -> None:
         self._buffers.give_back(self._buffered.pop(slot))
 
+    def oldest(self, count: int) -> list[tuple[int, int]]:
+        """None: there is no place behind it for pages to move on to."""
+        return []
+
+    def settle(self) -> None:
+        """Nothing to give back: the buffers are the VMkernel's, see ``complete``."""
+
     def retry(self) -> bool:
         """Try again after an error; True if all waiting pages are written now."""
         self.submit()
@@ -251,6 +280,13 @@ class SwapFile:
             self._dropped.add(slot)  # its buffer may be read by the writer just now
             if slot not in self._writing:
                 self._waiting.remove(slot)
+
+    def slots_in_use(self) -> Slots:
+        """Slots that hold a page of the guest's."""
+        in_use = np.ones(self.slots, bool)
+        in_use[self._free] = False
+        in_use[list(self._dropped)] = False
+        return np.flatnonzero(in_use)
 
     def close(self) -> None:
         """Wait for the writer, give the buffers back, delete the file."""

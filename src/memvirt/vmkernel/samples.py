@@ -48,6 +48,7 @@ class HostMemory:
     # ZIP
     zipped: int  # guest pages in compression caches
     zip_frames: int  # frames the caches take
+    stored: int  # guest pages that other mechanisms keep
     # MEMCTL
     balloon: int
     balloon_target: int
@@ -96,6 +97,7 @@ class VmMemory:
     zipped: int  # guest pages in the compression cache
     cache_used: int  # CACHEUSD: frames the compression cache takes
     cache_max: int  # CACHESZ: frames it may take
+    stored: int  # guest pages that other mechanisms keep
     zips_total: int  # ZIP/s
     unzips_total: int  # UNZIP/s
     shared: int  # SHRD

@@ -1,20 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``GuestMemory`` on the VMM of the software processor."""
+"""The VMM of the software processor as the VMkernel sees it: it has all there is."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
-from memvirt.machine.content import Hashes
+from memvirt.address import PAGE_BYTES
+from memvirt.machine.content import hash_pages
+from memvirt.vmkernel.protocols import (
+    Balloon,
+    Eviction,
+    Flags,
+    Hashes,
+    KeptPages,
+    MemoryUsage,
+    Mpns,
+    Place,
+    Ppns,
+)
 from memvirt.vmm.census import census
-from memvirt.vmm.eviction import Eviction
+from memvirt.vmm.eviction import EvictionOrder
 from memvirt.vmm.monitor import VirtualMachineMonitor
 from memvirt.vmm.pmap import LARGE_PAGES, PageState
+from memvirt.vmm.stores.backing import BackingStoreError, PageCorrupted
+from memvirt.vmm.stores.swap_file import SwapFile
 
-from .guest_memory import Balloon, GuestUsage, Ppns
-from .swap import SwapFile
+_ZERO_HASH = int(hash_pages(np.zeros(PAGE_BYTES, np.uint8), np.zeros(1))[0])
 
 
 class VmmMemory:
@@ -47,49 +60,64 @@ class VmmMemory:
     def balloon(self) -> Balloon | None:
         return self._balloon
 
-    def usage(self) -> GuestUsage:
+    @property
+    def sampling(self) -> VmmMemory:
+        return self
+
+    @property
+    def reclaim(self) -> VmmMemory:
+        return self
+
+    @property
+    def sharing(self) -> VmmMemory:
+        return self
+
+    @property
+    def frames(self) -> VmmMemory:
+        return self
+
+    @property
+    def large_pages(self) -> VmmMemory | None:
+        """Only a nested table has large entries."""
+        return self if self.vmm.page_tables.has_large_pages else None
+
+    def usage(self) -> MemoryUsage:
         vmm, pmap = self.vmm, self.vmm.pmap
         states, cost = census(pmap.state, pmap.frame, vmm.machine.references)
-        return GuestUsage(
+        return MemoryUsage(
             private=states[PageState.PRIVATE],
             shared=states[PageState.SHARED],
             shared_cost=cost,
             unmapped=states[PageState.UNMAPPED],
-            compressed=states[PageState.COMPRESSED],
-            swapped=states[PageState.SWAPPED],
-            compressed_frames=0 if vmm.compressed is None else vmm.compressed.frames,
+            kept={
+                name: KeptPages(use.pages, use.frames, use.put_total, use.taken_total)
+                for name, use in vmm.contents.use().items()
+            },
             table_frames=vmm.page_tables.table_frames,
             reserve_frames=vmm.reserve.count,
             large=LARGE_PAGES * int(np.count_nonzero(pmap.large)),
-            zips_total=vmm.counts["zips"],
-            unzips_total=vmm.counts["unzips"],
-            swap_reads_total=vmm.counts["swap_reads"],
-            swap_writes_total=vmm.counts["swap_writes"],
         )
+
+    # Sampling
 
     def begin_sample(self, ppns: Ppns) -> None:
         self.vmm.begin_sample(ppns)
 
-    def untouched(self, ppns: Ppns) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    def untouched(self, ppns: Ppns) -> Flags:
         return self.vmm.untouched(ppns)
 
     def watch(self, ppns: Ppns) -> None:
         self.vmm.watch(ppns)
 
-    def idle(self, ppns: Ppns) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    def idle(self, ppns: Ppns) -> Flags:
         return self.vmm.idle(ppns)
+
+    # Sharing
+
+    zero_hash = _ZERO_HASH
 
     def private(self, ppns: Ppns) -> Ppns:
         return ppns[self.vmm.pmap.state[ppns] == PageState.PRIVATE]
-
-    def reclaimable_pages(self) -> Ppns:
-        pmap = self.vmm.pmap
-        alone = np.flatnonzero(pmap.state == PageState.SHARED)
-        alone = alone[self.vmm.machine.references[pmap.frame[alone]] == 1]
-        return np.concatenate((np.flatnonzero(pmap.state == PageState.PRIVATE), alone))
-
-    def shared_pages(self) -> Ppns:
-        return np.flatnonzero(self.vmm.pmap.state == PageState.SHARED)
 
     def hash_pages(self, ppns: Ppns) -> Hashes:
         return self.vmm.hash_pages(ppns)
@@ -97,10 +125,10 @@ class VmmMemory:
     def make_shared(self, ppn: int) -> int:
         return self.vmm.make_shared(ppn)
 
-    def may_share(self, mpns: Ppns) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    def may_share(self, mpns: Mpns) -> Flags:
         return self.vmm.may_share(mpns)
 
-    def share(self, ppns: Ppns, mpns: Ppns) -> Ppns:
+    def share(self, ppns: Ppns, mpns: Mpns) -> Ppns:
         return self.vmm.share(ppns, mpns)
 
     def mapped_to(self, mpns: list[int]) -> int:
@@ -108,12 +136,14 @@ class VmmMemory:
         shared = pmap.frame[pmap.state == PageState.SHARED]
         return int(np.count_nonzero(np.isin(shared, mpns)))
 
-    def in_large_page(self, ppns: Ppns) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    # Large pages
+
+    pages_each = LARGE_PAGES
+
+    def in_large_page(self, ppns: Ppns) -> Flags:
         return self.vmm.pmap.in_large_page(ppns)
 
     def make_large(self, most: int) -> int:
-        if not self.vmm.page_tables.has_large_pages:
-            return 0
         pmap = self.vmm.pmap
         runs = pmap.pages // LARGE_PAGES
         private = (pmap.state[: runs * LARGE_PAGES] == PageState.PRIVATE).reshape(-1, LARGE_PAGES)
@@ -129,8 +159,41 @@ class VmmMemory:
             self.vmm.break_large(run * LARGE_PAGES)
         return int(runs.size)
 
-    def unmap(self, ppns: Ppns) -> Eviction:
-        return self.vmm.unmap(ppns)
+    # Reclaim
+
+    def reclaimable_pages(self) -> Ppns:
+        pmap = self.vmm.pmap
+        alone = np.flatnonzero(pmap.state == PageState.SHARED)
+        alone = alone[self.vmm.machine.references[pmap.frame[alone]] == 1]
+        return np.concatenate((np.flatnonzero(pmap.state == PageState.PRIVATE), alone))
+
+    def shared_pages(self) -> Ppns:
+        return np.flatnonzero(self.vmm.pmap.state == PageState.SHARED)
+
+    def evict(self, ppns: Ppns, places: Sequence[Place]) -> Eviction:
+        keeping = [place.name for place in places if not place.drops]
+        spilling = frozenset(place.name for place in places if place.spills)
+        drops = [place.name for place in places if place.drops]
+        order = EvictionOrder(tuple(keeping), spilling, drop_zeroes=bool(drops))
+        eviction = self.vmm.unmap(ppns, order)
+        placed = {name: eviction.put_into(name) for name in keeping}
+        placed |= dict.fromkeys(drops[:1], eviction.discarded)  # all that is dropped is zeroes
+        return Eviction(placed, eviction.refused)
+
+    def restore(self, most: int) -> int:
+        """As ``PageReclaim``. The guest waits for none of it, and has touched nothing."""
+        restored = 0
+        for ppn in self.vmm.contents.kept()[:most].tolist():
+            if self.vmm.reserve.count == 0 and self.vmm.reserve.grant(most - restored) == 0:
+                break
+            try:
+                self.vmm.contents.take_back(ppn, write=False)
+            except BackingStoreError:
+                break
+            except PageCorrupted:
+                continue  # that it is lost is the matter of the guest when it touches it
+            restored += 1
+        return restored
 
     def settle(self) -> None:
         self.vmm.settle()
@@ -146,6 +209,8 @@ class VmmMemory:
         if self._swap is None or self._swap.error is None:
             return ""
         return f"{self._swap.path}: {self._swap.error.strerror}"
+
+    # Frames
 
     @property
     def reserve(self) -> int:

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Running quanta of several VMs in parallel, until all processors stand still again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+
+from memvirt.vm.outcome import Outcome
+from memvirt.vm.virtual_machine import VirtualMachine
+
+
+class QuantumRunner:
+    """Threads for the VMs of a host, at most ``vms`` of them, made when they are first needed."""
+
+    def __init__(self, vms: int) -> None:
+        self._workers = max(min(vms, os.cpu_count() or 1), 1)
+        self._pool: ThreadPoolExecutor | None = None
+
+    def run(
+        self,
+        vms: Sequence[VirtualMachine],
+        step: Callable[[VirtualMachine], Outcome | None],
+    ) -> int:
+        """Run VMs in parallel until all have stopped; returns how many there were."""
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="vm")
+        running: list[Future[Outcome | None]] = [self._pool.submit(step, vm) for vm in vms]
+        try:
+            for future in running:
+                future.result()
+        except BaseException:
+            # Nothing may be torn down while a processor runs.
+            for vm in vms:
+                if vm.outcome is None:
+                    vm.processor.request_stop()
+            wait(running)
+            raise
+        return len(running)
+
+    def close(self) -> None:
+        """End the threads."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True)
+            self._pool = None

@@ -1,0 +1,318 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the VMkernel knows of a VM and of the host: protocols, and the records they exchange.
+
+Policies know nothing else of a VM, so that they do not change with what runs it. Every VM answers
+``GuestMemory``. What only some VMs have is a smaller protocol behind an attribute that is None
+where there is no such thing; a policy asks, and does with less:
+
+==============  ================================================================================
+``balloon``     a balloon driver's device, which can be given a target
+``sampling``    accesses to single pages can be noticed
+``reclaim``     pages can be taken from the VM, and put back
+``sharing``     equal pages can become one frame
+``frames``      the VM runs on frames that are granted to it
+``large_pages`` memory can be backed by large pages
+==============  ================================================================================
+
+The VMM of the software processor has all of them (``host.vmm_memory``), the simulation all but
+large pages. A VM whose memory another kernel manages (QEMU's) has no frames to hand out: it answers
+``GuestMemory`` with a balloon, sampling and reclaim, as far as its kernel has levers for them.
+
+Every method is called only at a quiescent point, with the VM's processor stopped. PPNs come and go
+as int64 arrays; a result "which of ``ppns``" is a boolean array of the same length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+Ppns = np.ndarray[Any, np.dtype[np.int64]]
+Mpns = np.ndarray[Any, np.dtype[np.int64]]
+Hashes = np.ndarray[tuple[int], np.dtype[np.uint64]]
+Flags = np.ndarray[Any, np.dtype[np.bool_]]
+
+
+@dataclass(frozen=True, slots=True)
+class KeptPages:
+    """Pages of one VM that are kept in one place without a frame of their own."""
+
+    pages: int = 0
+    frames: int = 0  # of machine memory that keeping them takes
+    put_total: int = 0  # pages put there since power-on
+    taken_total: int = 0  # pages the guest got back from there
+
+
+_NOTHING = KeptPages()
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryUsage:
+    """Pages of one VM by state, and frames it takes beside them."""
+
+    private: int
+    shared: int = 0
+    shared_cost: float = 0.0  # a page shared by n counts 1/n
+    unmapped: int = 0
+    kept: Mapping[str, KeptPages] = field(default_factory=dict)  # by place: "compress", "swap"
+    table_frames: int = 0
+    reserve_frames: int = 0
+    large: int = 0  # private pages in large pages
+
+    def kept_in(self, place: str) -> KeptPages:
+        """What is kept in ``place``; nothing if the VM has no such place."""
+        return self.kept.get(place, _NOTHING)
+
+    @property
+    def granted(self) -> int:
+        """Guest pages that have a frame."""
+        return self.private + self.shared
+
+    @property
+    def kept_frames(self) -> int:
+        """Frames that keeping pages elsewhere takes."""
+        return sum(kept.frames for kept in self.kept.values())
+
+    @property
+    def consumed(self) -> float:
+        """Machine memory charged to the VM, in frames; page tables are overhead, not this."""
+        return self.private + self.shared_cost + self.kept_frames
+
+    @property
+    def in_use(self) -> int:
+        """Guest pages with content, wherever it is kept."""
+        return self.granted + sum(kept.pages for kept in self.kept.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the content of evicted pages may go. Pages try places in order; the first keeps them.
+
+    ``spills``: when it is full, the pages kept longest move on to the places behind it. ``drops``:
+    content is not kept; only for pages whose content is known, such as zeroes. ``note`` is added
+    to the reason of its events.
+    """
+
+    name: str
+    spills: bool = False
+    drops: bool = False
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Eviction:
+    """Where evicted pages went: pages by name of the place, with those that spilled over into it.
+
+    ``refused`` pages were taken nowhere: they are resident as before.
+    """
+
+    placed: Mapping[str, int] = field(default_factory=dict)
+    refused: int = 0
+
+
+class Balloon(Protocol):
+    """The balloon device of a VM."""
+
+    target: int  # pages it should hold
+
+    @property
+    def size(self) -> int:
+        """Pages the guest has given up."""
+        ...
+
+    @property
+    def connected(self) -> bool:
+        """True if a driver in the guest has greeted the device."""
+        ...
+
+
+class ActivitySampling(Protocol):
+    """Which pages a VM touches."""
+
+    def begin_sample(self, ppns: Ppns) -> None:
+        """Notice the next access to each of these pages."""
+        ...
+
+    def untouched(self, ppns: Ppns) -> Flags:
+        """Which of ``ppns`` have been sampled and not accessed since."""
+        ...
+
+    def watch(self, ppns: Ppns) -> None:
+        """Notice the next access to each of these pages, apart from sampling."""
+        ...
+
+    def idle(self, ppns: Ppns) -> Flags:
+        """Which of ``ppns`` have been watched and not accessed since."""
+        ...
+
+
+class PageReclaim(Protocol):
+    """Taking pages from a VM without asking the guest, and putting them back."""
+
+    def reclaimable_pages(self) -> Ppns:
+        """PPNs whose eviction frees a whole frame."""
+        ...
+
+    def shared_pages(self) -> Ppns:
+        """PPNs of all pages that share a frame."""
+        ...
+
+    def evict(self, ppns: Ppns, places: Sequence[Place]) -> Eviction:
+        """Take the frames of ``ppns``. Places this VM does not have are passed by."""
+        ...
+
+    def restore(self, most: int) -> int:
+        """Bring up to ``most`` evicted pages back before the guest asks; returns how many."""
+        ...
+
+    def submit_writes(self) -> None:
+        """Begin to write what waits to be written."""
+        ...
+
+
+class FrameSharing(Protocol):
+    """Sharing of frames among pages of equal content, copy-on-write."""
+
+    @property
+    def share_salt(self) -> int:
+        """VMs of one salt may share pages."""
+        ...
+
+    @property
+    def zero_hash(self) -> int:
+        """What ``hash_pages`` gives for a page of zeroes."""
+        ...
+
+    def private(self, ppns: Ppns) -> Ppns:
+        """Those of ``ppns`` that are private now."""
+        ...
+
+    def hash_pages(self, ppns: Ppns) -> Hashes:
+        """A 64-bit hash of the content of each page, all of them resident."""
+        ...
+
+    def make_shared(self, ppn: int) -> int:
+        """Make a private page's frame shareable; returns its MPN."""
+        ...
+
+    def may_share(self, mpns: Mpns) -> Flags:
+        """Which of ``mpns`` are shared frames this VM may use."""
+        ...
+
+    def share(self, ppns: Ppns, mpns: Mpns) -> Ppns:
+        """Use the frame beside it for each of ``ppns`` that equals it in full; returns which."""
+        ...
+
+    def mapped_to(self, mpns: list[int]) -> int:
+        """Number of pages mapped to these shared frames."""
+        ...
+
+
+class FrameGrants(Protocol):
+    """Frames that a VM may use until the next quiescent point."""
+
+    @property
+    def reserve(self) -> int:
+        """Frames granted and not used yet."""
+        ...
+
+    def grant(self, frames: int) -> int:
+        """Grant frames; returns how many could be used."""
+        ...
+
+    def give_back(self, keep: int) -> int:
+        """Take all but ``keep`` of the unused frames back; returns how many."""
+        ...
+
+
+class LargePages(Protocol):
+    """Backing by large pages."""
+
+    @property
+    def pages_each(self) -> int:
+        """Pages of 4 KiB in a large page."""
+        ...
+
+    def in_large_page(self, ppns: Ppns) -> Flags:
+        """Which of ``ppns`` are part of a large page, which sharing or evicting them breaks."""
+        ...
+
+    def make_large(self, most: int) -> int:
+        """Back up to ``most`` runs of private pages by large pages.
+
+        Returns how many, or -1 if machine memory has no run of frames for even one.
+        """
+        ...
+
+    def break_large(self, most: int) -> int:
+        """Break up to ``most`` large pages; returns how many."""
+        ...
+
+
+class GuestMemory(Protocol):
+    """A VM's memory: what any VM answers, and what this one can do (see above)."""
+
+    @property
+    def vm_id(self) -> int: ...
+
+    @property
+    def pages(self) -> int:
+        """Guest-physical pages."""
+        ...
+
+    def usage(self) -> MemoryUsage: ...
+
+    def settle(self) -> None:
+        """Bring everything up to date after the VM has run: what it gave up is free now."""
+        ...
+
+    @property
+    def trouble(self) -> str:
+        """Why pages cannot be evicted or brought back just now, or empty."""
+        ...
+
+    @property
+    def balloon(self) -> Balloon | None: ...
+
+    @property
+    def sampling(self) -> ActivitySampling | None: ...
+
+    @property
+    def reclaim(self) -> PageReclaim | None: ...
+
+    @property
+    def sharing(self) -> FrameSharing | None: ...
+
+    @property
+    def frames(self) -> FrameGrants | None: ...
+
+    @property
+    def large_pages(self) -> LargePages | None: ...
+
+
+class FramePool(Protocol):
+    """Frames of the host that can be taken out of use."""
+
+    def withdraw(self, count: int) -> object:
+        """Take ``count`` free frames; what is returned is given to ``put_back``."""
+        ...
+
+    def put_back(self, withdrawn: object) -> None: ...
+
+
+class MachineFrames(Protocol):
+    """What the VMkernel has to know of machine memory."""
+
+    @property
+    def frames(self) -> int: ...
+
+    @property
+    def free_frames(self) -> int: ...
+
+    @property
+    def pool(self) -> FramePool | None:
+        """None on a host whose free memory another kernel manages."""
+        ...
