@@ -62,7 +62,7 @@ def qemu_command(parameters: str) -> list[str]:
 
 
 def frequencies() -> str:
-    """Kernel parameters that spare a guest its calibration loops; Debian's kernels tick at 250 Hz."""
+    """Kernel parameters that spare a guest its calibration loops (Debian's kernels: 250 Hz)."""
     found = re.search(r"cpu MHz\s*:\s*([0-9.]+)", Path("/proc/cpuinfo").read_text())
     khz = int(float(found[1]) * 1000) if found else 2_000_000
     return f"lpj={khz * 4} tsc_early_khz={khz}"
@@ -80,7 +80,7 @@ def time_run(command: list[str], engine: str) -> Timing:
         env=os.environ | {"MEMVIRT_ENGINE": engine},
     ) as process:
         assert process.stdout is not None
-        watchdog = threading.Timer(_TIMEOUT, process.kill)  # QEMU has been seen to hang in its boot
+        watchdog = threading.Timer(_TIMEOUT, process.kill)  # QEMU has hung in its boot
         watchdog.start()
         for raw in process.stdout:
             now = time.perf_counter()

@@ -105,6 +105,18 @@ def test_a_choice_that_cannot_be_obeyed(
         library.find_engine()
 
 
+@pytest.mark.parametrize("command", [["--version"], ["boot", "bundled"]])
+def test_such_a_choice_is_one_line(command: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "memvirt", *command],
+        env=os.environ | {"MEMVIRT_ENGINE": "mine"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "MEMVIRT_ENGINE=mine" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_version_names_the_engine() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "memvirt", "--version"],

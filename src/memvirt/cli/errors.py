@@ -7,6 +7,7 @@ import contextlib
 import sys
 from collections.abc import Iterator
 
+from memvirt.cpu.processor import ProcessorError
 from memvirt.host.state_directory import StateDirectoryError
 from memvirt.machine.memory import MachineMemoryExhausted
 from memvirt.observe.view import SnapshotError
@@ -21,6 +22,7 @@ USAGE = 2
 _MISTAKES = (
     BootError,
     SizeError,
+    ProcessorError,
     VirtualMachineError,
     ScenarioError,
     SnapshotError,

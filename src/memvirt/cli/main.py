@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from memvirt import __version__
-from memvirt.cpu.unicorn.library import find_engine
+from memvirt.cpu.unicorn.library import EngineChoiceError, find_engine
 from memvirt.observe.address_map import map_address, render
 from memvirt.observe.view import live_view, load_snapshot
 from memvirt.platform.boot.detect import Protocol
@@ -60,7 +60,11 @@ ProtocolOption = Annotated[Protocol, typer.Option(help="boot protocol")]
 def _version(wanted: bool) -> None:
     if wanted:
         print(f"memvirt {__version__}")
-        print(f"engine: {find_engine()}")
+        try:
+            print(f"engine: {find_engine()}")
+        except EngineChoiceError as error:
+            print(f"memvirt: {error}", file=sys.stderr)
+            raise typer.Exit(2) from None
         raise typer.Exit
 
 

@@ -40,12 +40,14 @@ class EngineBuild:
     """The engine that is used.
 
     ``own``: memvirt's build. ``digest``: of its sources and changes, "" for the wheel. ``folder``:
-    where the library lies, None for the wheel's own place.
+    where the library lies, None for the wheel's own place. ``problem``: why no processor may be
+    made, "" if all is well.
     """
 
     own: bool
     digest: str
     folder: Path | None
+    problem: str = ""
 
     def __str__(self) -> str:
         if self.own:
@@ -110,9 +112,13 @@ def choose_engine() -> EngineBuild:
     """Make the binding load the engine of ``find_engine``. Call before importing ``unicorn``.
 
     A ``LIBUNICORN_PATH`` of the user's own is left alone: then that library is used, if its layout
-    is the one memvirt knows.
+    is the one memvirt knows. Raises nothing, so that memvirt can be imported: a choice that cannot
+    be obeyed is ``problem``.
     """
-    build = find_engine()
+    try:
+        build = find_engine()
+    except EngineChoiceError as error:
+        return EngineBuild(False, "", None, str(error))
     given = os.environ.get(_PATH_VARIABLE)
     ours = given is not None and Path(given).parent.name == "memvirt-engine"
     if given is not None and not ours:

@@ -26,7 +26,7 @@ from memvirt.platform.ports import IO_BACKDOOR, IO_BALLOON
 from memvirt.record import new_record
 from memvirt.vmm.monitor import PagingMode, VirtualMachineMonitor
 
-from . import hooks
+from . import ENGINE, hooks
 from . import registers as reg
 from . import run as run_loop
 from .block_counter import block_counter_address
@@ -76,6 +76,8 @@ class UnicornProcessor:
         self._record = new_record(ENGINE_DTYPE)
         self.state: EngineState = self._record[0]
         self._page_flags = np.zeros(vmm.pmap.pages, np.uint8)
+        if ENGINE.problem:
+            raise ProcessorError(ENGINE.problem)
         self._engine: unicorn.Uc | None = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
         self.engine.ctl_set_cpu_model(x86_const.UC_CPU_X86_ICELAKE_SERVER)
         self.engine.ctl_exits_enabled(False)
