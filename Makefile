@@ -8,7 +8,7 @@ ENGINE_STAMP := $(VENV)/.engine
 # What shows that memvirt also runs on the engine as the package index has it.
 FALLBACK_TESTS := tests/cpu tests/engine tests/guests/test_differential.py tests/guests/test_bundled_image.py
 
-.PHONY: run test lint types unit fallback engine bench packages guests linux-guest docs acceptance clean
+.PHONY: run test lint types unit checked fallback engine bench packages guests linux-guest docs acceptance clean
 
 run: $(ENGINE_STAMP)
 	$(BIN)/memvirt run
@@ -48,9 +48,16 @@ unit: $(DEV_STAMP) $(ENGINE_STAMP)
 
 # A part of the suites again, on the package index's build of the engine.
 fallback: $(DEV_STAMP)
-	MEMVIRT_ENGINE=wheel $(BIN)/pytest $(FALLBACK_TESTS)
+	MEMVIRT_ENGINE=wheel $(BIN)/python -m pytest $(FALLBACK_TESTS)
 
-test: packages lint types unit fallback
+# The small suites with every raw access and every array index checked, then without compiled code.
+checked: $(DEV_STAMP)
+	MEMVIRT_CHECKED=1 NUMBA_BOUNDSCHECK=1 $(BIN)/python -m pytest --capture=sys -q \
+		tests/mmu tests/vmm tests/test_checked_build.py tests/guests/test_differential.py
+	MEMVIRT_CHECKED=1 NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -p tests.without_jit -q \
+		tests/mmu/test_guest_walk.py tests/mmu/test_nested_walk.py tests/vmm/test_large_pages.py
+
+test: packages lint types checked unit fallback
 
 acceptance: packages $(DEV_STAMP) $(ENGINE_STAMP)
 	$(BIN)/pytest -m acceptance --timeout 0

@@ -26,12 +26,12 @@ Mem.BalancePeriod = 0.05
 [[vm]]
 name = "first"
 memory = "24M"
-append = "workload=random percent=70 operations=3000000 balloon=0"
+append = "workload=random percent=60 operations=2500000 balloon=0"
 
 [[vm]]
 name = "second"
 memory = "24M"
-append = "workload=random percent=70 operations=3000000 balloon=0"
+append = "workload=idle percent=70 ticks=40 balloon=0"
 """
 
 
@@ -59,15 +59,15 @@ def main() -> bool:
     """True if both guests verified their memory."""
     with Host(parse_scenario(SCENARIO, "step_by_step")) as host:
         host.events.subscribe(show)
-        run_until(host, 0.3)
+        run_until(host, 0.08)
         look(host)
         first, second = host.control("first"), host.control("second")
         second.change(shares=960, reason="the second matters more")
-        first.change(limit="12M", reason="and the first has enough with half")
-        run_until(host, 0.5)
+        first.change(limit="20M", reason="and the first has enough with less")
+        run_until(host, 0.12)
         look(host)
         first.pause(reason="let the other finish")
-        run_until(host, 0.6)
+        run_until(host, 0.15)
         look(host)
         first.resume()
         while host.step():

@@ -7,16 +7,25 @@ packages of ``_COMPILED``, and no others, so that work on policies and tools cos
 Builds that check (``MEMVIRT_CHECKED``, ``NUMBA_BOUNDSCHECK``), which Numba does not tell from
 ordinary ones in its cache, have folders of their own.
 It lies in the user's cache folder (``XDG_CACHE_HOME``), unless ``NUMBA_CACHE_DIR`` says otherwise.
+
+Where that folder cannot be written (a hardened container), kernels are compiled in memory at every
+start. Numba's own second choice, a folder beside the sources, is not taken: it is not keyed by what
+a function calls.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
+import sys
+import tempfile
 from pathlib import Path
 
 import numba
+from numba.core.ccallback import CFunc
+from numba.core.dispatcher import Dispatcher
 
 # A checked build of the kernels verifies every raw memory access (mmu.checked).
 CHECKED = os.environ.get("MEMVIRT_CHECKED", "") not in ("", "0")
@@ -37,18 +46,56 @@ def _digest() -> str:
     return state.hexdigest()[:16]
 
 
+def _make_writable(folder: Path) -> None:
+    """Make ``folder``, if need be, and a file in it. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def _forget_old(base: Path, folder: Path) -> None:
+    """Remove all but the newest folders beside ``folder``. Another process may do the same."""
+    with contextlib.suppress(OSError):
+        others = sorted(base.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+        for old in [path for path in others if path != folder][_KEPT:]:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _compile_in_memory() -> None:
+    """Make ``cache=True`` mean nothing: Numba refuses to define a function it cannot cache."""
+
+    def enable_caching(self: object) -> None:
+        pass
+
+    for decorated in (Dispatcher, CFunc):
+        setattr(decorated, "enable_caching", enable_caching)  # noqa: B010
+
+
 def use_compiled_cache() -> None:
-    """Point Numba at the cache for these sources. Call before any kernel is defined."""
-    if os.environ.get("NUMBA_CACHE_DIR"):
-        return
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "memvirt"
-    folder = base / _digest()
+    """Point Numba at the cache for these sources. Call before any kernel is defined.
+
+    If the cache cannot be written, one line on standard error says so, and nothing is cached.
+    """
+    chosen = os.environ.get("NUMBA_CACHE_DIR")
     try:
-        if not folder.exists():
-            folder.mkdir(parents=True)
-            others = sorted(base.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
-            for old in [path for path in others if path != folder][_KEPT:]:
-                shutil.rmtree(old, ignore_errors=True)
-    except OSError:
-        return  # no place for a cache: Numba falls back on its own choice
-    numba.config.CACHE_DIR = str(folder)
+        if chosen:
+            folder = Path(chosen)
+            _make_writable(folder)
+            return
+        try:
+            home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        except RuntimeError as error:  # a user without a home
+            raise OSError(str(error)) from error
+        folder = home / "memvirt" / _digest()
+        new = not folder.is_dir()
+        _make_writable(folder)
+        if new:
+            _forget_old(folder.parent, folder)
+        numba.config.CACHE_DIR = str(folder)
+    except OSError as error:
+        print(
+            f"memvirt: the cache of compiled code cannot be written ({error.strerror or error}: "
+            f"{error.filename or 'XDG_CACHE_HOME'}): everything is compiled anew, in memory",
+            file=sys.stderr,
+        )
+        _compile_in_memory()

@@ -131,7 +131,10 @@ def test_the_live_screen_on_a_terminal(folder: Path) -> None:
         (["s.toml", "--record", "no/r.parquet"], "no does not exist"),
         (["s.toml", "--events", "no/e.csv"], "no does not exist"),
         (["s.toml", "--record", "."], ".: is a directory; name a file"),
-        (["s.toml", "--record", "x", "--events", "x"], "x: --record and --events need a file"),
+        (
+            ["s.toml", "--record", "x", "--events", "x"],
+            "x: both --record and --events; name a file for each",
+        ),
         (["big.toml"], "VM a cannot be powered on: it needs"),
         (["taken.toml"], "another memvirt uses this state directory"),
     ],

@@ -49,7 +49,8 @@ class Subject:
         self.machine: MachineMemory = self.driver.machine
         self.vmm: VirtualMachineMonitor = self.driver.vmm
         self.paging = paging
-        self.vmm.contents.set_store(COMPRESS, CompressionCache(self.machine, self.vmm.vm_id, 8))
+        self.cache = CompressionCache(self.machine, self.vmm.vm_id, 8)
+        self.vmm.contents.set_store(COMPRESS, self.cache)
         self._fill()
 
     def _fill(self) -> None:

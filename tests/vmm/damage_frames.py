@@ -233,7 +233,7 @@ def slot_of_no_page(s: Subject) -> None:
 
 
 def no_cache(s: Subject) -> None:
-    s.vmm.contents._stores.pop("compress")  # type: ignore[attr-defined]
+    s.vmm.contents._stores.pop("compress")
 
 
 def damaged_page(s: Subject) -> None:
@@ -264,7 +264,7 @@ STORES = {
         put("frame", SWAPPED_PPN, 0x777),
         "I4",
         f"PPN {SWAPPED_PPN:#x}",
-        "swap slot 0x777",
+        "kept in swap slot 0x777",
         "a slot that holds a page",
     ),
     "compressed slot that does not exist": Case(
@@ -272,20 +272,18 @@ STORES = {
         put("frame", COMPRESSED_PPN, 0x777),
         "I4",
         f"PPN {COMPRESSED_PPN:#x}",
-        "compress slot 0x777",
+        "kept in compress slot 0x777",
         "a slot that holds a page",
     ),
-    "slot of no page": Case(
-        BOTH, slot_of_no_page, "I4", "slot", "no PPN names", "a PPN that names it"
-    ),
+    "slot of no page": Case(BOTH, slot_of_no_page, "I4", "slot", "no PPN names", "of the guest's"),
     "compressed page without a cache": Case(
-        BOTH, no_cache, "I4", f"PPN {COMPRESSED_PPN:#x}", "COMPRESSED", "there is no store"
+        BOTH, no_cache, "I4", f"PPN {COMPRESSED_PPN:#x}", "COMPRESSED in store", "no such store"
     ),
     "compressed page of another PPN": Case(
         BOTH,
         slot_twice(COMPRESSED_PPN, COMPRESSED_TOO),
         "I4",
-        "compress slot",
+        "page in compress slot",
         f"kept for PPN {COMPRESSED_PPN:#x}",
         "the PPN that names the slot",
     ),

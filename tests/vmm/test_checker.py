@@ -190,16 +190,17 @@ def test_two_vms_may_not_use_one_store_slot() -> None:
     subject = Subject(PagingMode.NESTED)
     other = subject.another_vm(vm_id=1)
     content = np.full((1, 4096), 5, np.uint8)
-    ppns = np.array([UNMAPPED_PPN + 1])
     for vmm in (subject.vmm, other):
-        vmm.pmap.frame[UNMAPPED_PPN + 1] = int(vmm.contents.stores["swap"].put(ppns, content)[0])
+        vmm.pmap.frame[UNMAPPED_PPN + 1] = int(
+            vmm.contents.stores["swap"].put(np.array([UNMAPPED_PPN + 1]), content)[0]
+        )
         vmm.pmap.state[UNMAPPED_PPN + 1] = PageState.SWAPPED
     both = [subject.vmm, other]
     assert check_machine(subject.machine, both) == []
     other.pmap.frame[UNMAPPED_PPN + 1] = subject.vmm.pmap.frame[UNMAPPED_PPN + 1]
     texts = [str(each) for each in check_machine(subject.machine, both)]
     assert any("of VM 0 and" in text and "of VM 1" in text for text in texts)
-    assert any("a page no PPN names" in text for text in texts)
+    assert any("a page that no PPN names" in text for text in texts)
 
 
 def test_a_list_that_joins_another_is_followed_once() -> None:

@@ -170,5 +170,5 @@ class NestedModel(VmmModel):
 
 TestShadowModel = VmmModel.TestCase
 TestNestedModel = NestedModel.TestCase
-for case in (TestShadowModel, TestNestedModel):
-    case.settings = model_settings(examples=60, steps=50)
+# No loop over the two: its variable would be a third test.
+TestShadowModel.settings = TestNestedModel.settings = model_settings(examples=60, steps=50)

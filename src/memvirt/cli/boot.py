@@ -3,32 +3,30 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from memvirt.images import image_path
 from memvirt.machine.machine import Machine
 from memvirt.machine.memory import MachineMemoryExhausted
 from memvirt.observe.address_map import map_address, render
+from memvirt.observe.snapshot import save_snapshot
 from memvirt.observe.statistics import as_json, vm_statistics
 from memvirt.observe.statistics import render as render_statistics
-from memvirt.observe.view import live_view, save_snapshot
+from memvirt.observe.view import live_view
+from memvirt.output_file import check_outputs, write_text
 from memvirt.platform.boot.detect import Protocol
 from memvirt.size import parse_size
 from memvirt.vm.outcome import EndReason
 from memvirt.vm.virtual_machine import VirtualMachine
 from memvirt.vmm.check import Violation, check_machine
 
-from .console import Console
+from .console import STDIO, Console
 from .errors import UsageError
+from .interruption import Interruption
 
 _LAST_LINES, _MOST_LINES = 24, 100
 _CHECK_EVERY = 32  # quanta between two runs of the consistency checker
@@ -109,23 +107,6 @@ def last_lines(vm: VirtualMachine) -> str:
     return "\n".join(["--- the console's last lines", *lines[start:]])
 
 
-@contextlib.contextmanager
-def termination_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends the VM as Ctrl-C does: the terminal is restored, the outcome reported."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def boot(
     options: BootOptions,
     *,
@@ -136,40 +117,40 @@ def boot(
     snapshot: Path | None,
 ) -> int:
     """Boot and run to the end; returns the exit status."""
-    for target in (stats, snapshot):
-        if target is not None and not target.absolute().parent.is_dir():
-            raise UsageError(f"{target}: the directory {target.absolute().parent} does not exist")
+    files = {"--stats": stats, "--snapshot": snapshot}
+    files["--serial"] = None if serial == STDIO else Path(serial)
+    check_outputs(files, {"the image": image_path(options.image), "--initrd": options.initrd})
     console = Console(serial)
     vm = make_vm(options, console)
     if vm.boot_image is not None and vm.boot_image.added_parameters:
         added = " ".join(vm.boot_image.added_parameters)
         print(f"memvirt: added to the kernel command line: {added}", file=sys.stderr)
+    console.open()
     violations: list[Violation] = []
     quanta = 0
-
     halted_ns = 0
+    interactive = serial == STDIO and os.isatty(0)
+    vm.wakes_on_input = interactive
+    interruption = Interruption()
 
     def between_quanta(vm: VirtualMachine) -> None:
         nonlocal quanta, halted_ns
         quanta += 1
         if interactive and console.input_open:
             # Somebody is typing: an idle guest waits in the host's time, not in a busy loop.
-            console.wait((vm.halted_ns - halted_ns) / 1e9)
+            console.wait((vm.halted_ns - halted_ns) / 1e9, interruption)
             halted_ns = vm.halted_ns
+        if interruption.asked:
+            vm.stop()
+            return
+        vm.wakes_on_input = interactive and console.input_open
         if typed := console.read():
             vm.type(typed)
         if check and quanta % _CHECK_EVERY == 0:
             violations.extend(check_machine(vm.machine, [vm.vmm]))
 
-    interactive = serial == "stdio" and os.isatty(0)
-    vm.wakes_on_input = interactive
-    try:
-        with console.keys_unbuffered(), termination_as_interrupt():
-            outcome = vm.run(timeout=timeout, on_quantum=between_quanta)
-    except KeyboardInterrupt:
-        vm.stop()
-        assert vm.outcome is not None
-        outcome = vm.outcome
+    with interruption, console.keys_unbuffered():
+        outcome = vm.run(timeout=timeout, on_quantum=between_quanta)
     if check:
         violations.extend(check_machine(vm.machine, [vm.vmm]))
     console.finish_line()
@@ -182,13 +163,13 @@ def boot(
     if outcome.reason is EndReason.PANIC:
         print(last_lines(vm), file=sys.stderr)
     print(render_statistics(statistics), file=sys.stderr)
-    if stats is not None:
-        stats.write_text(json.dumps(as_json(statistics), indent=2) + "\n")
-    if snapshot is not None:
-        save_snapshot(vm, snapshot)
     if check:
         print(f"consistency    {len(violations)} violations", file=sys.stderr)
         for violation in violations[:20]:
             print(f"  {violation}", file=sys.stderr)
+    if stats is not None:
+        write_text(stats, json.dumps(as_json(statistics), indent=2) + "\n")
+    if snapshot is not None:
+        save_snapshot(vm, snapshot)
     vm.power_off()
     return 3 if violations and outcome.succeeded else outcome.exit_status

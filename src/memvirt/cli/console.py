@@ -10,21 +10,57 @@ import sys
 import termios
 import tty
 from collections.abc import Iterator
+from pathlib import Path
 from typing import BinaryIO
+
+from memvirt.output_file import OutputFileError, check_output
+
+from .interruption import Interruption
+
+STDIO = "stdio"
 
 
 class Console:
-    """Serial output to the terminal or a file; input from standard input, when there is any."""
+    """Serial output to the terminal or a file; input from standard input, when there is any.
+
+    A file is written as the guest prints, so that it can be followed; it is made, or emptied, at
+    the first ``open``. What cannot be written is an OutputFileError.
+    """
 
     def __init__(self, target: str) -> None:
-        self._stdio = target == "stdio"
-        self._file: BinaryIO = sys.stdout.buffer if self._stdio else open(target, "wb")  # noqa: SIM115
+        self._stdio = target == STDIO
+        self._name = "standard output" if self._stdio else target
+        self._file: BinaryIO | None = sys.stdout.buffer if self._stdio else None
         self._input_open = self._stdio
         self._at_line_start = True
+        if not self._stdio:
+            check_output(Path(target))
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if self._stdio:
+                # What is still buffered would fail again when Python flushes it at exit.
+                with open(os.devnull, "wb") as nothing:
+                    os.dup2(nothing.fileno(), sys.stdout.fileno())
+            raise OutputFileError(f"{self._name}: {error.strerror or error}") from error
+
+    def open(self) -> None:
+        """Make the file, once it is certain that there will be a run."""
+        if self._file is None:
+            with self._errors():
+                self._file = open(self._name, "wb", buffering=0)  # noqa: SIM115
 
     def write(self, data: bytes) -> None:
-        self._file.write(data)
-        self._file.flush()
+        self.open()
+        assert self._file is not None
+        with self._errors():
+            left = memoryview(data)
+            while left:
+                left = left[self._file.write(left) :]
+            self._file.flush()
         self._at_line_start = data.endswith(b"\n")
 
     def finish_line(self) -> None:
@@ -37,10 +73,10 @@ class Console:
         """False once standard input has ended."""
         return self._input_open
 
-    def wait(self, seconds: float) -> None:
-        """Wait until something is typed, but no longer than ``seconds``."""
+    def wait(self, seconds: float, interruption: Interruption) -> None:
+        """Wait until something is typed or the run is interrupted, at most ``seconds``."""
         if self._input_open and seconds > 0:
-            select.select([0], [], [], seconds)
+            interruption.wait(seconds, 0)
 
     def read(self) -> bytes:
         """What has been typed since the last call; never waits."""
@@ -71,5 +107,5 @@ class Console:
             termios.tcsetattr(0, termios.TCSADRAIN, before)
 
     def close(self) -> None:
-        if not self._stdio:
+        if not self._stdio and self._file is not None:
             self._file.close()

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from memvirt.cpu.processor import ProcessorError
 from memvirt.host.state_directory import StateDirectoryError
 from memvirt.machine.memory import MachineMemoryExhausted
-from memvirt.observe.view import SnapshotError
+from memvirt.names import UnknownName
+from memvirt.observe.snapshot import SnapshotError
+from memvirt.output_file import OutputFileError
 from memvirt.platform.boot.image import BootError
 from memvirt.scenario.scenario import ScenarioError
 from memvirt.size import SizeError
@@ -19,6 +21,7 @@ from memvirt.vmkernel.admission import AdmissionError
 from memvirt.vmm.stores.swap_file import SwapSpaceError
 
 USAGE = 2
+INTERRUPTED = 130
 _MISTAKES = (
     BootError,
     SizeError,
@@ -30,6 +33,9 @@ _MISTAKES = (
     AdmissionError,
     SwapSpaceError,
     StateDirectoryError,
+    OutputFileError,
+    UnknownName,
+    ProcessorError,
 )
 
 
@@ -39,9 +45,12 @@ class UsageError(Exception):
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Report a user's mistake inside the block and exit with status 2."""
+    """Report a user's mistake inside the block and exit with status 2; 130 after Ctrl-C."""
     try:
         yield
+    except KeyboardInterrupt:
+        print("memvirt: interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     except (*_MISTAKES, UsageError) as error:
         print(f"memvirt: {error}", file=sys.stderr)
         sys.exit(USAGE)

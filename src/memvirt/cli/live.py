@@ -168,5 +168,7 @@ def _print_troubles(console: Console, host: Host) -> None:
             console.print(f"{vm.name}: {detail}: {last_line(vm)}", style="red", markup=False)
     for refusal in host.refusals:
         console.print(refusal, style="red", markup=False)
+    for error in host.errors:
+        console.print(error.rstrip(), style="red", markup=False, highlight=False)
     for violation in host.violations[:20]:
         console.print(str(violation), style="red", markup=False)

@@ -16,7 +16,8 @@ import typer
 from memvirt import __version__
 from memvirt.cpu.unicorn.library import EngineChoiceError, find_engine
 from memvirt.observe.address_map import map_address, render
-from memvirt.observe.view import live_view, load_snapshot
+from memvirt.observe.snapshot import load_snapshot
+from memvirt.observe.view import live_view
 from memvirt.platform.boot.detect import Protocol
 from memvirt.scenario.scenario import (
     bundled_scenarios,

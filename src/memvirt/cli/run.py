@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -24,13 +23,14 @@ from memvirt.observe.batch import BatchWriter
 from memvirt.observe.esxtop import BY_NAME, Column
 from memvirt.observe.record import Recorder, export_events
 from memvirt.observe.summary import Summary
+from memvirt.output_file import check_outputs
 from memvirt.scenario.scenario import Scenario, load_scenario, names_of
 from memvirt.vmkernel.samples import Sample
 
-from .errors import UsageError
+from .errors import INTERRUPTED, UsageError
+from .interruption import Interruption
 from .live import Screen, print_summary
 
-INTERRUPTED = 130
 _PLAIN_WIDTH = 150
 
 
@@ -60,16 +60,6 @@ def parse_columns(text: str) -> list[Column] | None:
     return chosen
 
 
-def _check_target(path: Path | None) -> None:
-    """What cannot be written is said before hours of running, not after."""
-    if path is None:
-        return
-    if path.is_dir():
-        raise UsageError(f"{path}: is a directory; name a file")
-    if not path.absolute().parent.is_dir():
-        raise UsageError(f"{path}: the directory {path.absolute().parent} does not exist")
-
-
 def vm_names(scenario: Scenario) -> list[str]:
     """Names of all VMs of the scenario, started or not."""
     return [name for vm in scenario.vm for name in names_of(vm)]
@@ -87,27 +77,6 @@ def _output_errors() -> Iterator[None]:
         if isinstance(error, BrokenPipeError):
             raise
         raise UsageError(f"standard output: {error.strerror}") from error
-
-
-@contextlib.contextmanager
-def _interruptions() -> Iterator[Callable[[], bool]]:
-    """Whether somebody wants the run to end: Ctrl-C or SIGTERM, acted upon when it is safe.
-
-    An exception in the middle of anything would tear down memory that processors on other threads
-    are using.
-    """
-    asked = False
-
-    def note(*_: Any) -> None:
-        nonlocal asked
-        asked = True
-
-    before = {sent: signal.signal(sent, note) for sent in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: asked
-    finally:
-        for sent, handler in before.items():
-            signal.signal(sent, handler)
 
 
 def _batch_output(scenario: Scenario) -> Callable[[Sample], None]:
@@ -129,10 +98,10 @@ def run(options: RunOptions) -> int:
     """Run a scenario; the exit status is 0 only if every guest verified its memory."""
     scenario = load_scenario(options.scenario)
     columns = parse_columns(options.columns)
-    _check_target(options.record)
-    _check_target(options.events)
-    if options.record is not None and options.record == options.events:
-        raise UsageError(f"{options.record}: --record and --events need a file each")
+    check_outputs(
+        {"--record": options.record, "--events": options.events},
+        {"the scenario": options.scenario},
+    )
     out = Console(stderr=options.batch)
     if not out.is_terminal:
         out = Console(stderr=options.batch, width=_PLAIN_WIDTH)
@@ -140,7 +109,7 @@ def run(options: RunOptions) -> int:
     summary = Summary()
     watchers: list[Callable[[Sample], None]] = [summary.see]
     with contextlib.ExitStack() as stack:
-        interrupted = stack.enter_context(_interruptions())
+        interruption = stack.enter_context(Interruption())
         host = stack.enter_context(Host(scenario))
         if options.record is not None:
             recorder = Recorder(
@@ -158,7 +127,7 @@ def run(options: RunOptions) -> int:
                 watch(sample)
 
         try:
-            _run_host(host, scenario, out, columns, on_sample, options, interrupted)
+            _run_host(host, scenario, out, columns, on_sample, options, interruption)
         except HostInterrupted:
             print("memvirt: interrupted", file=sys.stderr)
             return INTERRUPTED
@@ -176,10 +145,18 @@ def _run_host(
     columns: list[Column] | None,
     on_sample: Any,
     options: RunOptions,
-    interrupted: Callable[[], bool],
+    interruption: Interruption,
 ) -> None:
+    def interrupted() -> bool:
+        return interruption.asked
+
     if options.batch or not out.is_terminal:
-        host.run(on_sample=on_sample, sample_interval=options.interval, interrupted=interrupted)
+        host.run(
+            on_sample=on_sample,
+            sample_interval=options.interval,
+            interrupted=interrupted,
+            wait=interruption.wait,
+        )
         return
     screen = Screen(host, vm_names(scenario), columns)
     with Live(console=out, auto_refresh=False, transient=True) as live:
@@ -192,4 +169,5 @@ def _run_host(
             on_sample=on_sample,
             sample_interval=options.interval,
             interrupted=interrupted,
+            wait=interruption.wait,
         )

@@ -10,7 +10,9 @@ only what is its own, so the outcome of a scenario depends on the scenario alone
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from memvirt.address import PAGE_BYTES
@@ -29,19 +31,24 @@ from memvirt.vmkernel.events import EventLog
 from memvirt.vmkernel.managed import Condition
 from memvirt.vmkernel.samples import Sample
 from memvirt.vmkernel.vmkernel import VmKernel
-from memvirt.vmm.check import Violation, check_machine
+from memvirt.vmm.check import Violation, check_machine, check_vm
 from memvirt.vmm.statistics import MemoryStatistics
 from memvirt.vmm.stores.swap_file import WriteBuffers
 
 CHECK_EVERY = 32  # quiescent points between two runs of the consistency checker
 _PARTS = 16  # times a VM may wait for frames in one quantum
 _STUCK_ROUNDS = 200  # rounds in which no VM could run, and nothing is wrong with swap
-_WAIT = 0.02  # seconds until a host whose VMs all wait for help looks again
+_WAIT_SECONDS = 0.02  # until a host whose VMs all wait for a disk, or for somebody, looks again
 _WRITE_BUFFERS = (32, 1024)  # frames: 1/128 of machine memory, within these bounds
 
 
 class HostInterrupted(Exception):
     """Somebody asked for the run to end before its time."""
+
+
+def _check_one(entry: HostedVm) -> list[Violation]:
+    assert entry.vm is not None
+    return check_vm(entry.vm.vmm)
 
 
 class Host:
@@ -58,9 +65,11 @@ class Host:
         self._check_every = check_every
         self._quiescent_points = 0
         self.violations: list[Violation] = []
+        self.errors: list[str] = []  # tracebacks of errors inside memvirt, each of which ended a VM
         self.rounds = 0
         self._stuck = 0
         self._checked_at_end = False
+        self._wait: Callable[[float], object] = time.sleep
         self._final: dict[int, MemoryStatistics] = {}
         self._entries: list[HostedVm] = []
         for options in scenario.vm:
@@ -73,7 +82,7 @@ class Host:
         directory = None if machine.state_directory is None else Path(machine.state_directory)
         self.state_directory = StateDirectory(directory)
         self._buffers = WriteBuffers(self.machine, max(buffers, 1))
-        self._runner = QuantumRunner(len(self._entries))
+        self._runner = QuantumRunner(len(self._entries), self._end_broken)
         try:
             self.kernel = VmKernel(
                 HostFrames(self.machine),
@@ -211,10 +220,13 @@ class Host:
         on_sample: Callable[[Sample], object] | None = None,
         sample_interval: float = 0.1,
         interrupted: Callable[[], bool] = lambda: False,
+        wait: Callable[[float], object] = time.sleep,
     ) -> bool:
         """Run every VM to its end; True if all verified their memory.
 
         ``interrupted`` is asked at each quiescent point; HostInterrupted is raised once it says so.
+        ``wait`` waits for so many seconds of host time when no VM can run, or less if it is
+        interrupted.
         ``on_tick`` is called about every ``tick`` seconds of host time, ``on_sample`` every
         ``sample_interval`` seconds of virtual time and once at the end, both while every
         processor is stopped.
@@ -222,6 +234,7 @@ class Host:
         deadline = time.monotonic() + self.scenario.timeout
         next_tick = time.monotonic()
         next_sample = 0
+        self._wait = wait
         while self.running:
             if interrupted():
                 raise HostInterrupted
@@ -259,7 +272,7 @@ class Host:
         self._balance(0 if stands else self._quantum_ns)
         for entry in self._live():
             if entry.remapper is not None:
-                entry.remapper()
+                self._guarded(entry, entry.remapper)
             if entry.vm is not None and entry.vm.outcome is not None:
                 self._power_off(entry)
         self._watch_progress(len(ran))
@@ -276,6 +289,22 @@ class Host:
 
     def _runnable(self) -> list[HostedVm]:
         return [entry for entry in self._live() if self._may_run(entry)]
+
+    def _guarded(self, entry: HostedVm, step: Callable[[], object]) -> bool:
+        """Do something for one VM; an error in it ends that VM, and the others go on."""
+        assert entry.vm is not None
+        try:
+            step()
+        except Exception as error:
+            self._end_broken(entry.vm, error)
+            return False
+        return True
+
+    def _end_broken(self, vm: VirtualMachine, error: Exception) -> None:
+        """End a VM in whose work memvirt failed: what guests and disks cause is no exception."""
+        if vm.outcome is None:
+            self.errors.append("".join(traceback.format_exception(error)))
+        vm.stop(EndReason.INTERNAL_ERROR, f"{type(error).__name__}: {error}")
 
     def _balance(self, elapsed_ns: int) -> None:
         for entry in self._live():
@@ -300,7 +329,7 @@ class Host:
             return
         if any(entry.managed and entry.managed.held for entry in self._live()):
             self._stuck = 0
-            time.sleep(_WAIT)
+            self._wait(_WAIT_SECONDS)
             return
         self._stuck += 1
         troubled = any(
@@ -308,7 +337,7 @@ class Host:
             for entry in self._live()
         )
         if troubled:
-            time.sleep(_WAIT)
+            self._wait(_WAIT_SECONDS)
             for entry in self._live():
                 if entry.swap is not None and entry.swap.error is not None:
                     entry.swap.retry()
@@ -330,7 +359,13 @@ class Host:
 
     def _check(self) -> None:
         vmms = [entry.vm.vmm for entry in self._live() if entry.vm is not None]
-        self.violations += check_machine(self.machine, vmms)
+        try:
+            self.violations += check_machine(self.machine, vmms)
+        except Exception:
+            # A checker that cannot bear what a VM has come to: whose, and nobody else's, end.
+            found = [self._guarded(entry, partial(_check_one, entry)) for entry in self._live()]
+            if all(found):
+                raise
 
     @property
     def succeeded(self) -> bool:

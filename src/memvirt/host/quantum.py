@@ -12,9 +12,13 @@ from memvirt.vm.virtual_machine import VirtualMachine
 
 
 class QuantumRunner:
-    """Threads for the VMs of a host, at most ``vms`` of them, made when they are first needed."""
+    """Threads for the VMs of a host, at most ``vms`` of them, made when they are first needed.
 
-    def __init__(self, vms: int) -> None:
+    An error in a quantum is told ``on_error`` when all have stopped; other VMs are not touched.
+    """
+
+    def __init__(self, vms: int, on_error: Callable[[VirtualMachine, Exception], object]) -> None:
+        self._on_error = on_error
         self._workers = max(min(vms, os.cpu_count() or 1), 1)
         self._pool: ThreadPoolExecutor | None = None
 
@@ -28,8 +32,7 @@ class QuantumRunner:
             self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="vm")
         running: list[Future[Outcome | None]] = [self._pool.submit(step, vm) for vm in vms]
         try:
-            for future in running:
-                future.result()
+            wait(running)
         except BaseException:
             # Nothing may be torn down while a processor runs.
             for vm in vms:
@@ -37,6 +40,12 @@ class QuantumRunner:
                     vm.processor.request_stop()
             wait(running)
             raise
+        for vm, future in zip(vms, running, strict=True):
+            error = future.exception()
+            if isinstance(error, Exception):
+                self._on_error(vm, error)
+            elif error is not None:
+                raise error
         return len(running)
 
     def close(self) -> None:

@@ -103,7 +103,8 @@ def has_reserved_bits(mmu: MmuState, mode: int, level: int, entry: int) -> bool:
 
 
 @njit(nogil=True, cache=True)
-def _leaf_address(mode: int, level: int, entry: int, gva: int) -> int:
+def leaf_address(mode: int, level: int, entry: int, gva: int) -> int:
+    """The guest-physical address of ``gva`` by an entry of ``level`` that maps a page."""
     if mode == MODE_2LEVEL:
         if level == 2:
             base = (entry & 0xFFC0_0000) | (((entry >> 13) & 0xFF) << 32)
@@ -204,7 +205,7 @@ def _read_entries(mmu: MmuState, mode: int, gva: int, access: int) -> int:
             no_execute = no_execute or (wide and entry & NO_EXECUTE != 0)
         if is_leaf(mmu, mode, level, entry):
             mmu.walk_leaf_level = level
-            mmu.walk_gpa = _leaf_address(mode, level, entry, gva)
+            mmu.walk_gpa = leaf_address(mode, level, entry, gva)
             mmu.walk_page_bytes = 1 << (12 + (level - 1) * index_bits)
             mmu.walk_user, mmu.walk_writable = user, writable
             mmu.walk_no_execute = no_execute

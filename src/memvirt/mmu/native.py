@@ -14,14 +14,16 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 from llvmlite import ir
-from numba import from_dtype, njit, types
+from numba import config, from_dtype, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from memvirt.compiled_cache import CHECKED
 from memvirt.record import Record, record_dtype
 
-if CHECKED:
+from . import interpreted
+
+if CHECKED and not config.DISABLE_JIT:
     from .checked import define_check, emit_check
 
     _CHECK = define_check()
@@ -58,25 +60,7 @@ def _store(bits: ir.IntType) -> Any:
     return function
 
 
-load64 = intrinsic(_load(_I64))
-load32 = intrinsic(_load(_I32))
-load8 = intrinsic(_load(_I8))
-store64 = intrinsic(_store(_I64))
-store32 = intrinsic(_store(_I32))
-store8 = intrinsic(_store(_I8))
-
-
-@njit(nogil=True, cache=True)
-def load_signed32(address: int) -> int:
-    """A 32-bit word, sign-extended."""
-    word = load32(address)
-    return word - (1 << 32) if word >> 31 else word
-
-
-@intrinsic
-def copy_bytes(typing_context: Any, destination: Any, source: Any, count: Any) -> Any:
-    """``memcpy`` between host addresses."""
-
+def _copy(typing_context: Any, destination: Any, source: Any, count: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         if CHECKED:
             emit_check(context, builder, args[0], args[2], True)
@@ -92,6 +76,27 @@ def copy_bytes(typing_context: Any, destination: Any, source: Any, count: Any) -
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64), codegen
+
+
+load64 = intrinsic(_load(_I64))
+load32 = intrinsic(_load(_I32))
+load8 = intrinsic(_load(_I8))
+store64 = intrinsic(_store(_I64))
+store32 = intrinsic(_store(_I32))
+store8 = intrinsic(_store(_I8))
+copy_bytes = intrinsic(_copy)  # destination, source, count: ``memcpy`` between host addresses
+
+if config.DISABLE_JIT:
+    load64, load32, load8 = interpreted.load64, interpreted.load32, interpreted.load8
+    store64, store32, store8 = interpreted.store64, interpreted.store32, interpreted.store8
+    copy_bytes = interpreted.copy_bytes
+
+
+@njit(nogil=True, cache=True)
+def load_signed32(address: int) -> int:
+    """A 32-bit word, sign-extended."""
+    word = load32(address)
+    return word - (1 << 32) if word >> 31 else word
 
 
 def _call(arguments: int, variadic: bool = False) -> Any:
@@ -124,6 +129,8 @@ call_variadic4 = intrinsic(_call(4, variadic=True))
 
 
 def _reference(description: type[R], checked: bool) -> Callable[[int], R]:
+    if config.DISABLE_JIT:
+        return interpreted.record_reference(record_dtype(description))
     record = from_dtype(record_dtype(description))
 
     def function(typing_context: Any, address: Any) -> Any:

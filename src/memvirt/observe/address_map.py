@@ -1,28 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every step from a guest virtual address to the machine page behind it.
 
-Reads the tables in plain Python, entry by entry, for people and for scripts; it shares no code
-with the compiled walkers, and it changes no accessed or dirty bit.
+Reads the tables in plain Python, entry by entry, for people and for scripts, by the rules of the
+compiled walkers (``guest_rules``), and changes no accessed or dirty bit.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from memvirt.address import PAGE_SHIFT, is_canonical
+from memvirt.address import PAGE_SHIFT, GuestVirtualAddress, is_canonical
 from memvirt.mmu.entry import (
-    CR0_PG,
-    CR4_LA57,
-    CR4_PAE,
-    CR4_PSE,
-    EFER_LMA,
     ENTRY_ADDRESS_MASK,
     ENTRY_NAMES,
     EPT_ENTRY_NAMES,
     EPT_LARGE,
     EPT_RIGHTS,
-    LARGE,
     LEVEL_NAMES,
     MODE_2LEVEL,
     MODE_4LEVEL,
@@ -39,9 +33,12 @@ from memvirt.mmu.page_state import (
     FLAG_WRITE_CACHED,
 )
 from memvirt.vmm.monitor import PagingMode
-from memvirt.vmm.pmap import RESIDENT
+from memvirt.vmm.pmap import PageState
 
-from .view import VmView
+from .guest_rules import ACCESSES, GuestRules
+from .view import PageUnavailable, VmView
+
+_NOT_PRESENT = "not present: the guest would take a true page fault"
 
 _FLAG_NAMES = {
     FLAG_TRACED: "traced page table",
@@ -67,7 +64,12 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class AddressMap:
-    """The whole way of one guest virtual address. What is None does not exist (yet)."""
+    """The whole way of one guest virtual address. What is None does not exist (yet).
+
+    ``faults`` is what the processor would do with a read, a write and a fetch at the present
+    privilege level: the error code of the page fault, None if the guest's tables allow it. It is
+    empty if a table cannot be read.
+    """
 
     vm: str
     paging: str
@@ -77,6 +79,8 @@ class AddressMap:
     gpa: int | None
     page_bytes: int | None
     ppn: int | None
+    privilege_level: int
+    faults: dict[str, int | None]
     state: str | None
     pmap_flags: tuple[str, ...]
     mpn: int | None
@@ -102,66 +106,66 @@ def _names(value: int, names: dict[int, str]) -> tuple[str, ...]:
     return tuple(name for bit, name in names.items() if value & bit)
 
 
-def guest_mode(view: VmView) -> int:
-    """The guest's paging mode (MODE_* of mmu.entry)."""
-    registers = view.registers
-    if not registers["cr0"] & CR0_PG:
-        return MODE_OFF
-    if not registers["cr4"] & CR4_PAE:
-        return MODE_2LEVEL
-    if not registers["efer"] & EFER_LMA:
-        return MODE_PAE
-    return MODE_5LEVEL if registers["cr4"] & CR4_LA57 else MODE_4LEVEL
+@dataclass(frozen=True, slots=True)
+class _GuestWalk:
+    """What the guest's own tables say of an address."""
+
+    steps: tuple[Step, ...] = ()
+    gpa: int | None = None
+    page_bytes: int = 1 << PAGE_SHIFT
+    faults: dict[str, int | None] = field(default_factory=dict)
+    note: str = ""
 
 
-def _frame_of(view: VmView, gpa: int) -> int | None:
-    ppn = gpa >> PAGE_SHIFT
-    if ppn < view.pages and view.state_of(ppn) in RESIDENT:
-        return int(view.frame[ppn])
-    return None
-
-
-def _guest_steps(view: VmView, mode: int, gva: int) -> tuple[list[Step], int | None, int, str]:
-    """The guest's entries, the guest-physical address or None, the page size, and a note."""
+def _guest_walk(view: VmView, rules: GuestRules, gva: int) -> _GuestWalk:
+    """The guest's entries for ``gva``, as far as the processor would go."""
+    mode = rules.mode
+    if mode == MODE_OFF:
+        return _GuestWalk(gpa=gva, faults=dict.fromkeys(ACCESSES))
     size, bits = (4, 10) if mode == MODE_2LEVEL else (8, 9)
     mask = 0xFFFF_F000 if mode == MODE_2LEVEL else ENTRY_ADDRESS_MASK
-    table = view.registers["cr3"] & (mask if mode != MODE_PAE else 0xFFFF_FFE0)
+    table = view.registers["cr3"] & {MODE_2LEVEL: 0xFFFF_F000, MODE_PAE: 0xFFFF_FFE0}.get(
+        mode, mask
+    )
     steps: list[Step] = []
     for level in range(mode, 0, -1):
-        shift = PAGE_SHIFT + bits * (level - 1)
-        index = (gva >> shift) & ((1 << bits) - 1)
+        index = (gva >> (PAGE_SHIFT + bits * (level - 1))) & ((1 << bits) - 1)
         if mode == MODE_PAE and level == 3:
             index &= 3
         gpa = table + index * size
+        name, note = LEVEL_NAMES[level], ""
         if gpa >> PAGE_SHIFT >= view.pages:
-            return steps, None, 0, f"the guest's table at gPA {gpa:#x} is beyond its memory"
-        value = view.read_entry(gpa, size)
-        large = bool(value & LARGE) and level > 1
-        if mode == MODE_2LEVEL:
-            large = large and bool(view.registers["cr4"] & CR4_PSE)
-        leaf = level == 1 or large
-        target = value & mask if value & PRESENT else None
-        if leaf and target is not None:
-            target &= ~((1 << shift) - 1)
-            if mode == MODE_2LEVEL and large:
-                target |= ((value >> 13) & 0xFF) << 32
-        steps.append(
-            Step(
-                "guest",
-                LEVEL_NAMES[level],
-                gpa,
-                _frame_of(view, gpa),
-                value,
-                _names(value, ENTRY_NAMES),
-                target,
-            )
-        )
-        if target is None:
-            return steps, None, 0, "not present: the guest would take a true page fault"
+            value = (1 << 8 * size) - 1
+            note = f"no memory at gPA {gpa:#x}, where the {name} is: the open bus reads as ones"
+        else:
+            try:
+                value = view.read_entry(gpa, size)
+            except PageUnavailable as error:
+                note = f"the {name} at gPA {gpa:#x} cannot be read: {error}"
+                return _GuestWalk(tuple(steps), note=note)
+        present = bool(value & PRESENT)
+        reserved = present and rules.has_reserved_bits(level, value)
+        leaf = present and not reserved and rules.is_leaf(level, value)
+        target = None
         if leaf:
-            return steps, target | (gva & ((1 << shift) - 1)), 1 << shift, ""
+            target = rules.leaf_address(level, value, 0)
+        elif present and not reserved:
+            target = value & mask
+        mpn, flags = view.frame_of(gpa >> PAGE_SHIFT), _names(value, ENTRY_NAMES)
+        steps.append(Step("guest", name, gpa, mpn, value, flags, target))
+        if not present:
+            return _GuestWalk(tuple(steps), faults=rules.faults_absent(), note=_NOT_PRESENT)
+        if reserved:
+            note = note or f"a reserved bit is set in the {name}: the guest would take a page fault"
+            return _GuestWalk(tuple(steps), faults=rules.faults_reserved(), note=note)
+        rules.restrict(level, value)
+        if leaf:
+            found = rules.leaf_address(level, value, gva)
+            page_bytes = 1 << (PAGE_SHIFT + bits * (level - 1))
+            return _GuestWalk(tuple(steps), found, page_bytes, rules.faults(), note)
+        assert target is not None
         table = target
-    raise AssertionError("a walk ends at level 1")
+    raise AssertionError("an entry of level 1 is a leaf")
 
 
 def _second_steps(
@@ -199,35 +203,43 @@ def _second_steps(
 
 
 def _table_steps(view: VmView, gva: int, gpa: int | None) -> list[Step]:
-    mmu, shadow = view.vmm.mmu, view.vmm.shadow
+    translation = view.translation
+    if translation.root is None:
+        return []
     if view.paging is PagingMode.NESTED and gpa is not None and gpa >> PAGE_SHIFT < view.pages:
-        root = int(mmu.nested_root)
+        root = translation.root
         return _second_steps(view, "nested", root, 4, gpa, EPT_RIGHTS, EPT_ENTRY_NAMES)
-    current = int(shadow.root_cr3) == int(view.registers["cr3"])
-    if view.paging is PagingMode.SHADOW and shadow.root_index >= 0 and current:
-        root, levels = int(mmu.shadow_root), int(mmu.shadow_levels)
+    current = translation.root_cr3 == view.registers["cr3"]
+    if view.paging is PagingMode.SHADOW and current:
+        root, levels = translation.root, translation.levels
         return _second_steps(view, "shadow", root, levels, gva, PRESENT, ENTRY_NAMES)
     return []
+
+
+def _check_address(mode: int, gva: int) -> None:
+    if not 0 <= gva < 1 << 64:
+        raise ValueError(f"{gva:#x} is not a 64-bit address")
+    bits = 57 if mode == MODE_5LEVEL else 48
+    if mode >= MODE_4LEVEL and not is_canonical(GuestVirtualAddress(gva), bits):
+        raise ValueError(f"{gva:#x} is not canonical: bits above the {MODE_NAMES[mode]} range")
+    if mode < MODE_4LEVEL and gva >> 32:
+        raise ValueError(f"{gva:#x} does not fit the guest's 32-bit addresses")
 
 
 def map_address(view: VmView, gva: int) -> AddressMap:
     """Every step of ``gva`` (0 to 2**64 - 1), by the guest's current tables.
 
-    Raises ValueError for an address that cannot be one.
+    Raises ValueError for an address that cannot be one (in long mode, a non-canonical one).
     """
-    mode = guest_mode(view)
-    if not 0 <= gva < 1 << 64:
-        raise ValueError(f"{gva:#x} is not a 64-bit address")
-    if mode >= MODE_4LEVEL and not is_canonical(gva, 57 if mode == MODE_5LEVEL else 48):  # type: ignore[arg-type]
-        raise ValueError(f"{gva:#x} is not canonical: bits above the {MODE_NAMES[mode]} range")
-    if mode < MODE_4LEVEL and gva >> 32:
-        raise ValueError(f"{gva:#x} does not fit the guest's 32-bit addresses")
-    steps: list[Step] = []
-    gpa: int | None = gva
-    page_bytes, note = 1 << PAGE_SHIFT, ""
-    if mode != MODE_OFF:
-        steps, gpa, page_bytes, note = _guest_steps(view, mode, gva)
-    second = _table_steps(view, gva, gpa)
+    rules = GuestRules(view)
+    _check_address(rules.mode, gva)
+    walk = _guest_walk(view, rules, gva)
+    gpa, note = walk.gpa, walk.note
+    second: list[Step] = []
+    try:
+        second = _table_steps(view, gva, gpa)
+    except PageUnavailable as error:
+        note = f"a {view.paging.name.lower()} table cannot be read: {error}"
     ppn = None if gpa is None else gpa >> PAGE_SHIFT
     state = mpn = slot = machine = None
     flags: tuple[str, ...] = ()
@@ -236,10 +248,10 @@ def map_address(view: VmView, gva: int) -> AddressMap:
     elif ppn is not None and gpa is not None:
         page_state = view.state_of(ppn)
         state, flags = page_state.name.lower(), _names(int(view.flags[ppn]), _FLAG_NAMES)
-        if page_state in RESIDENT:
-            mpn = int(view.frame[ppn])
+        mpn = view.frame_of(ppn)
+        if mpn is not None:
             machine = (mpn << PAGE_SHIFT) | (gpa & ((1 << PAGE_SHIFT) - 1))
-        elif page_state.name == "UNMAPPED":
+        elif page_state is PageState.UNMAPPED:
             note = "no frame yet: the next access gets a zeroed one"
         else:
             slot = int(view.frame[ppn])
@@ -247,12 +259,14 @@ def map_address(view: VmView, gva: int) -> AddressMap:
     return AddressMap(
         vm=view.name,
         paging=view.paging.name.lower(),
-        guest_mode=MODE_NAMES[mode],
+        guest_mode=MODE_NAMES[rules.mode],
         gva=gva,
-        guest=tuple(steps),
+        guest=walk.steps,
         gpa=gpa,
-        page_bytes=page_bytes or None,
+        page_bytes=None if gpa is None else walk.page_bytes,
         ppn=ppn,
+        privilege_level=view.translation.privilege_level,
+        faults=walk.faults,
         state=state,
         pmap_flags=flags,
         mpn=mpn,
@@ -263,9 +277,22 @@ def map_address(view: VmView, gva: int) -> AddressMap:
     )
 
 
+def printable(text: str) -> str:
+    """``text`` with whatever a terminal might obey written as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _access_line(result: AddressMap) -> str:
+    words = (
+        f"{name} {'allowed' if code is None else f'#PF({code:#x})'}"
+        for name, code in result.faults.items()
+    )
+    return f"  access at CPL {result.privilege_level}: {', '.join(words)}"
+
+
 def render(result: AddressMap) -> str:
     """The map as text, a line a step, for a terminal."""
-    lines = [f"{result.vm}: {result.guest_mode} guest, {result.paging} paging"]
+    lines = [f"{printable(result.vm)}: {result.guest_mode} guest, {result.paging} paging"]
     lines.append(f"guest virtual    gVA {result.gva:#018x}")
     for step in result.guest:
         frame = "not resident" if step.mpn is None else f"MPN {step.mpn:#x}"
@@ -273,6 +300,8 @@ def render(result: AddressMap) -> str:
             f"  {step.entry_name:<6} at gPA {step.address:#012x} ({frame}): "
             f"{step.value:#018x}  {' '.join(step.flags) or '-'}"
         )
+    if result.guest and result.faults:
+        lines.append(_access_line(result))
     if result.gpa is not None:
         lines.append(
             f"guest physical   gPA {result.gpa:#014x}  PPN {result.ppn:#x}"

@@ -3,13 +3,14 @@
 
 A record has one row for each VM at each sample: the columns of ``VmMemory``, and those of
 ``HostMemory`` with the prefix ``host_``. Quantities are 4 KiB pages, ``host_time_ns`` is virtual
-time. The file's metadata has the scenario, its name and memvirt's version. It is written beside its
-target and renamed when it is complete, so that what is there under its name can always be read.
+time. The file's metadata has the scenario, its name and memvirt's version. It appears under its
+name when it is complete (``output_file``), so that what is there can always be read.
 """
 
 from __future__ import annotations
 
 import csv
+import io
 import json
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from memvirt.output_file import OutputFile
 from memvirt.vmkernel.events import Event, EventLog
 from memvirt.vmkernel.samples import HostMemory, Sample, VmMemory
 
@@ -42,15 +44,19 @@ class RecordError(Exception):
 
 class Recorder:
     """Writes samples to ``path``. Use as a context manager: leaving it completes the file,
-    whatever ended the run."""
+    whatever ended the run. Raises OutputFileError if it cannot be written, with nothing left."""
 
     def __init__(self, path: Path, *, scenario: str, name: str, version: str) -> None:
         self.path = path
-        self._partial = path.with_name(path.name + ".part")
         about = {"format": FORMAT, "scenario": scenario, "name": name, "version": version}
-        self._writer = pq.ParquetWriter(
-            self._partial, _SCHEMA.with_metadata({"memvirt": json.dumps(about)})
-        )
+        self._file = OutputFile(path)
+        try:
+            self._writer = pq.ParquetWriter(
+                self._file, _SCHEMA.with_metadata({"memvirt": json.dumps(about)})
+            )
+        except BaseException:
+            self._file.discard()
+            raise
         self._rows: list[dict[str, Any]] = []
         self.samples = 0
 
@@ -71,14 +77,23 @@ class Recorder:
 
     def _flush(self) -> None:
         if self._rows:
-            self._writer.write_table(pa.Table.from_pylist(self._rows, schema=_SCHEMA))
-            self._rows = []
+            rows, self._rows = self._rows, []
+            self._writer.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA))
 
     def close(self) -> None:
-        """Complete the file and give it its name."""
-        self._flush()
-        self._writer.close()
-        self._partial.replace(self.path)
+        """Complete the file and give it its name. Calling again does nothing.
+
+        Raises OutputFileError, with nothing left.
+        """
+        if self._file.closed:
+            return
+        try:
+            self._flush()
+            self._writer.close()
+        except BaseException:
+            self._file.discard()
+            raise
+        self._file.commit()
 
 
 def read_record(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
@@ -99,16 +114,16 @@ def read_record(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
 def export_events(log: EventLog, path: Path) -> int:
     """Write the event log to ``path``, all or nothing: CSV if its name ends so, else JSON lines.
 
-    Returns the number of events.
+    Returns the number of events. Raises OutputFileError.
     """
-    partial = path.with_name(path.name + ".part")
-    with partial.open("w", encoding="utf-8", newline="") as file:
-        rows = [asdict(event) for event in log]
+    rows = [asdict(event) for event in log]
+    with OutputFile(path) as raw:
+        file = io.TextIOWrapper(io.BufferedWriter(raw), "utf-8", newline="")
         if path.suffix == ".csv":
             writer = csv.DictWriter(file, [field.name for field in fields(Event)])
             writer.writeheader()
             writer.writerows(rows)
         else:
             file.writelines(json.dumps(row) + "\n" for row in rows)
-    partial.replace(path)
+        file.detach().detach()
     return len(rows)

@@ -5,7 +5,7 @@ Debug exit (0xf4, as QEMU's isa-debug-exit), POST code (0x80), fast reset and A2
 Technical Reference), reset control (0xcf9, Intel PIIX3 datasheet) and the ACPI fixed registers
 where QEMU's PC has them: PM1a events (0x600: status, of which none is ever set, then enable) and
 PM1a control (0x604), whose SCI_EN always reads as one. Address line A20 is always enabled; its bit
-is only remembered.
+is only remembered. The first request counts: a machine that has been told to end hears no more.
 """
 
 from numba import njit
@@ -65,15 +65,23 @@ def control_stop_requested(control: ControlState) -> int:
 @njit(nogil=True, cache=True)
 def control_debug_exit(control: ControlState, value: int) -> None:
     """Write port 0xf4, any size."""
-    control.exit_value = value
-    control.exit_requested = 1
+    if control_stop_requested(control) == 0:
+        control.exit_value = value
+        control.exit_requested = 1
+
+
+@njit(nogil=True, cache=True)
+def control_request_reset(control: ControlState) -> None:
+    """A device pulls the reset line."""
+    if control_stop_requested(control) == 0:
+        control.reset_requested = 1
 
 
 @njit(nogil=True, cache=True)
 def control_write_fast_reset(control: ControlState, value: int) -> None:
     """Write port 0x92: a rise of bit 0 resets the processor."""
     if value & 1 and control.fast_reset & 1 == 0:
-        control.reset_requested = 1
+        control_request_reset(control)
     control.fast_reset = value & 0xFF
 
 
@@ -81,7 +89,7 @@ def control_write_fast_reset(control: ControlState, value: int) -> None:
 def control_write_reset(control: ControlState, value: int) -> None:
     """Write port 0xcf9: a rise of bit 2 resets the machine."""
     if value & 4 and control.reset_control & 4 == 0:
-        control.reset_requested = 1
+        control_request_reset(control)
     control.reset_control = value & 0x0A
 
 
@@ -89,7 +97,7 @@ def control_write_reset(control: ControlState, value: int) -> None:
 def control_write_acpi(control: ControlState, value: int) -> None:
     """Write port 0x604: SLP_EN (bit 13) powers off, whatever the sleep type."""
     control.acpi_control = (value & 0xFFFF & ~ACPI_SLEEP_ENABLE) | ACPI_SCI_ENABLED
-    if value & ACPI_SLEEP_ENABLE:
+    if value & ACPI_SLEEP_ENABLE and control_stop_requested(control) == 0:
         control.poweroff_requested = 1
 
 

@@ -18,6 +18,7 @@ from memvirt.platform.control import (
     PORT_RESET_CONTROL,
     control_debug_exit,
     control_read_events,
+    control_request_reset,
     control_stop_requested,
     control_write_acpi,
     control_write_events,
@@ -172,10 +173,10 @@ def _write_system_byte(pc: PcState, port: int, value: int, now: int) -> None:
         pit_write_61(pc.pit, value, now)
     elif port == PORT_KEYBOARD_DATA:
         if keyboard_write_data(pc.keyboard, value) == KEYBOARD_RESET:
-            pc.control.reset_requested = 1
+            control_request_reset(pc.control)
     elif port == PORT_KEYBOARD_COMMAND:
         if keyboard_write_command(pc.keyboard, value) == KEYBOARD_RESET:
-            pc.control.reset_requested = 1
+            control_request_reset(pc.control)
     elif port == PORT_CMOS_INDEX:
         pc.cmos.index = value & 0x7F
     elif port == PORT_CMOS_DATA:

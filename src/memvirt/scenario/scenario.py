@@ -93,8 +93,9 @@ class MachineOptions(_Model):
         "its own for temporary files",
     )
     quantum_ms: float = Field(
-        default=10, gt=0, le=1000,
-        description="virtual milliseconds that VMs run between two quiescent points",
+        default=10, ge=0.001, le=1000,
+        description="virtual milliseconds that VMs run between two quiescent points; a block of "
+        "code takes up to 0.001",
     )  # fmt: skip
     resize: tuple[ResizeOptions, ...] = Field(
         default=(), description="changes of machine memory, a table each, in order of time"

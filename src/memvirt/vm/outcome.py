@@ -21,6 +21,7 @@ class EndReason(Enum):
     PAGE_LOST = "a page could not be brought back"
     MISCONFIGURED = "a nested page table is corrupt"
     ENGINE_ERROR = "the processor engine failed"
+    INTERNAL_ERROR = "an error inside memvirt"
     TIMEOUT = "timeout"
     STOPPED = "stopped by the user"
 

@@ -28,9 +28,10 @@ from memvirt.cpu.processor import (
     SegmentState,
 )
 from memvirt.machine.memory import MachineMemory, MachineMemoryExhausted
+from memvirt.names import choose
 from memvirt.platform.backdoor import complete_backdoor
 from memvirt.platform.balloon import BalloonDevice, complete_balloon
-from memvirt.platform.boot.detect import Protocol, load_boot_image
+from memvirt.platform.boot.detect import Protocol, boot_protocol, load_boot_image
 from memvirt.platform.boot.image import BootImage, InitialState, StartMode
 from memvirt.platform.pc import new_pc, pc_serial_input
 from memvirt.platform.uart import uart_drain
@@ -54,6 +55,14 @@ class VirtualMachineError(Exception):
     """A request about a virtual machine that cannot be met; the message says why."""
 
 
+def paging_mode(paging: PagingMode | str) -> PagingMode:
+    """A paging mode, or the one of that name in any case. Raises UnknownName."""
+    if isinstance(paging, PagingMode):
+        return paging
+    modes = {mode.name.lower(): mode for mode in PagingMode}
+    return choose(modes, str(paging).lower(), what="paging mode")
+
+
 def _panic_message(console: bytes) -> str:
     """What a Linux kernel says of its panic at the end of its console, or "" if it did not."""
     start = console.rfind(_PANIC_MARK)
@@ -67,8 +76,8 @@ class VirtualMachine:
     """A VM of ``memory`` bytes of guest-physical memory on ``machine``.
 
     ``serial`` receives what the guest prints on COM1; ``processor`` makes the processor. Raises
-    VirtualMachineError for sizes that cannot be, MachineMemoryExhausted if the machine has no room
-    for its tables.
+    VirtualMachineError for sizes that cannot be, UnknownName for a paging mode there is not,
+    MachineMemoryExhausted if the machine has no room for its tables.
     """
 
     def __init__(
@@ -82,6 +91,7 @@ class VirtualMachine:
         backing: BackingStore | None = None,
         processor: ProcessorFactory = software_processor,
     ) -> None:
+        mode = paging_mode(paging)
         self.memory = parse_size(memory, what="guest memory")
         if self.memory > MAXIMUM_MEMORY:
             raise VirtualMachineError(
@@ -91,7 +101,6 @@ class VirtualMachine:
         self.vm_id = next(_vm_ids)
         self.name = name or f"vm{self.vm_id}"
         self.machine = machine
-        mode = PagingMode[paging.upper()] if isinstance(paging, str) else paging
         self.vmm = VirtualMachineMonitor(
             machine, self.memory // PAGE_BYTES, mode, vm_id=self.vm_id, backing=backing
         )
@@ -150,18 +159,19 @@ class VirtualMachine:
         *,
         append: str = "",
         initrd: str | Path | bytes = b"",
-        protocol: Protocol = Protocol.AUTO,
+        protocol: Protocol | str = Protocol.AUTO,
     ) -> BootImage:
         """Load a kernel image and set the processor to its entry point.
 
-        Raises BootError for an image that cannot be started.
+        ``protocol`` is a Protocol or its value, such as "flat". Raises BootError for an image that
+        cannot be started, UnknownName for a protocol there is not.
         """
         loaded = load_boot_image(
             image,
             memory_bytes=self.memory,
             command_line=append,
             initrd=initrd,
-            protocol=protocol,
+            protocol=boot_protocol(protocol),
         )
         for segment in loaded.segments:
             self.vmm.write_physical(segment.gpa, segment.data)
@@ -211,9 +221,16 @@ class VirtualMachine:
     def run_quantum(self, nanoseconds: int = QUANTUM_NS) -> Outcome | None:
         """Run for ``nanoseconds`` of virtual time; the outcome if the VM ended, else None.
 
+        Time is charged by blocks of code, before they run. A block that would end after the quantum
+        waits for the next, unless it has waited a few times already: so every guest comes on, by a
+        block every few quanta, however short they are (a block takes 1,024 ns at most).
+
         A managed VM may stop early: ``waiting`` for frames, or ``paused`` with the reason why a
-        page cannot be had now. ``resume_quantum`` goes on with what is left of the quantum.
+        page cannot be had now. ``resume_quantum`` goes on with what is left of the quantum. Raises
+        ValueError for a quantum below 1 ns.
         """
+        if nanoseconds < 1:
+            raise ValueError(f"a quantum of {nanoseconds} ns; it must be 1 ns or more")
         self.processor.set_quantum(nanoseconds)
         return self.resume_quantum()
 
@@ -297,9 +314,10 @@ class VirtualMachine:
             self._end(EndReason.HALTED, "")
             return True
         self.processor.end_quantum()
-        time.sleep(0.01)
         return False
 
+    # Whether input may wake a halted guest (``type``). Who sets it must wait for the input, between
+    # quanta: the VM itself never waits, and would pass its time as fast as it can.
     wakes_on_input = False
 
     def _drain_serial(self) -> None:

@@ -28,7 +28,7 @@ from .checker.frames import check_frames, check_reserve, check_reserve_is_zeroed
 from .checker.nested import check_nested
 from .checker.pages import check_pages
 from .checker.shadow import check_shadow
-from .checker.stores import check_kept_pages, check_owners, check_stores
+from .checker.stores import check_kept_pages, check_owners_in_stores, check_stores
 from .checker.violation import CheckLevel, Violation
 from .monitor import VirtualMachineMonitor
 
@@ -41,7 +41,7 @@ def check_vm(vmm: VirtualMachineMonitor, level: CheckLevel = CheckLevel.MEMORY) 
 
 
 def _check_inside(vmm: VirtualMachineMonitor, level: CheckLevel) -> list[Violation]:
-    found = [*check_pages(vmm), *check_reserve(vmm), *check_owners(vmm)]
+    found = [*check_pages(vmm), *check_reserve(vmm), *check_owners_in_stores(vmm)]
     if level >= CheckLevel.MEMORY:
         found += check_shadow(vmm)
         found += check_nested(vmm)

@@ -2,10 +2,11 @@
 """What the guest's ``cpuid`` answers: the engine's processor, less what memvirt does not model.
 
 The engine is asked once for its own answers; features that would need state the MMU or the
-platform does not have are masked out, and the hypervisor is announced (bit 31 of leaf 1 ECX, and
-the leaves from 0x40000000). The first of these name VMware, whose backdoor and balloon the platform
-has: Linux looks for them behind this signature only. memvirt's own name follows at 0x40000100,
-where hypervisors that offer another's interface put theirs (docs/balloon.md).
+platform does not have, or that the engine executes wrongly, are masked out (``features``), and the
+hypervisor is announced (bit 31 of leaf 1 ECX, and the leaves from 0x40000000). The first of these
+name VMware, whose backdoor and balloon the platform has: Linux looks for them behind this signature
+only. memvirt's own name follows at 0x40000100, where hypervisors that offer another's interface put
+theirs (docs/balloon.md).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from unicorn import x86_const
 
 from memvirt.platform.backdoor import BUS_HZ, TIME_STAMP_HZ
 
+from .features import HiddenFeature, hidden_bits
 from .registers import GENERAL_REGISTERS
 
 # Leaf 1 EAX names family 6 model 0x1C, an in-order processor that does not speculate: which is what
@@ -35,36 +37,6 @@ LEAF_HYPERVISOR = 0x4000_0100
 ROW_DTYPE = np.dtype([(name, "i8") for name in ("leaf", "subleaf", "a", "b", "c", "d")])
 ANY_SUBLEAF = -1
 
-# (leaf, subleaf, register) -> bits hidden from the guest, each with its reason.
-_HIDDEN = {
-    (1, 0, "c"): (1 << 3)  # MONITOR
-    | (1 << 15)  # PDCM: performance MSRs
-    | (1 << 17)  # PCID: translations tagged by context
-    | (1 << 21)  # x2APIC
-    | (1 << 24)  # TSC-deadline timer
-    | (1 << 26)
-    | (1 << 27)  # XSAVE, OSXSAVE: state the engine does not fully keep
-    | (1 << 28)  # AVX
-    | (1 << 30),  # RDRAND: not reproducible
-    (1, 0, "d"): (1 << 7)
-    | (1 << 14)  # MCE, MCA
-    | (1 << 11)  # SEP: sysenter
-    | (1 << 12),  # MTRR
-    (7, 0, "b"): (1 << 4)
-    | (1 << 11)  # HLE, RTM
-    | (1 << 5)  # AVX2
-    | (1 << 9)  # ERMS: repeated string instructions are slower here than loops of stores
-    | (1 << 10)  # INVPCID
-    | (1 << 14)  # MPX
-    | (1 << 18),  # RDSEED
-    (7, 0, "c"): (1 << 3)
-    | (1 << 4)  # PKU, OSPKE
-    | (1 << 16)  # LA57: a fifth level to walk, of use beyond 64 TiB of memory only
-    | (1 << 22),  # RDPID
-    (7, 0, "d"): 1 << 4,  # FSRM: as ERMS
-    (0x80000001, 0, "c"): 1 << 2,  # SVM
-    (0x80000001, 0, "d"): 1 << 27,  # RDTSCP: not interceptable with virtual time in TSC_AUX
-}
 _TIME_STAMP_LEAF = 0x15  # the highest basic leaf
 _LEAVES = (
     [(leaf, 0) for leaf in range(0x16) if leaf not in (4, 7, 0xB, 0xD)]
@@ -86,22 +58,24 @@ def _ask(engine: unicorn.Uc, leaf: int, subleaf: int) -> tuple[int, int, int, in
     return a, b, c, d
 
 
-def cpuid_table(engine: unicorn.Uc) -> np.ndarray[Any, np.dtype[np.void]]:
+def cpuid_table(
+    engine: unicorn.Uc, hidden: tuple[HiddenFeature, ...]
+) -> np.ndarray[Any, np.dtype[np.void]]:
     """The guest's CPUID leaves as rows of ROW_DTYPE. Runs a few instructions on ``engine``."""
+    masks = hidden_bits(hidden)
     engine.mem_map(0x10_0000, 4096)
     engine.mem_write(0x10_0000, b"\x0f\xa2")  # cpuid
     rows = []
     for leaf, subleaf in _LEAVES:
         answer = dict(zip("abcd", _ask(engine, leaf, subleaf), strict=True))
         for name in "abcd":
-            answer[name] &= ~_HIDDEN.get((leaf, subleaf, name), 0)
+            answer[name] &= ~masks.get((leaf, name), 0)
         if leaf == 0:
             answer["a"] = _TIME_STAMP_LEAF
         elif leaf == 1:
             answer["a"] = _IN_ORDER_PROCESSOR
             answer["b"] &= 0x0000_FFFF  # APIC ID 0, one logical processor
             answer["c"] |= 1 << 31  # a hypervisor is present
-            answer["d"] &= ~(1 << 28)
         elif leaf == _TIME_STAMP_LEAF:
             # TSC clock = crystal * EBX / EAX. The crystal also drives the local APIC's timer, so a
             # guest need not measure either against the PIT, in loops that cost host time.

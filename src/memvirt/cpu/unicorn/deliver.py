@@ -10,14 +10,16 @@ until all its memory is within reach, so it can be tried again after the VMM has
 from __future__ import annotations
 
 from numba import njit
+from unicorn import x86_const
 
 from memvirt.mmu.access import NOT_CANONICAL, OK, PROCESSOR_STATUSES, TRUE_FAULT
 from memvirt.mmu.entry import EFER_LMA, EFER_SCE
-from memvirt.mmu.native import load32, load64, store32, store64
+from memvirt.mmu.native import call_c3, load32, load64, store32, store64
 
 from . import registers as reg
 from .engine_state import (
     DESCRIPTOR,
+    FLAGS_WORD,
     FRAME,
     GATE,
     INSTRUCTION,
@@ -25,10 +27,12 @@ from .engine_state import (
     STACK_POINTER,
     EngineState,
     mmu_of,
+    vmm_of,
 )
-from .guest_memory import read_guest, write_guest
+from .guest_memory import fetch_guest, read_guest, write_guest
 from .segments import load_control, read_flags, set_code_segment, set_segment, write_flags
 
+VECTOR_DB = 1
 VECTOR_UD, VECTOR_DF, VECTOR_TS, VECTOR_NP, VECTOR_SS, VECTOR_GP, VECTOR_PF = (
     6,
     8,
@@ -44,6 +48,7 @@ _CS, _SS, _TR, _IDT, _GDT, _LDT = reg.CS, reg.SS, reg.TR, reg.IDTR, reg.GDTR, re
 _BASE, _LIMIT = reg.SEGMENT_BASE, reg.SEGMENT_LIMIT
 _RIP, _RSP, _HFLAGS = reg.RIP, reg.RSP, reg.HFLAGS
 _RCX, _R11, _CR2 = reg.RCX, reg.R11, reg.CR2
+_DR6_REGISTER, _DR6_BS = x86_const.UC_X86_REG_DR6, 1 << 14
 _DATA_FLAGS = 0x00C09300  # flat, present, writable, accessed
 _U32 = 0xFFFF_FFFF
 
@@ -69,20 +74,35 @@ def _contributory(vector: int) -> bool:
 
 
 @njit(nogil=True, cache=True)
-def _step_back(engine: EngineState) -> None:
-    """Make RIP point at the ``int`` instruction again: one that faults has not been executed.
+def raise_software_event(engine: EngineState, vector: int) -> None:
+    """Make the ``int`` instruction that has just been executed (RIP is past it) the pending event.
 
-    ``int n`` has two bytes, ``int3``, ``int1`` and ``into`` one.
+    ``int n`` has two bytes, ``int3``, ``int1`` and ``into`` one. Which it was is looked up now,
+    while the instruction is where the processor has fetched it: its delivery may wait for the host,
+    which may take the page away.
     """
-    mmu = mmu_of(engine)
-    rip = load64(engine.registers_at + _RIP)
-    length = 1
-    mmu.implicit_supervisor = 0  # the program's own code, which SMAP keeps from the supervisor
-    if read_guest(engine, rip - 2, engine.state_at + INSTRUCTION, 2) == OK:
-        if engine.instruction & 0xFFFF == 0xCD | engine.event_vector << 8:
-            length = 2
-    mmu.implicit_supervisor = 1
-    store64(engine.registers_at + _RIP, rip - length)
+    raise_event(engine, vector, 0)
+    engine.event_has_error = 0
+    engine.event_is_software = 1
+    engine.event_instruction_bytes = 1
+    load_control(engine)
+    start = load64(engine.registers_at + _RIP) - 2
+    if load32(engine.registers_at + _HFLAGS) & reg.HF_CS64 == 0:
+        start = (start + load64(engine.registers_at + _CS + _BASE)) & _U32
+    vmm = vmm_of(engine)
+    walks, references = vmm.walks, vmm.mmu.walk_references  # a processor has no need to look again
+    if fetch_guest(engine, start, engine.state_at + INSTRUCTION, 2) == OK:
+        if engine.instruction & 0xFFFF == 0xCD | vector << 8:
+            engine.event_instruction_bytes = 2
+    vmm.walks, vmm.mmu.walk_references = walks, references
+    engine.translation_status = OK
+
+
+@njit(nogil=True, cache=True)
+def _step_back(engine: EngineState) -> None:
+    """Make RIP point at the ``int`` instruction again: one that faults has not been executed."""
+    at = engine.registers_at + _RIP
+    store64(at, load64(at) - engine.event_instruction_bytes)
 
 
 @njit(nogil=True, cache=True)
@@ -332,8 +352,22 @@ def deliver_event(engine: EngineState) -> int:
 
 
 @njit(nogil=True, cache=True)
+def _forget_single_step(engine: EngineState) -> None:
+    """Clear DR6.BS, which the engine has set for a trap that does not come."""
+    at = engine.state_at + FLAGS_WORD
+    call_c3(engine.reg_read_at, (engine.handle, _DR6_REGISTER, at))
+    engine.flags_word &= ~_DR6_BS
+    call_c3(engine.reg_write_at, (engine.handle, _DR6_REGISTER, at))
+
+
+@njit(nogil=True, cache=True)
 def system_call(engine: EngineState) -> None:
-    """``syscall`` (AMD64 APM vol. 3): RIP is past the instruction already."""
+    """``syscall`` (AMD64 APM vol. 3): RIP is past the instruction already.
+
+    Single-stepping looks at RFLAGS.TF when the instruction is done: the trap comes only if
+    IA32_FMASK has left TF set, and then before the handler's first instruction.
+    """
+    single_step = engine.stop_vector == VECTOR_DB
     mmu = mmu_of(engine)
     load_control(engine)
     state = engine.registers_at
@@ -358,3 +392,8 @@ def system_call(engine: EngineState) -> None:
     wide = 1 << 21 if mmu.efer & EFER_LMA else 1 << 22
     set_code_segment(engine, selector, 0, 0xFFFF_FFFF, 0x00809B00 | wide, 0)
     store64(state + _RIP, target)
+    if single_step:
+        if read_flags(engine) & reg.RFLAGS_TF:
+            raise_event(engine, VECTOR_DB, 0)
+        else:
+            _forget_single_step(engine)

@@ -93,6 +93,7 @@ class EngineState(Record):
     event_error: int
     event_is_software: int
     event_is_interrupt: int
+    event_instruction_bytes: int  # of the ``int`` instruction it came from
     # Virtual time. code_bytes counts bytes of guest code begun; idle_ns is what hlt skipped and
     # what port accesses and rdtsc took.
     code_bytes: int
@@ -102,6 +103,10 @@ class EngineState(Record):
     interrupt_waiting: int
     quantum_end_ns: int
     stop_asked: int
+    # Starts of the engine in a row that were stopped before their first block, and the count of
+    # code bytes at the last of them.
+    stopped_starts: int
+    stopped_code_bytes: int
     # Scratch areas: guest memory is copied here before it is looked at. Field addresses: below.
     gate_low: int  # IDT gate: bytes 0 to 7, and 8 to 15 in long mode
     gate_high: int

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from numba import cfunc, njit, types
 
-from memvirt.mmu.access import OK, READ, TRUE_FAULT, WRITE
+from memvirt.mmu.access import FETCH, OK, READ, TRUE_FAULT, WRITE
 from memvirt.mmu.native import call_c3, copy_bytes, load8, store8
 from memvirt.vmm.frames import frame_ppn
 from memvirt.vmm.translate import access
@@ -53,10 +53,21 @@ def _host_address(engine: EngineState, gva: int, kind: int) -> int:
 @njit(nogil=True, cache=True)
 def read_guest(engine: EngineState, gva: int, destination: int, count: int) -> int:
     """Copy ``count`` bytes at ``gva`` to a host address as the supervisor; OK or a status."""
+    return int(_copy_in(engine, gva, destination, count, READ))
+
+
+@njit(nogil=True, cache=True)
+def fetch_guest(engine: EngineState, gva: int, destination: int, count: int) -> int:
+    """As ``read_guest``, of instructions, with the rights of the privilege level they run at."""
+    return int(_copy_in(engine, gva, destination, count, FETCH))
+
+
+@njit(nogil=True, cache=True)
+def _copy_in(engine: EngineState, gva: int, destination: int, count: int, kind: int) -> int:
     done = 0
     while done < count:
         piece = min(count - done, 0x1000 - ((gva + done) & 0xFFF))
-        host = _host_address(engine, gva + done, READ)
+        host = _host_address(engine, gva + done, kind)
         if host == 0:
             return engine.translation_status
         copy_bytes(destination + done, host, piece)

@@ -25,7 +25,6 @@ from memvirt.platform.pc import mmio_read, mmio_write
 from memvirt.platform.pc import pc_interrupt_pending as interrupt_pending
 from memvirt.platform.ports import (
     IO_BACKDOOR,
-    IO_DRAIN_SERIAL_AND_RETRY,
     IO_OK,
     io_call,
     io_read,
@@ -47,6 +46,7 @@ _HFLAGS, _RAW_FLAGS = reg.HFLAGS, reg.RAW_FLAGS
 _RIP = reg.RIP
 _RAX, _RBX, _RCX, _RDX = reg.RAX, reg.RBX, reg.RCX, reg.RDX
 _U32 = 0xFFFF_FFFF
+_STOPPED_STARTS = 3  # in a row, before a block may begin although its time is up
 
 
 class TlbEntry(Record):
@@ -124,14 +124,23 @@ def on_deadline(handle: int, gva: int, size: int, user: int) -> None:
     """``UC_HOOK_BLOCK``, when virtual time has come (``block_counter``): stop, or go on until an
     interrupt can be taken."""
     engine = engine_at(user)
-    if engine.code_bytes < engine.time_deadline and engine.stop_asked == 0:
+    # Stopped starts in a row charge time and run nothing: after a few of them a block may begin
+    # whatever the time, or a deadline that is nearer than its end would stop the guest for ever.
+    again = engine.code_bytes == engine.stopped_code_bytes + size
+    overdue = again and engine.stopped_starts >= _STOPPED_STARTS
+    if engine.stop_asked == 0 and (overdue or engine.code_bytes < engine.time_deadline):
         if engine.flush_owed:
             may_begin = engine.flush_owed > 1
             engine.flush_owed = 1  # owed until the run loop has done it
             if may_begin and (gva + size <= engine.owed_first or gva > engine.owed_last | 0xFFF):
                 return
-        elif engine.interrupt_waiting and not interrupts_enabled(engine):
+        elif engine.interrupt_waiting:
+            if not interrupts_enabled(engine):
+                return
+        elif overdue:
             return
+    engine.stopped_starts = engine.stopped_starts + 1 if again else 1
+    engine.stopped_code_bytes = engine.code_bytes
     engine.stop_time = 1
     call_c1(engine.emu_stop_at, (handle,))
 
@@ -305,12 +314,11 @@ def on_out(handle: int, port: int, size: int, value: int, user: int) -> None:
     engine.port_accesses += 1
     engine.idle_ns += PORT_ACCESS_NS
     status = io_write(pc, port64, size64, types.int64(value), virtual_now(engine))
-    if status == IO_DRAIN_SERIAL_AND_RETRY:
+    if status != IO_OK:
+        # The console is full: it happens again. Or the guest has ended: nothing happens after it,
+        # not even the rest of its block.
         engine.io_status = status
         abort_instruction(engine)
-    elif status != IO_OK:
-        engine.io_status = status
-        call_c1(engine.emu_stop_at, (handle,))
     _after_device(engine)
 
 

@@ -22,6 +22,7 @@ from memvirt.cpu.processor import (
 )
 from memvirt.mmu.access import MISCONFIGURED, NEED_FRAMES, NEED_PAGE
 from memvirt.mmu.host_ranges import ForeignRanges, host_address
+from memvirt.names import choose
 from memvirt.platform.ports import IO_BACKDOOR, IO_BALLOON
 from memvirt.record import new_record
 from memvirt.vmm.monitor import PagingMode, VirtualMachineMonitor
@@ -32,10 +33,12 @@ from . import run as run_loop
 from .block_counter import block_counter_address
 from .cpuid import cpuid_table
 from .engine_state import ENGINE_DTYPE, EXECUTED, NO_EVENT, EngineState
+from .features import hidden_features
 from .guest_memory import access_entry
 from .own_build import IS_OWN_BUILD, count_blocks, used_engine
 from .run import drop_code, flush_translations, run
 from .tlb_fill import LAPIC_GPA
+from .version import check_engine_version
 from .virtual_time import PORT_ACCESS_NS, TIME_STAMP_NS, virtual_now
 
 _UC_CTL_TLB_VIRTUAL = uc_const.UC_TLB_VIRTUAL
@@ -78,6 +81,7 @@ class UnicornProcessor:
         self._page_flags = np.zeros(vmm.pmap.pages, np.uint8)
         if ENGINE.problem:
             raise ProcessorError(ENGINE.problem)
+        check_engine_version()
         self._engine: unicorn.Uc | None = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
         self.engine.ctl_set_cpu_model(x86_const.UC_CPU_X86_ICELAKE_SERVER)
         self.engine.ctl_exits_enabled(False)
@@ -108,7 +112,7 @@ class UnicornProcessor:
 
     def _probe(self) -> None:
         """Find the register file and CPUID answers on this engine before it is used."""
-        self.cpuid = cpuid_table(self.engine)
+        self.cpuid = cpuid_table(self.engine, hidden_features(stock_engine=not IS_OWN_BUILD))
         self.engine.ctl_set_tlb_mode(_UC_CTL_TLB_VIRTUAL)
         self._check(_library.uc_ctl(self._handle, reg.CTL_TLB_FLUSH), "flushing translations")
         self.registers = reg.locate_registers(self.engine)
@@ -229,17 +233,17 @@ class UnicornProcessor:
     def get(self, name: str) -> int:
         if name == "rflags":
             return int(self.engine.reg_read(x86_const.UC_X86_REG_EFLAGS))
-        return int(self._word(_offset_of(name, _OFFSETS)).value)
+        return int(self._word(choose(_OFFSETS, name, what="register")).value)
 
     def set(self, name: str, value: int) -> None:
         if name == "rflags":
             self.engine.reg_write(x86_const.UC_X86_REG_EFLAGS, value | 2)
         else:
-            self._word(_offset_of(name, _OFFSETS)).value = value
+            self._word(choose(_OFFSETS, name, what="register")).value = value
 
     def _segment_at(self, name: str) -> int:
         self.engine  # noqa: B018  # as in _word
-        return self.registers.base + _offset_of(name, _SEGMENT_OFFSETS)
+        return self.registers.base + choose(_SEGMENT_OFFSETS, name, what="segment register")
 
     def segment(self, name: str) -> SegmentState:
         at = self._segment_at(name)
@@ -369,14 +373,6 @@ class UnicornProcessor:
         self._engine = None  # the binding's finalizer closes it with the last reference
 
 
-def _offset_of(name: str, offsets: dict[str, int]) -> int:
-    try:
-        return offsets[name]
-    except KeyError:
-        allowed = ", ".join(offsets)
-        raise ProcessorError(f"no register {name!r} here; there are {allowed}") from None
-
-
 def _exits_enable() -> int:
     return int(uc_const.UC_CTL_UC_USE_EXITS | 1 << 26 | uc_const.UC_CTL_IO_WRITE << 30)
 
@@ -398,6 +394,7 @@ _COUNTERS = (
 )  # fmt: skip
 _OFFSETS = {name: 8 * i for i, name in enumerate(reg.GENERAL_REGISTERS)} | {
     "rip": reg.RIP,
+    "rflags": reg.RAW_FLAGS,  # its condition codes lie elsewhere: get and set ask the engine
     "cr0": reg.CR0,
     "cr2": reg.CR2,
     "cr3": reg.CR3,

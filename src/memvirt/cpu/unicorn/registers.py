@@ -5,8 +5,9 @@ Unicorn keeps the x86 registers in QEMU's CPU state structure (QEMU 5.0, ``targe
 Reading them there costs one load, against some 50 ns through ``uc_reg_read``; and the error code
 of an exception, the address of a fault, and the privilege level cannot be had or set otherwise.
 ``locate_registers`` finds the structure by writing known values through the public API and
-looking for them, and checks every offset the same way; an engine that keeps them elsewhere is
-refused with one clear error, never misread.
+looking for them, and checks what lies at a fixed offset the same way; an engine that keeps it
+elsewhere is refused with one clear error, never misread. That the engine behaves as it should is
+the matter of its version (``version``).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import unicorn
 from unicorn import unicorn_const, x86_const
 
 from .own_build import Layout, layout_of
+from .version import EngineLayoutError
 
 # Offsets in the CPU state structure. Each segment: selector u32, base u64, limit u32, flags u32.
 RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI = (8 * i for i in range(8))
@@ -44,6 +46,7 @@ HF_CS32 = 1 << 4
 HF_SS32 = 1 << 5
 HF_ADDSEG = 1 << 6
 HF_PE = 1 << 7
+_HF_MP_SHIFT = 9  # then EM, TS: copies of CR0 bits 1 to 3
 HF_LMA = 1 << 14
 HF_CS64 = 1 << 15
 
@@ -51,12 +54,14 @@ HF_CS64 = 1 << 15
 # it flushes all. Three records of this size, each begun by the range's address and mask.
 TLB_RECORD_BYTES = 696
 MMU_INDEXES = 3
+_TLB_ENTRIES_USED = 32  # after the range, and the two words of a window for resizing
 
 # The exception in flight, relative to the error code: with one in flight the engine would turn
 # the next into a double fault. Delivery is ours, so it is reset at each exception.
 EXCEPTION_IN_FLIGHT = 112
 NO_EXCEPTION = -1
 
+RFLAGS_TF = 1 << 8
 RFLAGS_IF = 1 << 9
 RFLAGS_AC = 1 << 18
 
@@ -70,10 +75,6 @@ _GENERAL = ["RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI"] + [
     f"R{i}" for i in range(8, 16)
 ]
 GENERAL_REGISTERS = tuple(name.lower() for name in _GENERAL)
-
-
-class EngineLayoutError(RuntimeError):
-    """The installed Unicorn keeps its registers where memvirt does not expect them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +125,7 @@ def _check(base: int, offset: int, expected: int, what: str, size: int = 8) -> N
     if value != expected:
         raise EngineLayoutError(
             f"{what} is not at offset {offset:#x} of this Unicorn build's register file: "
-            f"expected {expected:#x}, found {value:#x}; memvirt supports unicorn 2.1.x"
+            f"expected {expected:#x}, found {value:#x}"
         )
 
 
@@ -135,7 +136,9 @@ def locate_registers(engine: unicorn.Uc) -> RegisterFile:
     """
     layout = layout_of(engine._uch)
     if layout is not None:
-        return _from_layout(layout)
+        found = _from_layout(layout)
+        _verify(engine, found.base)
+        return found
     handle = int(ctypes.cast(engine._uch, ctypes.c_void_p).value or 0)
     memory = os.open("/proc/self/mem", os.O_RDONLY)
     try:
@@ -160,12 +163,13 @@ def locate_registers(engine: unicorn.Uc) -> RegisterFile:
             blob = _peek(memory, base, 0x8000)
             msrs[name] = base + _offset(blob, struct.pack("<Q", magic), f"MSR {msr:#x}")
             engine.msr_write(msr, 0)
+        large_pages = _large_page_records(memory, base)
         fault_address, error_code = _provoke(
-            engine, memory, handle, base, msrs["kernel_gs_base"] - base
+            engine, memory, handle, base, msrs["kernel_gs_base"] - base, large_pages
         )
         return RegisterFile(
             base=base,
-            large_pages=_large_page_records(memory, base),
+            large_pages=large_pages,
             fault_address=fault_address,
             error_code=error_code,
             **msrs,
@@ -228,28 +232,75 @@ def _large_page_records(memory: int, base: int) -> int:
     raise EngineLayoutError("the TLB records of this Unicorn build were not found")
 
 
+def _check_large_page_records(records: int) -> None:
+    """The records count the entries in use: some, once code has run through the TLB."""
+    used = sum(
+        ctypes.c_uint64.from_address(records + i * TLB_RECORD_BYTES + _TLB_ENTRIES_USED).value
+        for i in range(MMU_INDEXES)
+    )
+    if not 0 < used < 1 << 16:
+        raise EngineLayoutError(
+            f"the TLB records of this Unicorn build are not where they seem: {used} entries in use"
+        )
+
+
 def _verify(engine: unicorn.Uc, base: int) -> None:
     """Check the fixed offsets against values written through the public API."""
-    engine.reg_write(x86_const.UC_X86_REG_RIP, 0x1234_5000)
-    _check(base, RIP, 0x1234_5000, "RIP")
-    for name, offset in (("CR0", CR0), ("CR3", CR3), ("CR4", CR4)):
+
+    def write(name: str, value: Any) -> None:
+        engine.reg_write(getattr(x86_const, f"UC_X86_REG_{name}"), value)
+
+    for name, offset in (("RIP", RIP), ("CR2", CR2), ("CR3", CR3)):
+        write(name, 0x7654_3000)
+        _check(base, offset, 0x7654_3000, name)
+        write(name, 0)
+    for name, offset in (("CR0", CR0), ("CR4", CR4)):
         value = engine.reg_read(getattr(x86_const, f"UC_X86_REG_{name}"))
         _check(base, offset, value, name)
-    engine.reg_write(x86_const.UC_X86_REG_CR3, 0x7654_3000)
-    _check(base, CR3, 0x7654_3000, "CR3")
-    engine.reg_write(x86_const.UC_X86_REG_CR3, 0)
     _check(base, EFER, engine.msr_read(MSR_EFER), "EFER")
-    for name, offset in (("GDTR", GDTR), ("IDTR", IDTR)):
-        engine.reg_write(getattr(x86_const, f"UC_X86_REG_{name}"), (0, 0x5EED_2000, 0x7FF, 0))
+    for flags in (RFLAGS_AC | RFLAGS_IF | 2, 2):
+        write("EFLAGS", flags)
+        _check(base, RAW_FLAGS, flags, "RFLAGS")
+    _verify_hidden_flags(engine, base)
+    for name, offset in (("LDTR", LDTR), ("TR", TR), ("GDTR", GDTR), ("IDTR", IDTR)):
+        has_selector = name in ("LDTR", "TR")
+        selector, flags = (0x1238, 0x8B00) if has_selector else (0, 0)
+        write(name, (selector, 0x5EED_2000, 0x7FF, flags))
         _check(base, offset + SEGMENT_BASE, 0x5EED_2000, f"base of {name}")
         _check(base, offset + SEGMENT_LIMIT, 0x7FF, f"limit of {name}", 4)
-    engine.reg_write(x86_const.UC_X86_REG_FS_BASE, 0x5EED_4000)
-    _check(base, FS + SEGMENT_BASE, 0x5EED_4000, "base of FS")
-    engine.reg_write(x86_const.UC_X86_REG_FS_BASE, 0)
+        if has_selector:
+            _check(base, offset, selector, f"selector of {name}", 4)
+            _check(base, offset + SEGMENT_FLAGS, flags, f"flags of {name}", 4)
+        write(name, (0, 0, 0, 0))
+    for name, offset in (("FS", FS), ("GS", GS)):
+        write(f"{name}_BASE", 0x5EED_4000)
+        _check(base, offset + SEGMENT_BASE, 0x5EED_4000, f"base of {name}")
+        write(f"{name}_BASE", 0)
+    for name, offset in (("ES", ES), ("SS", SS), ("DS", DS)):
+        write(name, 3)  # a null selector, which may be loaded in 64-bit mode
+        _check(base, offset, 3, f"selector of {name}", 4)
+        write(name, 0)
+
+
+def _verify_hidden_flags(engine: unicorn.Uc, base: int) -> None:
+    """The hidden flags follow CR0's MP, EM and TS, and say that the code is 64-bit and of CPL 0."""
+    mode = HF_CPL_MASK | HF_PE | HF_CS32 | HF_SS32 | HF_LMA | HF_CS64
+    cr0 = engine.reg_read(x86_const.UC_X86_REG_CR0)
+    word = ctypes.c_uint32.from_address(base + HFLAGS)
+    for bits in (0xE, 0):  # TS, EM, MP
+        engine.reg_write(x86_const.UC_X86_REG_CR0, cr0 & ~0xE | bits)
+        expected = (mode & ~HF_CPL_MASK) | bits << _HF_MP_SHIFT - 1
+        found = word.value & (mode | 0xE << _HF_MP_SHIFT - 1)
+        if found != expected:
+            raise EngineLayoutError(
+                f"the hidden flags are not at offset {HFLAGS:#x} of this Unicorn build's register "
+                f"file: expected {expected:#x}, found {found:#x}"
+            )
+    engine.reg_write(x86_const.UC_X86_REG_CR0, cr0)
 
 
 def _provoke(
-    engine: unicorn.Uc, memory: int, handle: int, base: int, after: int
+    engine: unicorn.Uc, memory: int, handle: int, base: int, after: int, large_pages: int
 ) -> tuple[int, int]:
     """Raise a page fault and a #GP, to see where their address and error code are kept.
 
@@ -283,6 +334,7 @@ def _provoke(
     error_code = base + _offset(state, pattern, "the error code", after)
     _check(error_code, EXCEPTION_IN_FLIGHT, 13, "the exception in flight", 4)
     ctypes.c_int32.from_address(error_code + EXCEPTION_IN_FLIGHT).value = NO_EXCEPTION
+    _check_large_page_records(large_pages)
     engine.hook_del(hook)
     engine.mem_unmap(gpa, 4096)
     return fault_address, error_code

@@ -44,6 +44,7 @@ from .deliver import (
     VECTOR_UD,
     deliver_event,
     raise_event,
+    raise_software_event,
     system_call,
 )
 from .engine_state import DROP_CODE_AND_RETRY, NO_EVENT, EngineState, mmu_of, vmm_of
@@ -198,29 +199,41 @@ def _after_translation(engine: EngineState) -> int:
 
 
 @njit(nogil=True, cache=True)
+def _after_exception(engine: EngineState) -> None:
+    """Make the exception, or the ``int`` instruction, that stopped the engine the pending event."""
+    engine.exits_exception += 1
+    if engine.event_is_software:
+        raise_software_event(engine, engine.stop_vector)
+        return
+    raise_event(engine, engine.stop_vector, engine.event_error)
+    if engine.owns_mmu and engine.stop_vector == VECTOR_PF:
+        vmm_of(engine).true_faults += 1
+
+
+@njit(nogil=True, cache=True)
 def _after_engine(engine: EngineState, pc: PcState, error: int) -> int:
-    """Act on why the engine stopped: OK to go on, or why the loop must leave."""
+    """Act on why the engine stopped: OK to go on, or why the loop must leave.
+
+    The order is that in which things happened. A request to a device comes first: its instruction
+    has been executed or aborted, and what the rest of the block ran into then never happened. A
+    translation or an exception ends the block where it is. ``syscall`` comes before the exception
+    that is its own single-step trap. All the rest lies between two instructions.
+    """
     if engine.aborted:
         undo_aborted(engine)
+    if engine.io_status != 0:
+        engine.exits_io += 1
+        engine.translation_status = OK
+        return LEFT_IO
     if engine.translation_status != OK:
         return int(_after_translation(engine))
-    if engine.stop_vector >= 0:
-        engine.exits_exception += 1
-        software, code = engine.event_is_software, engine.event_error
-        raise_event(engine, engine.stop_vector, code)
-        engine.event_is_software = software
-        if software:
-            engine.event_has_error = 0
-        if engine.owns_mmu and engine.stop_vector == VECTOR_PF:
-            vmm_of(engine).true_faults += 1
-        return OK
     if engine.stop_syscall:
         engine.exits_syscall += 1
         system_call(engine)
         return OK
-    if engine.io_status != 0:
-        engine.exits_io += 1
-        return LEFT_IO
+    if engine.stop_vector >= 0:
+        _after_exception(engine)
+        return OK
     if error == _ERR_INSN_INVALID:
         engine.exits_exception += 1
         raise_event(engine, VECTOR_UD, 0)

@@ -4,6 +4,7 @@
 from enum import Enum
 from pathlib import Path
 
+from memvirt.names import choose
 from memvirt.platform.boot.elf import load_elf
 from memvirt.platform.boot.elf_format import CLASS_64, elf_class, is_elf
 from memvirt.platform.boot.flat import load_flat
@@ -25,6 +26,14 @@ class Protocol(Enum):
     ELF = "elf"
     MULTIBOOT = "multiboot"
     FLAT = "flat"
+
+
+def boot_protocol(protocol: Protocol | str) -> Protocol:
+    """A protocol, or the one of that value in any case. Raises UnknownName."""
+    if isinstance(protocol, Protocol):
+        return protocol
+    names = {known.value: known for known in Protocol}
+    return choose(names, str(protocol).lower(), what="boot protocol")
 
 
 _LOADERS = {

@@ -34,7 +34,7 @@ def check_mappings(
     state[exist] = pmap.state[ppns[exist]]
     frame[exist] = pmap.frame[ppns[exist]]
     flags[exist] = pmap.flags[ppns[exist]]
-    resident = np.isin(state, RESIDENT)
+    resident = np.isin(state, list(RESIDENT))
 
     told = Told("I1", "mappings of pages without a frame")
     for i in told.first(~resident):

@@ -14,8 +14,11 @@ import numpy as np
 
 from memvirt.machine.memory import FrameKind, MachineMemory
 from memvirt.mmu.entry import CR4_PSE
+from memvirt.vmm.content import COMPRESS, SWAP
 from memvirt.vmm.paging.nested_paging import NestedPaging
 from memvirt.vmm.paging.shadow_paging import ShadowPaging
+from memvirt.vmm.pmap import PageState
+from memvirt.vmm.stores.backing import BackingStore
 
 from .violation import Array
 
@@ -64,6 +67,30 @@ def given_up_frames(vmm: VirtualMachineMonitor) -> Array:
 def ballooned_count(vmm: VirtualMachineMonitor) -> int:
     """Pages in the balloon, as the VMM counts them."""
     return int(vmm.state.ballooned_pages)
+
+
+@dataclass(frozen=True, slots=True)
+class KeptPages:
+    """The pages of a VM that are in one store, if there is one of that name."""
+
+    name: str
+    store: BackingStore | None
+    ppns: Array
+
+
+def kept_pages(vmm: VirtualMachineMonitor) -> list[KeptPages]:
+    """Pages without a frame that are not empty, by the store they are said to be in."""
+    contents, state = vmm.contents, vmm.pmap.state
+    pages = {
+        COMPRESS: np.flatnonzero(state == PageState.COMPRESSED),
+        SWAP: np.flatnonzero(state == PageState.SWAPPED),
+    }
+    for ppn in np.flatnonzero(state == PageState.STORED).tolist():
+        name = contents._elsewhere.get(ppn, "none")
+        pages[name] = np.append(pages.get(name, np.zeros(0, np.int64)), ppn)
+    names = dict.fromkeys((*pages, *contents.stores))
+    nothing = np.zeros(0, np.int64)
+    return [KeptPages(name, contents.stores.get(name), pages.get(name, nothing)) for name in names]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from memvirt.vmm.pmap import PageState
 from memvirt.vmm.stores.backing import BackingStore, BackingStoreError, PageCorrupted
 
+from .pages import state_name
+from .sources import kept_pages
 from .violation import Array, Told, Violation
 
 if TYPE_CHECKING:
@@ -27,29 +28,23 @@ def check_stores(
     Unless ``vmms`` are ``all_of_them``, a slot that none of them names may be another's.
     """
     stores: dict[int, tuple[str, BackingStore]] = {}
-    kept: dict[int, _Kept] = {}
+    pages: dict[int, _Kept] = {}
     for vmm in vmms:
-        yield from _check_homeless(vmm)
-        for name, store in vmm.contents.stores.items():
-            ppns = vmm.contents.kept_in(name)
-            stores[id(store)] = name, store
-            pages = zip(ppns.tolist(), vmm.pmap.frame[ppns].tolist(), strict=True)
-            kept.setdefault(id(store), []).extend((vmm.vm_id, *page) for page in pages)
+        for kept in kept_pages(vmm):
+            if kept.store is None:
+                told = Told("I4", f"pages of VM {vmm.vm_id} in store {kept.name}")
+                for ppn in told.first(kept.ppns):
+                    where = f"PPN {ppn:#x} of VM {vmm.vm_id}"
+                    found = f"{state_name(vmm, ppn)} in store {kept.name}"
+                    yield Violation("I4", where, found, "another state: there is no such store")
+                yield from told.rest()
+                continue
+            stores[id(kept.store)] = kept.name, kept.store
+            slots = vmm.pmap.frame[kept.ppns].tolist()
+            named = zip(kept.ppns.tolist(), slots, strict=True)
+            pages.setdefault(id(kept.store), []).extend((vmm.vm_id, *page) for page in named)
     for key, (name, store) in stores.items():
-        yield from _check_slots(store, kept[key], name, all_of_them=all_of_them)
-
-
-def _check_homeless(vmm: VirtualMachineMonitor) -> Iterator[Violation]:
-    """Every kept page is in a store that there is."""
-    told = Told("I4", f"kept pages of VM {vmm.vm_id}")
-    contents = vmm.contents
-    found = [contents.kept_in(name) for name in contents.stores]
-    homeless = np.setdiff1d(contents.kept(), np.concatenate([*found, np.zeros(0, np.int64)]))
-    for ppn in told.first(homeless):
-        state = PageState(int(vmm.pmap.state[ppn])).name
-        where = f"PPN {ppn:#x} of VM {vmm.vm_id}"
-        yield Violation("I4", where, state, "another state: there is no store")
-    yield from told.rest()
+        yield from _check_slots(store, pages[key], name, all_of_them=all_of_them)
 
 
 def _check_slots(
@@ -57,38 +52,37 @@ def _check_slots(
 ) -> Iterator[Violation]:
     named: Array = np.array([slot for _, _, slot in kept], np.int64)
     used: Array = store.slots_in_use()
-    told = Told("I4", f"slots of {name}")
+    told = Told("I4", f"slots of store {name}")
     for i in told.first(~np.isin(named, used)):
         vm_id, ppn, slot = kept[i]
-        where = f"PPN {ppn:#x} of VM {vm_id}"
-        yield Violation("I4", where, f"{name} slot {slot:#x}", "a slot that holds a page")
+        where, found = f"PPN {ppn:#x} of VM {vm_id}", f"kept in {name} slot {slot:#x}"
+        yield Violation("I4", where, found, "a slot that holds a page")
     yield from told.rest()
     _, first, times = np.unique(named, return_index=True, return_counts=True)
     for i in told.first(times > 1):
         slot = int(named[first[i]])
-        pages = [f"PPN {ppn:#x} of VM {vm}" for vm, ppn, other in kept if other == slot]
-        yield Violation("I4", f"{name} slot {slot:#x}", " and ".join(pages), "one page")
+        sharers = [f"PPN {ppn:#x} of VM {vm}" for vm, ppn, other in kept if other == slot]
+        yield Violation("I4", f"{name} slot {slot:#x}", " and ".join(sharers), "one page")
     yield from told.rest()
     if all_of_them:
         for slot in told.first(np.setdiff1d(used, named)):
-            yield Violation(
-                "I4", f"{name} slot {slot:#x}", "a page no PPN names", "a PPN that names it"
-            )
+            where = f"{name} slot {slot:#x}"
+            yield Violation("I4", where, "a page that no PPN names", "a page of the guest's")
         yield from told.rest()
 
 
-def check_owners(vmm: VirtualMachineMonitor) -> Iterator[Violation]:
-    """A kept page that must leave for another store finds its PPN: its store knows it too."""
-    for name, store in vmm.contents.stores.items():
-        told = Told("I4", f"{name} pages of VM {vmm.vm_id}")
-        pages = store.oldest(vmm.pmap.pages)
-        kept = set(vmm.contents.kept_in(name).tolist())
-        wrong = np.array(
-            [ppn not in kept or int(vmm.pmap.frame[ppn]) != slot for ppn, slot in pages], bool
-        )
+def check_owners_in_stores(vmm: VirtualMachineMonitor) -> Iterator[Violation]:
+    """A store that lets its oldest pages go names their PPNs: the pmap agrees."""
+    for kept in kept_pages(vmm):
+        if kept.store is None:
+            continue
+        told = Told("I4", f"pages of VM {vmm.vm_id} that store {kept.name} would let go")
+        pages = kept.store.oldest(vmm.pmap.pages)
+        slots = dict(zip(kept.ppns.tolist(), vmm.pmap.frame[kept.ppns].tolist(), strict=True))
+        wrong = np.array([slots.get(ppn) != slot for ppn, slot in pages], bool)
         for i in told.first(wrong):
             ppn, slot = pages[i]
-            where = f"{name} slot {slot:#x}"
+            where = f"page in {kept.name} slot {slot:#x}"
             yield Violation("I4", where, f"kept for PPN {ppn:#x}", "the PPN that names the slot")
         yield from told.rest()
 
@@ -100,12 +94,12 @@ def check_kept_pages(vmm: VirtualMachineMonitor) -> Iterator[Violation]:
     """
     told = Told("I5", f"pages kept of VM {vmm.vm_id}")
     damaged = {}
-    for ppn in vmm.contents.kept().tolist():
+    for ppn in np.concatenate([kept.ppns for kept in kept_pages(vmm)]).tolist():
         try:
             vmm.read_page(ppn)
         except PageCorrupted as error:
             damaged[ppn] = str(error)
-        except (BackingStoreError, KeyError, IndexError, ValueError, AssertionError):
+        except (BackingStoreError, LookupError, ValueError, AssertionError):
             continue  # a slot that does not exist is `check_stores`'s to tell
     for ppn in told.first(np.array(list(damaged), np.int64)):
         yield Violation("I5", f"PPN {ppn:#x}", damaged[ppn], "the page that was kept")

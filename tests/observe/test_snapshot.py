@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A snapshot is read back as it was; one that was tampered with is refused in one line."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import resource
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from memvirt import EndReason, Machine, VirtualMachine
+from memvirt.images import image_path
+from memvirt.observe.address_map import map_address, render
+from memvirt.observe.snapshot import SnapshotError, load_snapshot, save_snapshot
+from memvirt.observe.view import live_view
+
+from .vms import four_level_vm
+
+_ADDRESSES = (0, 5, 0x1000, 0x40_0000, 0x7FFF_FFFF_F000, (1 << 64) - 4096, 0xFFFF_8000_0000_0000)
+
+
+@pytest.mark.parametrize("paging", ["flat", "shadow", "nested"])
+def test_a_snapshot_says_what_the_vm_says(paging: str, tmp_path: Path) -> None:
+    with VirtualMachine(Machine("64M"), memory="16M", paging=paging, name="v") as vm:
+        vm.load(image_path("bundled"), append="workload=faults")
+        for _ in range(20):
+            if vm.run_quantum(300_000) is not None:
+                break
+        assert vm.outcome is None or vm.outcome.reason is EndReason.SUCCESS
+        save_snapshot(vm, tmp_path / "vm")
+        live, saved = live_view(vm), load_snapshot(tmp_path / "vm")
+        assert dict(saved.registers) == dict(live.registers)
+        assert saved.translation == live.translation
+        for ppn in range(live.pages):
+            assert saved.state_of(ppn) == live.state_of(ppn)
+            assert saved.read_page(ppn) == live.read_page(ppn)
+        addresses = {*_ADDRESSES, live.registers["rip"], live.registers["rsp"]}
+        found = 0
+        for gva in addresses - {1 << 63}:
+            try:
+                expected = map_address(live, gva)
+            except ValueError:
+                continue
+            found += expected.machine_address is not None
+            assert map_address(saved, gva) == expected
+        assert found
+        if paging != "flat":
+            assert len(map_address(saved, live.registers["rip"]).second) == 4
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("good") / "vm"
+    vm = four_level_vm()
+    vm.vmm.unmap([20])
+    save_snapshot(vm, path)
+    vm.power_off()
+    return path.read_bytes()
+
+
+def members(data: bytes) -> dict[str, bytes]:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def packed(parts: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def use(path: Path) -> None:
+    """All that the command does with a snapshot; only a refusal in one line may come of it."""
+    try:
+        view = load_snapshot(path)
+        for gva in _ADDRESSES:
+            try:
+                text = render(map_address(view, gva))
+            except ValueError as error:
+                text = str(error)
+            assert all(c.isprintable() or c == "\n" for c in text)
+        for ppn in (0, 10, 20, view.pages - 1):
+            view.read_page(ppn)
+    except SnapshotError as error:
+        text = str(error)
+        assert text.startswith(f"{path}: ")
+        assert text.isprintable(), text
+
+
+def _changed_json(draw: random.Random, value: Any) -> Any:
+    """``value`` with one thing in it changed."""
+    if isinstance(value, dict) and value and draw.random() < 0.9:
+        key = draw.choice(list(value))
+        changed = dict(value)
+        choice = draw.random()
+        if choice < 0.1:
+            del changed[key]
+        elif choice < 0.2:
+            changed[key + "\x1b[31m"] = changed.pop(key)
+        else:
+            changed[key] = _changed_json(draw, value[key])
+        return changed
+    return draw.choice(
+        [None, True, -1, 0, 1, 2, 5, 1 << 20, 1 << 32, 1 << 63, (1 << 64) - 1, 1 << 64, 10**400,
+         1.5, float("inf"), float("nan"), "", "\x1b[2J", "\ud800", "x" * 100_000, [], [[]] * 9, {}]
+    )  # fmt: skip
+
+
+def _changed(draw: random.Random, parts: dict[str, bytes]) -> dict[str, bytes]:
+    parts = dict(parts)
+    name = draw.choice(list(parts))
+    content = bytearray(parts[name])
+    choice = draw.randrange(7)
+    if choice == 0:
+        del parts[name]
+    elif choice == 1:
+        parts[draw.choice(["../../x", "\x1b[2J", "frames/9", "kept/-1", name + "/"])] = b"x" * 9
+    elif choice == 2:
+        parts[name] = bytes(content[: draw.randrange(len(content) + 1)])
+    elif choice == 3:
+        parts[name] = bytes(content) + bytes(draw.randrange(1, 5000))
+    elif choice == 4 and content:
+        for _ in range(draw.choice((1, 4, 400))):
+            content[draw.randrange(len(content))] = draw.choice((0, 1, 3, 4, 0x7F, 0xFF))
+        parts[name] = bytes(content)
+    elif choice == 5 and len(content) >= 4:
+        at = draw.randrange(len(content) // 4) * 4
+        struct.pack_into("<I", content, at, draw.choice((0, 1, 10, 0xFFFF_FFFF, 0x8000_0000)))
+        parts[name] = bytes(content)
+    else:
+        meta = _changed_json(draw, json.loads(parts["meta.json"]))
+        parts["meta.json"] = json.dumps(meta).encode()
+    return parts
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_no_mutation_is_more_than_a_refusal(seed: int, good: bytes, tmp_path: Path) -> None:
+    draw = random.Random(seed)
+    path = tmp_path / "vm"
+    parts = members(good)
+    for _ in range(60):
+        if draw.random() < 0.4:
+            data = bytearray(good)
+            for _ in range(draw.choice((1, 2, 30))):
+                data[draw.randrange(len(data))] = draw.randrange(256)
+            path.write_bytes(data[: draw.choice((len(data), draw.randrange(len(data))))])
+        else:
+            changed = parts
+            for _ in range(draw.choice((1, 1, 3))):
+                changed = _changed(draw, changed) if changed.get("meta.json") else changed
+                if not _is_json(changed.get("meta.json", b"")):
+                    break
+            path.write_bytes(packed(changed))
+        use(path)
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_content_of_pages_and_tables_can_be_mapped(
+    seed: int, good: bytes, tmp_path: Path
+) -> None:
+    """Tables that point to themselves, to nowhere, to frames that are not there."""
+    draw = random.Random(seed)
+    path = tmp_path / "vm"
+    parts = members(good)
+    mpns = struct.unpack(f"<{len(parts['mpns']) // 4}I", parts["mpns"])
+    for _ in range(20):
+        frames = bytearray()
+        for mpn in mpns:
+            targets = (mpn, draw.choice(mpns), 10, 11, 20, draw.getrandbits(40))
+            flags = draw.choice((1, 3, 7, 0x87, 0x37))
+            frames += struct.pack("<Q", draw.choice(targets) << 12 | flags) * 512
+        path.write_bytes(packed(parts | {"frames/0": bytes(frames)}))
+        use(path)
+
+
+def _refused(path: Path, words: str) -> None:
+    with pytest.raises(SnapshotError, match=words) as raised:
+        load_snapshot(path)
+    assert str(raised.value).isprintable()
+
+
+def test_a_bomb_is_refused_before_it_is_unpacked(good: bytes, tmp_path: Path) -> None:
+    """3 GiB of zeroes in a small file: neither as metadata nor as content that is asked for."""
+    path = tmp_path / "vm"
+    parts = members(good)
+    meta = json.loads(parts["meta.json"])
+    limit = resource.getrlimit(resource.RLIMIT_AS)
+    for name in ("meta.json", "state", "frames/0", "extra"):
+        path.write_bytes(packed(parts | {name: bytes(64 << 20)}))
+        resource.setrlimit(resource.RLIMIT_AS, (_address_space() + (48 << 20), limit[1]))
+        try:
+            _refused(path, "member|meta.json")
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, limit)
+    meta["pages"] = 1 << 40
+    path.write_bytes(packed(parts | {"meta.json": json.dumps(meta).encode()}))
+    _refused(path, "pages")
+
+
+def _address_space() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+
+def test_what_is_no_snapshot(good: bytes, tmp_path: Path) -> None:
+    for name, content in (("empty", b""), ("text", b"hello\x1b[2J"), ("zip", packed({"a": b""}))):
+        (tmp_path / name).write_bytes(content)
+        _refused(tmp_path / name, "not a memvirt snapshot")
+    os.mkfifo(tmp_path / "pipe")
+    _refused(tmp_path / "pipe", "not a regular file")
+    _refused(tmp_path, "not a regular file")
+    _refused(tmp_path / "none", "No such file")
+    (tmp_path / "old").write_bytes(packed({"meta.npy": b"", "state.npy": b""}))
+    _refused(tmp_path / "old", "older memvirt")
+    (tmp_path / "deep").write_bytes(packed(members(good) | {"meta.json": b"[" * 60_000}))
+    _refused(tmp_path / "deep", "meta.json")
