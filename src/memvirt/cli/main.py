@@ -14,7 +14,8 @@ from typing import Annotated
 import typer
 
 from memvirt import __version__
-from memvirt.cpu.unicorn.library import EngineChoiceError, find_engine
+from memvirt.cpu.factory import describe_processor
+from memvirt.cpu.processor import ProcessorError
 from memvirt.observe.address_map import map_address, render
 from memvirt.observe.snapshot import load_snapshot
 from memvirt.observe.view import live_view
@@ -62,8 +63,8 @@ def _version(wanted: bool) -> None:
     if wanted:
         print(f"memvirt {__version__}")
         try:
-            print(f"engine: {find_engine()}")
-        except EngineChoiceError as error:
+            print(f"engine: {describe_processor()}")
+        except ProcessorError as error:
             print(f"memvirt: {error}", file=sys.stderr)
             raise typer.Exit(2) from None
         raise typer.Exit

@@ -7,7 +7,8 @@ from typing import Any
 
 from memvirt.vmm.monitor import VirtualMachineMonitor
 
-from .processor import Processor
+from .processor import Processor, ProcessorError
+from .unicorn.library import EngineChoiceError, find_engine
 from .unicorn.processor import UnicornProcessor
 
 
@@ -17,3 +18,14 @@ def software_processor(vmm: VirtualMachineMonitor, pc: Any) -> Processor:
     Raises ProcessorError or EngineLayoutError where the installed engine cannot be used.
     """
     return UnicornProcessor(vmm, pc)
+
+
+def describe_processor() -> str:
+    """The software processor's engine and whose build of it is used, for people to read.
+
+    Raises ProcessorError where the environment asks for a build that is not there.
+    """
+    try:
+        return str(find_engine())
+    except EngineChoiceError as error:
+        raise ProcessorError(str(error)) from None

@@ -12,6 +12,7 @@ from typing import Any
 
 from unicorn.unicorn_py3 import unicorn as unicorn_binding
 
+from .engine_state import ENGINE_DTYPE
 from .library import ENGINE_VERSION
 
 INTERFACE = 1  # MEMVIRT_INTERFACE in engine/source/memvirt.c
@@ -63,13 +64,18 @@ def layout_of(handle: Any) -> Layout | None:
     return layout if written == size else None
 
 
-def count_blocks(handle: Any, count: int, deadline: int, callback: int, user: int) -> None:
-    """Have the engine count code bytes at address ``count`` and compare with ``deadline``'s.
+def count_blocks(handle: Any, state_at: int, callback: int) -> None:
+    """Have the engine count code bytes in its ``EngineState`` at ``state_at``.
 
-    ``callback`` is the address of a ``UC_HOOK_BLOCK`` callback, called where the deadline has come.
-    The engine overwrites the deadline when it is asked to stop. Own build only; before any guest
-    code is translated.
+    ``callback`` is the address of a ``UC_HOOK_BLOCK`` callback, called at the begin of a block where
+    ``deadline_code_bytes`` has come; the engine overwrites that field when it is asked to stop. Own
+    build only; before any guest code is translated.
     """
-    _library.memvirt_count_blocks(
-        handle, *(ctypes.c_void_p(address) for address in (count, deadline, callback, user))
+    fields = ENGINE_DTYPE.fields
+    assert fields is not None
+    count, deadline = (
+        ctypes.c_void_p(state_at + fields[name][1])
+        for name in ("code_bytes", "deadline_code_bytes")
     )
+    user = ctypes.c_void_p(state_at)
+    _library.memvirt_count_blocks(handle, count, deadline, ctypes.c_void_p(callback), user)

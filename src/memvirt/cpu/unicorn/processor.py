@@ -204,7 +204,7 @@ class UnicornProcessor:
         if not self._flat:
             hook(uc_const.UC_HOOK_TLB_FILL, hooks.on_tlb_fill.address)
         if IS_OWN_BUILD:
-            self._count_blocks()
+            count_blocks(self._handle, int(self.state.state_at), hooks.on_deadline.address)
         else:
             hook(uc_const.UC_HOOK_BLOCK, block_counter_address(hooks.on_deadline.address))
         hook(uc_const.UC_HOOK_INTR, hooks.on_exception.address)
@@ -216,13 +216,6 @@ class UnicornProcessor:
             (x86_const.UC_X86_INS_OUT, hooks.on_out),
         ):
             hook(uc_const.UC_HOOK_INSN, callback.address, instruction)
-
-    def _count_blocks(self) -> None:
-        """Have memvirt's build of the engine count code bytes in the engine's state."""
-        at, fields = int(self.state.state_at), ENGINE_DTYPE.fields
-        assert fields is not None
-        count, deadline = fields["code_bytes"][1], fields["deadline_code_bytes"][1]
-        count_blocks(self._handle, at + count, at + deadline, hooks.on_deadline.address, at)
 
     # Registers ---------------------------------------------------------------------------------
 
