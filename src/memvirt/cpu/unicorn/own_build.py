@@ -12,7 +12,6 @@ from typing import Any
 
 from unicorn.unicorn_py3 import unicorn as unicorn_binding
 
-from .engine_state import ENGINE_DTYPE
 from .library import ENGINE_VERSION
 
 INTERFACE = 1  # MEMVIRT_INTERFACE in engine/source/memvirt.c
@@ -64,18 +63,14 @@ def layout_of(handle: Any) -> Layout | None:
     return layout if written == size else None
 
 
-def count_blocks(handle: Any, state_at: int, callback: int) -> None:
-    """Have the engine count code bytes in its ``EngineState`` at ``state_at``.
+def count_blocks(handle: Any, state_at: int, state: Any, callback: int) -> None:
+    """Have the engine count code bytes in the ``EngineState`` at ``state_at``, of dtype ``state``.
 
     ``callback`` is the address of a ``UC_HOOK_BLOCK`` callback, called at the begin of a block where
     ``deadline_code_bytes`` has come; the engine overwrites that field when it is asked to stop. Own
     build only; before any guest code is translated.
     """
-    fields = ENGINE_DTYPE.fields
-    assert fields is not None
-    count, deadline = (
-        ctypes.c_void_p(state_at + fields[name][1])
-        for name in ("code_bytes", "deadline_code_bytes")
-    )
+    names = ("code_bytes", "deadline_code_bytes")
+    count, deadline = (ctypes.c_void_p(state_at + state.fields[name][1]) for name in names)
     user = ctypes.c_void_p(state_at)
     _library.memvirt_count_blocks(handle, count, deadline, ctypes.c_void_p(callback), user)
