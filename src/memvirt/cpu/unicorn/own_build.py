@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
+import numpy as np
 from unicorn.unicorn_py3 import unicorn as unicorn_binding
 
 from .library import ENGINE_VERSION
@@ -63,14 +64,16 @@ def layout_of(handle: Any) -> Layout | None:
     return layout if written == size else None
 
 
-def count_blocks(handle: Any, state_at: int, state: Any, callback: int) -> None:
-    """Have the engine count code bytes in the ``EngineState`` at ``state_at``, of dtype ``state``.
+def count_blocks(handle: Any, state: np.ndarray[Any, Any], callback: int) -> None:
+    """Have the engine count code bytes in the ``EngineState`` that ``state`` holds.
 
-    ``callback`` is the address of a ``UC_HOOK_BLOCK`` callback, called at the begin of a block where
-    ``deadline_code_bytes`` has come; the engine overwrites that field when it is asked to stop. Own
+    ``callback`` is the address of a ``UC_HOOK_BLOCK`` callback, called at the begin of a block
+    where ``deadline_code_bytes`` has come; the engine overwrites that field when it is asked to stop. Own
     build only; before any guest code is translated.
     """
+    at, fields = state.ctypes.data, state.dtype.fields
+    assert fields is not None
     names = ("code_bytes", "deadline_code_bytes")
-    count, deadline = (ctypes.c_void_p(state_at + state.fields[name][1]) for name in names)
-    user = ctypes.c_void_p(state_at)
+    count, deadline = (ctypes.c_void_p(at + fields[name][1]) for name in names)
+    user = ctypes.c_void_p(at)
     _library.memvirt_count_blocks(handle, count, deadline, ctypes.c_void_p(callback), user)

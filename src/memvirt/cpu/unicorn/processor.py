@@ -204,8 +204,7 @@ class UnicornProcessor:
         if not self._flat:
             hook(uc_const.UC_HOOK_TLB_FILL, hooks.on_tlb_fill.address)
         if IS_OWN_BUILD:
-            at = int(self.state.state_at)
-            count_blocks(self._handle, at, ENGINE_DTYPE, hooks.on_deadline.address)
+            count_blocks(self._handle, self._record, hooks.on_deadline.address)
         else:
             hook(uc_const.UC_HOOK_BLOCK, block_counter_address(hooks.on_deadline.address))
         hook(uc_const.UC_HOOK_INTR, hooks.on_exception.address)
