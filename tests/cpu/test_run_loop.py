@@ -238,7 +238,7 @@ def test_a_refused_software_interrupt_is_reported_at_its_instruction(
 
         def bring_back(ppn: int, *, write: bool) -> None:
             nonlocal taken
-            if vmm.control.event_vector == vector and not taken:
+            if vm.processor.state.event_vector == vector and not taken:
                 taken += 1
                 raise FramesWanted
             real(vmm, ppn, write=write)

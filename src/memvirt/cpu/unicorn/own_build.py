@@ -68,8 +68,8 @@ def count_blocks(handle: Any, state: np.ndarray[Any, Any], callback: int) -> Non
     """Have the engine count code bytes in the ``EngineState`` that ``state`` holds.
 
     ``callback`` is the address of a ``UC_HOOK_BLOCK`` callback, called at the begin of a block
-    where ``deadline_code_bytes`` has come; the engine overwrites that field when it is asked to stop. Own
-    build only; before any guest code is translated.
+    where ``deadline_code_bytes`` has come; the engine overwrites that field when it is asked to
+    stop. Own build only; before any guest code is translated.
     """
     at, fields = state.ctypes.data, state.dtype.fields
     assert fields is not None
