@@ -83,6 +83,7 @@ def test_the_digest_follows_the_changes(tmp_path: Path, monkeypatch: pytest.Monk
     change.write_text("a")
     monkeypatch.setattr(library, "_recipe_folder", lambda: tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("MEMVIRT_ENGINE", raising=False)
     first = library.engine_digest()
     assert library.engine_folder().name == first
     assert not library.find_engine().own
