@@ -4,11 +4,12 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
+PLAN_STAMP := $(VENV)/.installed-plan
 ENGINE_STAMP := $(VENV)/.engine
 # What shows that memvirt also runs on the engine as the package index has it.
 FALLBACK_TESTS := tests/cpu tests/engine tests/guests/test_differential.py tests/guests/test_bundled_image.py
 
-.PHONY: run test lint types unit checked fallback engine bench packages guests linux-guest docs acceptance clean
+.PHONY: run test lint types unit checked fallback engine bench packages guests linux-guest docs acceptance plan-demo clean
 
 run: $(ENGINE_STAMP)
 	$(BIN)/memvirt run
@@ -26,6 +27,10 @@ $(ENGINE_STAMP): $(STAMP) engine/build.py $(wildcard engine/changes/*.toml engin
 
 engine: $(STAMP)
 	$(BIN)/python engine/build.py
+
+$(PLAN_STAMP): $(STAMP)
+	$(BIN)/pip install --quiet --editable '.[plan]'
+	touch $@
 
 $(DEV_STAMP): $(STAMP)
 	$(BIN)/pip install --quiet --editable '.[dev]'
@@ -62,6 +67,13 @@ test: packages lint types checked unit fallback
 acceptance: packages $(DEV_STAMP) $(ENGINE_STAMP)
 	$(BIN)/pytest -m acceptance --timeout 0
 
+# One plan and one analysis on generated data, with their reports in build/plan-demo.
+plan-demo: $(PLAN_STAMP)
+	$(BIN)/python -m memvirt.plan.demo build/plan-demo
+	-$(BIN)/memvirt plan build/plan-demo/fleet.csv --host 352G --what-if memory=+64G \
+	    --what-if sharing=on --workers 1 --html build/plan-demo/plan.html
+	$(BIN)/memvirt analyze build/plan-demo/dumps --workers 1 --html build/plan-demo/analysis.html
+
 bench: linux-guest $(DEV_STAMP) $(ENGINE_STAMP)
 	$(BIN)/python -m bench
 
@@ -69,9 +81,10 @@ guests:
 	$(MAKE) -C guests/bundled install
 	$(MAKE) -C guests/multiboot32 install
 
-# The generated documents, and the plots of the bundled scenarios.
+# The generated documents, the README's transcripts, and the plots of the bundled scenarios.
 docs: $(DEV_STAMP)
 	$(BIN)/python docs/make_docs.py
+	$(BIN)/python docs/transcripts.py
 	$(BIN)/python docs/make_plots.py
 
 # The Linux test guest, from Debian's kernel and busybox packages, in build/linux-guest.

@@ -7,9 +7,12 @@ import sys
 
 from bench import (
     exits,
+    fleet,
     linux_boot,
+    live_watch,
     overcommit,
     page_sharing,
+    paging_live,
     reclaim,
     swap_victims,
     tlb_miss,
@@ -23,8 +26,11 @@ _BENCHMARKS = {
     "reclaim": reclaim.main,
     "swap_victims": swap_victims.main,
     "overcommit": overcommit.main,
+    "paging_live": paging_live.main,
     "vmkernel_scale": vmkernel_scale.main,
+    "fleet": fleet.main,
     "linux_boot": linux_boot.main,
+    "live_watch": live_watch.main,
 }
 
 

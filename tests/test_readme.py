@@ -1,15 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The README's Python example runs, and its pages exist."""
+"""The README's Python example runs, its commands print its transcripts, its pages exist."""
 
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+sys.path.insert(0, str(ROOT / "docs"))
+
+from transcripts import Transcript, agree, run, transcripts  # noqa: E402
+
+TRANSCRIPTS = list(transcripts(README))
 
 
 def test_the_python_example(capsys: pytest.CaptureFixture[str]) -> None:
@@ -24,3 +30,20 @@ def test_the_python_example(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("link", re.findall(r"\]\((docs/[^)]+)\)", README))
 def test_links(link: str) -> None:
     assert (ROOT / link).is_file()
+
+
+@pytest.mark.parametrize("transcript", TRANSCRIPTS, ids=lambda transcript: transcript.command)
+def test_transcripts(transcript: Transcript) -> None:
+    printed = run(transcript.command)
+    assert agree(transcript.output, printed), f"`make docs` writes it anew:\n{printed}"
+
+
+def test_the_transcripts_are_found() -> None:
+    assert len(TRANSCRIPTS) >= 2
+
+
+def test_a_transcript_that_differs_is_noticed() -> None:
+    said = "3 VMs; 0.97 s virtual, 5.5 s wall\n...\nend\n"
+    assert agree(said, "3 VMs; 0.97 s virtual, 9.1 s wall\nmore\nand more\nend\n")
+    assert not agree(said, "3 VMs; 0.98 s virtual, 5.5 s wall\nend\n")
+    assert not agree(said, "3 VMs; 0.97 s virtual, 5.5 s wall\nmore\n")

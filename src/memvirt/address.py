@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The three address spaces, their types, and the arithmetic between them.
+"""The address spaces, their types, and the arithmetic between them.
 
 ======================  ==========================  =====================================
 space                   address type                page-number type
@@ -7,6 +7,7 @@ space                   address type                page-number type
 guest virtual           ``GuestVirtualAddress``     (none: the guest's own business)
 guest physical          ``GuestPhysicalAddress``    ``PhysicalPageNumber`` (PPN)
 machine                 ``MachineAddress``          ``MachinePageNumber`` (MPN, a frame)
+host virtual            ``HostVirtualAddress``      (none: only QEMU's memory has it)
 ======================  ==========================  =====================================
 
 The types are distinct to the type checker, so a PPN cannot be passed where an MPN is meant.
@@ -21,6 +22,7 @@ from typing import NewType
 GuestVirtualAddress = NewType("GuestVirtualAddress", int)
 GuestPhysicalAddress = NewType("GuestPhysicalAddress", int)
 MachineAddress = NewType("MachineAddress", int)
+HostVirtualAddress = NewType("HostVirtualAddress", int)
 PhysicalPageNumber = NewType("PhysicalPageNumber", int)
 MachinePageNumber = NewType("MachinePageNumber", int)
 

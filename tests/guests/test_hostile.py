@@ -125,12 +125,12 @@ append = "workload=fill passes=2"
         if where == "run":
             monkeypatch.setattr(evil, "_drain_serial", partial(next, _broken()))
         else:
-            real = check._check_pmap
+            real = check.check_pages
 
             def broken(vmm: VirtualMachineMonitor) -> Iterator[check.Violation | None]:
                 return _broken() if vmm is evil.vmm else real(vmm)
 
-            monkeypatch.setattr(check, "_check_pmap", broken)
+            monkeypatch.setattr(check, "check_pages", broken)
         assert not host.run()
         assert good.outcome is not None
         assert good.outcome.reason is EndReason.SUCCESS

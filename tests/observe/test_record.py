@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from memvirt.observe.record import Recorder, RecordError, export_events, read_record
+from memvirt.observe.record import EventWriter, Recorder, RecordError, read_record
 from memvirt.observe.summary import Summary
 from memvirt.vmkernel.events import EventLog, Mechanism
 
@@ -58,19 +58,24 @@ def test_other_files_are_refused_by_name(tmp_path: Path) -> None:
         read_record(tmp_path / "missing.parquet")
 
 
-def test_the_event_log_is_bounded_and_exported(tmp_path: Path) -> None:
+def test_the_event_log_is_bounded_and_its_file_complete(tmp_path: Path) -> None:
     log = EventLog(3)
-    for number in range(5):
-        log.record(number, f"vm{number}", Mechanism.SWAP, number, 'why, "exactly"')
+    log.record(0, "vm0", Mechanism.SWAP, 0, 'why, "exactly"')  # before anybody listens
+    with EventWriter(log, tmp_path / "e.jsonl") as lines, EventWriter(log, tmp_path / "e.csv"):
+        for number in range(1, 5):
+            log.record(number, f"vm{number}", Mechanism.SWAP, number, 'why, "exactly"')
     assert (len(log), log.lost, log.recorded) == (3, 2, 5)
     assert [event.time_ns for event in log.since(4)] == [4]
     assert [event.time_ns for event in log.since(0)] == [2, 3, 4]
-    assert export_events(log, tmp_path / "e.jsonl") == 3
+    assert lines.written == 5
     rows = [json.loads(line) for line in (tmp_path / "e.jsonl").read_text().splitlines()]
-    export_events(log, tmp_path / "e.csv")
     with (tmp_path / "e.csv").open(newline="") as file:
         other = list(csv.DictReader(file))
-    assert [row["vm"] for row in rows] == [row["vm"] for row in other] == ["vm2", "vm3", "vm4"]
+    assert (
+        [row["vm"] for row in rows]
+        == [row["vm"] for row in other]
+        == [f"vm{number}" for number in range(5)]
+    )
     assert rows[0]["mechanism"] == other[0]["mechanism"] == "swap"
     assert rows[0]["reason"] == other[0]["reason"] == 'why, "exactly"'
 

@@ -44,7 +44,7 @@
 #define KEPT_PAGES 64       /* not lent: small needs should not call for a deflation */
 #define RECALLED_PAGES 128  /* called back at a time when the guest runs short */
 
-static bool present, refuses, started;
+static bool refuses, started;
 static u64 capabilities, target, hold_until;
 static u64 batch[WORDS_PER_PAGE] __attribute__((aligned(PAGE_SIZE)));
 
@@ -83,14 +83,6 @@ static bool is_vmware(void)
     struct reply reply =
         hypervisor(BACKDOOR_PORT, BACKDOOR_MAGIC, BACKDOOR_GET_VERSION, ~0u, 0);
     return (u32)reply.status != ~0u && (u32)reply.rbx == BACKDOOR_MAGIC;
-}
-
-void balloon_initialize(void)
-{
-    char mode[8];
-    option_text("balloon", "1", mode, sizeof(mode));
-    refuses = text_equal(mode, "refuse");
-    present = !text_equal(mode, "0") && is_vmware();
 }
 
 /* After a reset, too: the host then holds nothing of ours any more. */
@@ -201,16 +193,28 @@ static void poll(void)
     }
 }
 
-void balloon_tick(void)
+static void tick(void)
 {
-    if (present && ticks % POLL_TICKS == 0)
+    if (ticks % POLL_TICKS == 0)
         poll();
 }
 
-bool balloon_relieve(void)
+/* Some lent pages are free again; false if there were none. */
+static bool relieve(void)
 {
     if (!pages_lent())
         return false;
     hold_until = ticks + HOLD_TICKS;
     return deflate(RECALLED_PAGES) != 0;
+}
+
+void balloon_initialize(void)
+{
+    char mode[8];
+    option_text("balloon", "1", mode, sizeof(mode));
+    refuses = text_equal(mode, "refuse");
+    if (text_equal(mode, "0") || !is_vmware())
+        return;
+    pages_on_shortage(relieve);
+    timer_on_tick(tick);
 }

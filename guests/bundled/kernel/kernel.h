@@ -40,6 +40,10 @@ void boot_info_read(u32 protocol, u64 information);
 u64 option_number(const char *key, u64 otherwise);
 void option_text(const char *key, const char *otherwise, char *to, size_t size);
 
+/* direct.c */
+void *direct(u64 physical);
+void direct_map_ready(void); /* the whole direct map is in force */
+
 /* physical.c: pages of RAM */
 void physical_initialize(u64 metadata_start);
 u64 physical_metadata_bytes(void);
@@ -61,6 +65,7 @@ void page_lend(u64 physical); /* a page with one reference is the host's */
 u64 page_recall(void);        /* the page lent last, with one reference; 0 if none is */
 void pages_recall_all(void);
 u64 pages_lent(void);
+void pages_on_shortage(bool (*handler)(void)); /* frees some lent pages; false if it cannot */
 
 /* paging.c: tables and entries */
 #define ENTRY_PRESENT 0x1u
@@ -75,7 +80,6 @@ u64 pages_lent(void);
 extern u64 kernel_root;
 extern bool smep_enabled, smap_enabled;
 void paging_initialize(void);
-void *direct(u64 physical);
 u64 *paging_entry(u64 root, u64 address, int level, bool create);
 u64 *paging_leaf(u64 root, u64 address, int *level);
 void paging_prune(u64 root, u64 address);
@@ -109,6 +113,17 @@ s64 memory_mapping(struct process *process, u64 address);
 s64 memory_poison(struct process *process, u64 address, u64 kind, bool on);
 u64 protection_bits(u8 protection);
 
+/* descriptors.c, routines.S */
+#define VECTOR_IRQ_END 0x30
+void descriptors_initialize(const char *stubs); /* `stubs`: entry code, 16 bytes a vector */
+void set_kernel_stack(u64 top);
+extern void return_to_user(void);
+
+/* user_access.c */
+bool copy_from_user(void *to, u64 from, u64 length);
+bool copy_to_user(u64 to, const void *from, u64 length);
+bool user_range_valid(u64 address, u64 length);
+
 /* interrupts.S, interrupts.c */
 struct frame {
     u64 r15, r14, r13, r12, r11, r10, r9, r8, rdi, rsi, rbp, rbx, rdx, rcx, rax;
@@ -122,22 +137,16 @@ struct kernel_probe {
 };
 extern struct kernel_probe kernel_probe;
 void interrupts_initialize(void);
-void set_kernel_stack(u64 top);
 void run_kernel_probe(void (*code)(u64), u64 argument); /* armed; the record says what happened */
-bool copy_from_user(void *to, u64 from, u64 length);
-bool copy_to_user(u64 to, const void *from, u64 length);
-bool user_range_valid(u64 address, u64 length);
-extern void return_to_user(void);
 
 /* timer.c */
 extern volatile u64 ticks;
 void timer_initialize(void);
+void timer_on_tick(void (*handler)(void)); /* called at each tick, interrupts disabled; one */
 void timer_interrupt(void);
 
 /* balloon.c */
 void balloon_initialize(void);
-void balloon_tick(void);
-bool balloon_relieve(void); /* some lent pages are free again; false if there were none */
 
 /* process.c */
 enum process_state { PROCESS_FREE, PROCESS_READY, PROCESS_BLOCKED, PROCESS_ENDED };
@@ -173,7 +182,6 @@ void schedule(void);
 void block_until(bool (*condition)(struct process *), u64 value);
 
 /* syscall.c, pipe.c */
-void syscall_initialize(void);
 void syscall_dispatch(struct frame *frame);
 s64 pipe_transfer(u64 pipe, u64 buffer, u64 length, bool write);
 

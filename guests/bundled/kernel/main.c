@@ -11,7 +11,6 @@ _Noreturn void kernel_main(u64 protocol, u64 information)
     boot_info_read((u32)protocol, information);
     paging_initialize();
     interrupts_initialize();
-    syscall_initialize();
     memory_initialize();
     processes_initialize();
     balloon_initialize();

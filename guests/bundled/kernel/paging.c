@@ -20,20 +20,15 @@ extern const char text_start[], text_end[], rodata_end[], bss_end[], boot_start[
 
 u64 kernel_root;
 bool smep_enabled, smap_enabled;
-static u64 direct_base = KERNEL_BASE; /* the boot tables reach 1 GiB from there */
-static u64 early_cursor;              /* tables before the allocator runs */
-
-void *direct(u64 physical)
-{
-    return (void *)(direct_base + physical);
-}
+static u64 early_cursor; /* tables before the allocator runs */
 
 static u64 new_table(void)
 {
     if (early_cursor) {
         u64 table = early_cursor;
         early_cursor += PAGE_SIZE;
-        return (u64)memset(direct(table), 0, PAGE_SIZE) - direct_base;
+        memset(direct(table), 0, PAGE_SIZE);
+        return table;
     }
     return page_allocate_zeroed();
 }
@@ -187,7 +182,7 @@ void paging_initialize(void)
     map_image();
     paging_entry(kernel_root, WINDOW_BASE, 2, true); /* so that every root shares it */
     write_cr3(kernel_root);
-    direct_base = DIRECT_BASE;
+    direct_map_ready();
     enable_protections();
     u64 metadata = early_cursor;
     early_cursor = 0;

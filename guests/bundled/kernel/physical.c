@@ -31,6 +31,7 @@ static u64 zone_free_count, lent_count;
 static u64 zone_start = ~0ull;
 static u32 free_pages = NO_PAGE, free_zone_pages = NO_PAGE, free_blocks = NO_PAGE;
 static u32 lent_pages = NO_PAGE;
+static bool (*shortage_handler)(void);
 
 u64 physical_metadata_bytes(void)
 {
@@ -206,10 +207,15 @@ static u64 take_page(void)
     return page;
 }
 
+void pages_on_shortage(bool (*handler)(void))
+{
+    shortage_handler = handler;
+}
+
 u64 page_allocate(void)
 {
     u64 page = take_page();
-    if (!page && balloon_relieve())
+    if (!page && shortage_handler && shortage_handler())
         page = take_page();
     if (!page) {
         if (free_zone_pages == NO_PAGE && free_blocks != NO_PAGE)

@@ -1,18 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* System calls. Pointers from ring 3 are checked, and read and written through fix-ups only. */
 #include "kernel.h"
-#include "processor.h"
-
-void syscall_entry(void);
-
-void syscall_initialize(void)
-{
-    write_msr(MSR_EFER, EFER_SCE | EFER_LME | EFER_NXE);
-    write_msr(MSR_STAR, (u64)(0x18 | 3) << 48 | (u64)KERNEL_CS << 32);
-    write_msr(MSR_LSTAR, (u64)syscall_entry);
-    write_msr(MSR_FMASK, FLAG_TRAP | FLAG_INTERRUPT | FLAG_DIRECTION | FLAG_NESTED |
-                             FLAG_ALIGNMENT);
-}
 
 static s64 call_print(u64 text, u64 length)
 {

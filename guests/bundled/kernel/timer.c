@@ -14,6 +14,7 @@
 #define TICK_HZ 100
 
 volatile u64 ticks;
+static void (*tick_handler)(void);
 
 void timer_initialize(void)
 {
@@ -33,9 +34,15 @@ void timer_initialize(void)
     out8(PIT_CHANNEL_0, (u8)(count >> 8));
 }
 
+void timer_on_tick(void (*handler)(void))
+{
+    tick_handler = handler;
+}
+
 void timer_interrupt(void)
 {
     ticks++;
     out8(MASTER_COMMAND, END_OF_INTERRUPT);
-    balloon_tick();
+    if (tick_handler)
+        tick_handler();
 }

@@ -9,10 +9,16 @@ from collections.abc import Iterator
 
 from memvirt.cpu.processor import ProcessorError
 from memvirt.host.state_directory import StateDirectoryError
+from memvirt.live.errors import LiveError
 from memvirt.machine.memory import MachineMemoryExhausted
 from memvirt.names import UnknownName
 from memvirt.observe.snapshot import SnapshotError
 from memvirt.output_file import OutputFileError
+from memvirt.plan.dumps.dump import DumpError
+from memvirt.plan.executor import SchedulerError
+from memvirt.plan.findings import PlanDataError
+from memvirt.plan.question import QuestionError
+from memvirt.plan.units import AmountError
 from memvirt.platform.boot.image import BootError
 from memvirt.scenario.scenario import ScenarioError
 from memvirt.size import SizeError
@@ -36,11 +42,28 @@ _MISTAKES = (
     OutputFileError,
     UnknownName,
     ProcessorError,
+    LiveError,
+    PlanDataError,
+    DumpError,
+    QuestionError,
+    AmountError,
+    SchedulerError,
 )
 
 
 class UsageError(Exception):
     """A command line that cannot be carried out; the message is one line."""
+
+
+@contextlib.contextmanager
+def planning_tools() -> Iterator[None]:
+    """Import what planning needs inside the block; say how to install it if it is not there."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"{error.name} is not installed; planning needs it: pip install 'memvirt[plan]'"
+        ) from error
 
 
 @contextlib.contextmanager

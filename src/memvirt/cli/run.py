@@ -21,7 +21,7 @@ from memvirt import __version__
 from memvirt.host.host import Host, HostInterrupted
 from memvirt.observe.batch import BatchWriter
 from memvirt.observe.esxtop import BY_NAME, Column
-from memvirt.observe.record import Recorder, export_events
+from memvirt.observe.record import EventWriter, Recorder
 from memvirt.observe.summary import Summary
 from memvirt.output_file import check_outputs
 from memvirt.scenario.scenario import Scenario, load_scenario, names_of
@@ -111,6 +111,8 @@ def run(options: RunOptions) -> int:
     with contextlib.ExitStack() as stack:
         interruption = stack.enter_context(Interruption())
         host = stack.enter_context(Host(scenario))
+        if options.events is not None:
+            stack.enter_context(EventWriter(host.events, options.events))
         if options.record is not None:
             recorder = Recorder(
                 options.record,
@@ -131,9 +133,6 @@ def run(options: RunOptions) -> int:
         except HostInterrupted:
             print("memvirt: interrupted", file=sys.stderr)
             return INTERRUPTED
-        finally:
-            if options.events is not None:
-                export_events(host.events, options.events)
         print_summary(out, host, summary, time.monotonic() - started)
         return 0 if host.succeeded else 1
 

@@ -123,7 +123,7 @@ class Processor(Protocol):
     def get(self, name: str) -> int:
         """A register by its lower-case name: rax ... r15, rip, rflags, cr0, cr2, cr3, cr4, efer.
 
-        Raises ProcessorError for a name that is none.
+        Raises names.UnknownName (a ValueError) for a name that is none.
         """
         ...
 

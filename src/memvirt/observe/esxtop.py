@@ -7,7 +7,7 @@ docs/esxtop.md says what each column means. MB are MiB, as in esxtop.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from memvirt.address import PAGE_BYTES
@@ -138,17 +138,26 @@ PRIORITY = (
 )  # fmt: skip
 
 
-def choose_columns(width: int, name_width: int) -> list[Column]:
-    """The columns that fit ``width`` characters, the most telling ones, in the usual order."""
+def choose_names(
+    width: int, name_width: int, priority: Sequence[str] = PRIORITY, least: int = 6
+) -> set[str]:
+    """Names of the columns that fit ``width`` characters, the most telling ones. A column takes
+    ``least`` characters at least."""
     chosen, left = set(), width
-    for name in PRIORITY:
-        needed = 2 + (name_width if name == "NAME" else max(len(name), 6))
+    for name in priority:
+        needed = 2 + (name_width if name == "NAME" else max(len(name), least))
         if name == "STATE":
             needed = 10
         if needed > left:
             break
         chosen.add(name)
         left -= needed
+    return chosen
+
+
+def choose_columns(width: int, name_width: int) -> list[Column]:
+    """The columns that fit ``width`` characters, the most telling ones, in the usual order."""
+    chosen = choose_names(width, name_width)
     return [column for column in COLUMNS if column.name in chosen]
 
 

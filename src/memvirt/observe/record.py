@@ -19,7 +19,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from memvirt.output_file import OutputFile
+from memvirt.live.statistics import LiveSample
+from memvirt.output_file import OutputFile, OutputFileError
 from memvirt.vmkernel.events import Event, EventLog
 from memvirt.vmkernel.samples import HostMemory, Sample, VmMemory
 
@@ -29,13 +30,14 @@ _TYPES = {"int": pa.int64(), "float": pa.float64(), "str": pa.string(), "bool": 
 
 
 def _column_type(annotation: str) -> Any:
-    return _TYPES.get(annotation, pa.string())
+    return _TYPES.get(annotation.removesuffix(" | None"), pa.string())
 
 
-_SCHEMA = pa.schema(
-    [(f"host_{field.name}", _column_type(str(field.type))) for field in fields(HostMemory)]
-    + [(field.name, _column_type(str(field.type))) for field in fields(VmMemory)]
-)
+def _schema(host: type[Any], vm: type[Any]) -> Any:
+    return pa.schema(
+        [(f"host_{field.name}", _column_type(str(field.type))) for field in fields(host)]
+        + [(field.name, _column_type(str(field.type))) for field in fields(vm)]
+    )
 
 
 class RecordError(Exception):
@@ -44,15 +46,26 @@ class RecordError(Exception):
 
 class Recorder:
     """Writes samples to ``path``. Use as a context manager: leaving it completes the file,
-    whatever ended the run. Raises OutputFileError if it cannot be written, with nothing left."""
+    whatever ended the run. ``host`` and ``vm`` are the records samples consist of. Raises
+    OutputFileError if it cannot be written, with nothing left."""
 
-    def __init__(self, path: Path, *, scenario: str, name: str, version: str) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        scenario: str,
+        name: str,
+        version: str,
+        host: type[Any] = HostMemory,
+        vm: type[Any] = VmMemory,
+    ) -> None:
         self.path = path
+        self._schema = _schema(host, vm)
         about = {"format": FORMAT, "scenario": scenario, "name": name, "version": version}
         self._file = OutputFile(path)
         try:
             self._writer = pq.ParquetWriter(
-                self._file, _SCHEMA.with_metadata({"memvirt": json.dumps(about)})
+                self._file, self._schema.with_metadata({"memvirt": json.dumps(about)})
             )
         except BaseException:
             self._file.discard()
@@ -66,10 +79,11 @@ class Recorder:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def add(self, sample: Sample) -> None:
+    def add(self, sample: Sample | LiveSample) -> None:
         """Keep one sample: a row for each VM, the ended ones included."""
         host = {f"host_{name}": value for name, value in asdict(sample.host).items()}
-        host["host_state"] = sample.host.state.name.lower()
+        if isinstance(sample, Sample):
+            host["host_state"] = sample.host.state.name.lower()
         self._rows += [host | asdict(vm) for vm in sample.vms]
         self.samples += 1
         if len(self._rows) >= _ROWS_IN_MEMORY:
@@ -78,7 +92,7 @@ class Recorder:
     def _flush(self) -> None:
         if self._rows:
             rows, self._rows = self._rows, []
-            self._writer.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA))
+            self._writer.write_table(pa.Table.from_pylist(rows, schema=self._schema))
 
     def close(self) -> None:
         """Complete the file and give it its name. Calling again does nothing.
@@ -111,19 +125,58 @@ def read_record(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
     return columns, about
 
 
-def export_events(log: EventLog, path: Path) -> int:
-    """Write the event log to ``path``, all or nothing: CSV if its name ends so, else JSON lines.
+class EventWriter:
+    """Writes every event of ``log`` to ``path`` as it is recorded, from those still kept on.
 
-    Returns the number of events. Raises OutputFileError.
+    CSV if the name ends so, else JSON lines. The bounded log keeps the last events only; a file
+    that is begun right after its host was made has all of them. Use as a context manager: leaving
+    it completes the file, whatever ended the run. Raises OutputFileError; what fails while the host
+    runs is raised at the end, since an error in the middle of a decision would harm the VMs.
     """
-    rows = [asdict(event) for event in log]
-    with OutputFile(path) as raw:
-        file = io.TextIOWrapper(io.BufferedWriter(raw), "utf-8", newline="")
-        if path.suffix == ".csv":
-            writer = csv.DictWriter(file, [field.name for field in fields(Event)])
-            writer.writeheader()
-            writer.writerows(rows)
-        else:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
-        file.detach().detach()
-    return len(rows)
+
+    def __init__(self, log: EventLog, path: Path) -> None:
+        self.written = 0
+        self._error: OutputFileError | None = None
+        self._raw = OutputFile(path)
+        self._file = io.TextIOWrapper(io.BufferedWriter(self._raw), "utf-8", newline="")
+        self._csv = (
+            csv.DictWriter(self._file, [field.name for field in fields(Event)])
+            if path.suffix == ".csv"
+            else None
+        )
+        if self._csv is not None:
+            self._csv.writeheader()
+        self._unsubscribe = log.subscribe(self._write, replay=True)
+
+    def _write(self, event: Event) -> None:
+        if self._error is not None:
+            return
+        row = asdict(event)
+        try:
+            if self._csv is not None:
+                self._csv.writerow(row)
+            else:
+                self._file.write(json.dumps(row) + "\n")
+        except OutputFileError as error:
+            self._error = error
+        self.written += 1
+
+    def __enter__(self) -> EventWriter:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Complete the file and give it its name. Calling again does nothing."""
+        self._unsubscribe()
+        if self._raw.closed:
+            return
+        try:
+            if self._error is not None:
+                raise self._error
+            self._file.detach().detach()  # flushes both buffers
+        except BaseException:
+            self._raw.discard()
+            raise
+        self._raw.commit()

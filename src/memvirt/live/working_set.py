@@ -1,0 +1,344 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much of its memory a live VM uses, without an agent in the guest.
+
+As in OSDI 2002 section 5.3 a few random pages of each VM are watched in each period; the part of
+them that is touched estimates the active fraction. The ways to watch, best first:
+
+=============  =====================================================  ===========================
+way            sees                                                   price
+=============  =====================================================  ===========================
+``damon``      frames, one by one, under KVM too                      the host's one DAMON is held
+``idle``       frames, one by one, under KVM too                      none
+``clear-refs`` all of the VM's memory, but not what a guest touches   the host's own reclaim
+               under KVM                                              forgets what QEMU used
+=============  =====================================================  ===========================
+
+``clear-refs`` is never chosen by itself. A VM that could not be measured is unknown, not idle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Protocol, Self
+
+import numpy as np
+
+from .activity import LiveActivity
+from .damon import Damon, damon_problem
+from .errors import KernelFeatureMissing, LiveError, ProcessGone
+from .idle_pages import IdlePages, idle_pages_problem
+from .kernel_pages import PAGEMAP_FRAME, PAGEMAP_PRESENT, ZERO_PAGE, KernelPages, Pagemap
+from .process import Process
+from .ram import RamLayout
+from .vm import LiveVm
+
+DEFAULT_SAMPLE_PAGES = 100  # a VM and period, as ESXi's Mem.SampleActivePctMin has it
+DEFAULT_PERIOD_SECONDS = 20.0
+
+
+class WorkingSetWay(StrEnum):
+    """The ways to measure a working set."""
+
+    AUTO = "auto"
+    DAMON = "damon"
+    IDLE = "idle"
+    CLEAR_REFS = "clear-refs"
+    OFF = "off"
+
+
+class FrameWatcher(Protocol):
+    """Something that tells of frames whether they are touched."""
+
+    def touched(self, mpns: Sequence[int], seconds: float) -> dict[int, bool]: ...
+
+    def cpu_seconds(self) -> float: ...
+
+    def interrupt(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def choose_watcher(way: WorkingSetWay) -> tuple[FrameWatcher | None, str, str]:
+    """A watcher of frames, the name of the way, and why there is none.
+
+    Raises KernelFeatureMissing or another LiveError only for a way that was asked for by name.
+    """
+    if way is WorkingSetWay.OFF:
+        return None, "off", "switched off"
+    if way is WorkingSetWay.CLEAR_REFS:
+        return None, "clear-refs", ""
+    problems = []
+    if way in (WorkingSetWay.AUTO, WorkingSetWay.DAMON):
+        try:
+            return Damon(), "damon", ""
+        except LiveError as error:
+            if way is WorkingSetWay.DAMON:
+                raise
+            problems.append(damon_problem() or str(error))
+    if idle := idle_pages_problem():
+        if way is WorkingSetWay.IDLE:
+            raise KernelFeatureMissing(idle)
+        problems.append(idle)
+        problems.append("--working-set clear-refs measures VMs without KVM")
+        return None, "none", "; ".join(problems)
+    return IdlePages(), "idle", ""
+
+
+class SampledVm:
+    """What sampling needs of a live VM, with handles of its own: another thread may use and close
+    it whatever becomes of the LiveVm. Use as a context manager, or ``close`` it."""
+
+    def __init__(self, vm: LiveVm) -> None:
+        self.name = vm.name
+        self.layout: RamLayout = vm.layout
+        self.process: Process = vm.process.duplicate()
+        self.pagemap = Pagemap(self.process)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the handles; may be called again."""
+        self.pagemap.close()
+        self.process.close()
+
+
+@dataclass
+class _Watched:
+    vm: SampledVm
+    indices: Any  # RAM page indices, sorted
+    mpns: Any  # their frames; 0 without one
+
+
+@dataclass(frozen=True, slots=True)
+class PeriodResult:
+    """One VM's sample of one period."""
+
+    name: str
+    sampled: int
+    touched: int
+    error: str = ""  # why it could not be measured
+
+    @property
+    def fraction(self) -> float | None:
+        """The touched part, None if it could not be measured."""
+        return self.touched / self.sampled if self.sampled else None
+
+
+def draw_sample(vm: SampledVm, pages: int, random: np.random.Generator) -> Any:
+    """Random pages of a VM, by RAM page index, sorted; pages without a frame are among them."""
+    count = min(pages, vm.layout.pages)
+    return np.sort(random.choice(vm.layout.pages, count, replace=False))
+
+
+def _frames_of(vm: SampledVm, indices: Any, kernel: KernelPages | None) -> Any:
+    """Frames of pages now, 0 for none. The host's page of zeroes is no frame of a VM's: all its
+    users would count as touched with any of them."""
+    addresses = vm.layout.host_addresses_of(indices)
+    entries = np.array([vm.pagemap.entries(int(address), 1)[0] for address in addresses], np.uint64)
+    mpns = np.where((entries & PAGEMAP_PRESENT) != 0, entries & PAGEMAP_FRAME, np.uint64(0))
+    if kernel is not None:
+        mpns[(kernel.flags(mpns) & ZERO_PAGE) != 0] = 0
+    return mpns
+
+
+def sample_frames(
+    watcher: FrameWatcher,
+    vms: Sequence[SampledVm],
+    seconds: float,
+    pages: int,
+    random: np.random.Generator,
+    kernel: KernelPages | None,
+) -> list[PeriodResult]:
+    """One period by random sampling; waits ``seconds``.
+
+    A page without a frame counts as untouched, unless it has one at the end. A merged frame counts
+    as touched with any of its pages. A VM that ends meanwhile, or whose frames this user may not
+    see, gets a result with an error. ``kernel`` tells the host's page of zeroes from frames.
+    """
+    watched, results = [], []
+    for vm in vms:
+        try:
+            indices = draw_sample(vm, pages, random)
+            watched.append(_Watched(vm, indices, _frames_of(vm, indices, kernel)))
+        except (LiveError, OSError) as error:
+            results.append(PeriodResult(vm.name, 0, 0, str(error)))
+    frames = [int(mpn) for item in watched for mpn in item.mpns if mpn]
+    answers = watcher.touched(frames, seconds) if frames else {}
+    for item in watched:
+        try:
+            after = _frames_of(item.vm, item.indices, kernel)
+        except (LiveError, OSError) as error:
+            results.append(PeriodResult(item.vm.name, 0, 0, str(error)))
+            continue
+        had, known = item.mpns != 0, 0
+        touched = 0
+        for mpn, now in zip(item.mpns[had], after[had], strict=True):
+            answer = answers.get(int(mpn))
+            if answer is None and mpn == now:
+                continue  # the kernel said nothing of it
+            known += 1
+            touched += bool(answer)
+        came = int(np.count_nonzero(~had & (after != 0)))
+        without = int(np.count_nonzero(~had))
+        if known == 0 and had.any():
+            results.append(PeriodResult(item.vm.name, 0, 0, "the kernel said nothing of its pages"))
+            continue
+        results.append(PeriodResult(item.vm.name, known + without, touched + came))
+    return results
+
+
+def referenced_pages(vm: SampledVm) -> int:
+    """Pages of the VM's RAM referenced since the last ``clear_refs``, by ``smaps``."""
+    text = vm.process.read("smaps").decode("utf-8", "surrogateescape")
+    inside, total = False, 0
+    for line in text.splitlines():
+        head, _, rest = line.partition(" ")
+        if "-" in head and not head.endswith(":"):
+            start = int(head.partition("-")[0], 16)
+            inside = vm.layout.block_of_host(start) is not None
+        elif inside and head == "Referenced:":
+            total += int(rest.split()[0]) // 4
+    return total
+
+
+def sample_references(
+    vms: Sequence[SampledVm], seconds: float, wait: Callable[[float], object]
+) -> list[PeriodResult]:
+    """One period by ``clear_refs``: all of the memory of VMs whose guest code QEMU itself runs."""
+    started, results = [], []
+    for vm in vms:
+        if uses_kvm(vm.process):
+            results.append(
+                PeriodResult(vm.name, 0, 0, "clear-refs is blind to what a guest under KVM touches")
+            )
+            continue
+        try:
+            vm.process.write("clear_refs", b"1")
+            started.append(vm)
+        except (LiveError, OSError) as error:
+            results.append(PeriodResult(vm.name, 0, 0, str(error)))
+    wait(seconds)
+    for vm in started:
+        try:
+            results.append(PeriodResult(vm.name, vm.layout.pages, referenced_pages(vm)))
+        except (LiveError, OSError) as error:
+            results.append(PeriodResult(vm.name, 0, 0, str(error)))
+    return results
+
+
+def uses_kvm(process: Process) -> bool:
+    """True if the process has KVM open, whatever its command line says."""
+    try:
+        for entry in process.list("fd"):
+            try:
+                if process.read_link(f"fd/{entry}").startswith(("anon_inode:kvm", "/dev/kvm")):
+                    return True
+            except OSError:
+                continue
+    except ProcessGone:
+        pass
+    return False
+
+
+class WorkingSets:
+    """Measures in the background, period after period, what a host's live VMs use.
+
+    Use as a context manager, or ``close`` it: then the kernel's state is as it was.
+    """
+
+    def __init__(
+        self,
+        vms: Callable[[], Sequence[SampledVm]],
+        *,
+        way: WorkingSetWay = WorkingSetWay.AUTO,
+        period: float = DEFAULT_PERIOD_SECONDS,
+        pages: int = DEFAULT_SAMPLE_PAGES,
+        seed: int | None = None,
+        kernel: KernelPages | None = None,
+    ) -> None:
+        self._kernel = kernel
+        self._vms = vms
+        self._period, self._pages = period, pages
+        self._random = np.random.default_rng(seed)
+        self._watcher, self.way, self.problem = choose_watcher(way)
+        self._lock = threading.Lock()
+        self._activity: dict[str, LiveActivity] = {}
+        self._errors: dict[str, str] = {}
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        if self._watcher is not None or self.way == "clear-refs":
+            self._thread = threading.Thread(
+                target=self._run, name="memvirt-working-set", daemon=True
+            )
+            self._thread.start()
+
+    def __enter__(self) -> WorkingSets:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            with contextlib.ExitStack() as handles:
+                vms = [handles.enter_context(vm) for vm in self._vms()]
+                results = self._period_of(vms)
+            if not self._stop.is_set():
+                self._add(results)
+            if all(result.error for result in results):
+                self._stop.wait(1.0)
+
+    def _period_of(self, vms: Sequence[SampledVm]) -> list[PeriodResult]:
+        try:
+            if not vms:
+                return []
+            if self._watcher is None:
+                return sample_references(vms, self._period, self._stop.wait)
+            return sample_frames(
+                self._watcher, vms, self._period, self._pages, self._random, self._kernel
+            )
+        except (LiveError, OSError) as error:
+            return [PeriodResult(vm.name, 0, 0, str(error)) for vm in vms]
+
+    def _add(self, results: Sequence[PeriodResult]) -> None:
+        with self._lock:
+            for result in results:
+                if result.fraction is None:
+                    self._errors[result.name] = result.error
+                else:
+                    self._errors.pop(result.name, None)
+                    self._activity.setdefault(result.name, LiveActivity()).add(result.fraction)
+
+    def activity(self, name: str) -> LiveActivity:
+        """The averages of a VM so far; without any period, all None."""
+        with self._lock:
+            known = self._activity.get(name, LiveActivity())
+            return LiveActivity(known.slow, known.fast, known.periods)
+
+    def error(self, name: str) -> str:
+        """Why the last period of a VM could not be measured; "" if it was, or none has ended."""
+        with self._lock:
+            return self._errors.get(name, self.problem)
+
+    def cpu_seconds(self) -> float:
+        """Processor time the kernel spends for it outside of this process."""
+        return self._watcher.cpu_seconds() if self._watcher is not None else 0.0
+
+    def close(self) -> None:
+        """Stop, and leave the kernel as it was; may be called again."""
+        self._stop.set()
+        if self._watcher is not None:
+            self._watcher.interrupt()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._watcher is not None:
+            self._watcher.close()

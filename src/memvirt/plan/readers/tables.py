@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables of text: CSV of any separator and encoding, and sheets of a workbook.
+
+Everything is read as text: what a cell means is decided by the reader of the format, which can then
+name file, row and column of what it cannot use.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from memvirt.plan.findings import Findings, PlanDataError, name_some
+from memvirt.plan.units import AmountError, pages_of, parse_amount, parse_number, split_heading
+
+_SEPARATORS = ",;\t|"
+_UNITS_SHOWN = {1: "bytes", 1 << 10: "KiB", 1 << 20: "MiB", 1 << 30: "GiB", 1 << 40: "TiB"}
+
+
+@dataclass
+class Table:
+    """Columns of text by their headings. ``where`` names the sheet, if there is one."""
+
+    headings: list[str]
+    frame: pl.DataFrame
+    findings: Findings
+    where: str = ""
+    decimal_comma: bool = False
+
+    @property
+    def rows(self) -> int:
+        return self.frame.height
+
+    def find(self, names: Iterable[str]) -> str | None:
+        """The heading of the first of ``names`` there is, whatever its unit, case and order."""
+        by_name = {
+            normal(split_heading(heading)[0]): heading for heading in reversed(self.headings)
+        }
+        by_name |= {normal(heading): heading for heading in reversed(self.headings)}
+        return next((by_name[normal(name)] for name in names if normal(name) in by_name), None)
+
+    def need(self, names: Sequence[str], what: str) -> str:
+        """As ``find``; raises PlanDataError if there is no such column."""
+        heading = self.find(names)
+        if heading is None:
+            raise self.findings.error(
+                f"no column for {what}; it is called {' or '.join(names)}, "
+                f"the columns are {name_some(self.headings, 12)}",
+                self.where,
+            )
+        return heading
+
+    def text(self, heading: str | None) -> list[str]:
+        """A column as text, stripped; empty text where the column or the cell is missing."""
+        if heading is None:
+            return [""] * self.rows
+        return [(cell or "").strip() for cell in self.frame[heading].to_list()]
+
+    def pages(self, heading: str | None, unit: int | None = None) -> list[float]:
+        """A column of amounts, in pages; NaN where empty. ``unit`` (bytes) is the format's own.
+
+        A cell that is no amount is NaN and a warning; units that differ inside the column are
+        taken at their word, with a note.
+        """
+        if heading is None:
+            return [math.nan] * self.rows
+        named = split_heading(heading)[1] or unit
+        out, units, bad = [], set(), []
+        for row, cell in enumerate(self.text(heading)):
+            if not cell or cell == "-":
+                out.append(math.nan)
+                continue
+            try:
+                size, used = parse_amount(cell, named, decimal_comma=self.decimal_comma)
+            except AmountError as error:
+                bad.append(f"row {row + 2}: {error}")
+                out.append(math.nan)
+                continue
+            units.add(used)
+            out.append(pages_of(size))
+        if bad:
+            self.findings.warn(
+                f"column {heading}: {len(bad)} cells taken as unknown: {name_some(bad, 3)}",
+                self.where,
+            )
+        if len(units) > 1:
+            shown = ", ".join(_UNITS_SHOWN[used] for used in sorted(units))
+            self.findings.note(
+                f"column {heading} mixes units ({shown}); each cell counts in its own", self.where
+            )
+        return out
+
+    def numbers(self, heading: str | None) -> list[float]:
+        """A column of plain numbers; NaN where empty or (with a warning) where it is none."""
+        if heading is None:
+            return [math.nan] * self.rows
+        out, bad = [], []
+        for row, cell in enumerate(self.text(heading)):
+            try:
+                out.append(
+                    parse_number(cell, decimal_comma=self.decimal_comma) if cell else math.nan
+                )
+            except AmountError as error:
+                bad.append(f"row {row + 2}: {error}")
+                out.append(math.nan)
+        if bad:
+            self.findings.warn(
+                f"column {heading}: {len(bad)} cells taken as unknown: {name_some(bad, 3)}",
+                self.where,
+            )
+        return out
+
+
+def normal(heading: str) -> str:
+    """A heading without what differs between versions: case, spaces, marks."""
+    return "".join(c for c in heading.lower() if c.isalnum() or c == "#")
+
+
+def read_text(path: Path, findings: Findings) -> str:
+    """A text file in UTF-8, UTF-16 (both with or without a mark) or Windows-1252."""
+    raw = path.read_bytes()
+    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return raw.decode("utf-16")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        findings.note("not UTF-8; read as Windows-1252")
+        return raw.decode("cp1252", errors="replace")
+
+
+def first_row(text: str) -> tuple[list[str], str]:
+    """The headings of CSV text and their separator: the one that parts the first line most."""
+    line = text.split("\n", 1)[0].rstrip("\r")
+    if line.lower().startswith("sep=") and len(line) == 5:
+        return first_row(text.split("\n", 1)[1])[0], line[4]
+    separator = max(_SEPARATORS, key=lambda c: len(next(csv.reader([line], delimiter=c), [])))
+    return [cell.strip() for cell in next(csv.reader([line], delimiter=separator), [])], separator
+
+
+def read_csv(path: Path, findings: Findings) -> Table:
+    """A CSV file, as text. Raises PlanDataError if it is none."""
+    text = read_text(path, findings)
+    if text.lower().startswith("sep="):
+        text = text.split("\n", 1)[1]
+    headings, separator = first_row(text)
+    if not any(headings):
+        raise findings.error("is empty; the first line should name the columns")
+    headings = unique(headings, findings, "")
+    try:
+        frame = pl.read_csv(
+            io.BytesIO(text.encode()),
+            separator=separator,
+            has_header=False,
+            skip_rows=1,
+            new_columns=headings,
+            schema=dict.fromkeys(headings, pl.String),
+            truncate_ragged_lines=False,
+        )
+    except pl.exceptions.NoDataError:
+        frame = pl.DataFrame(
+            {heading: [] for heading in headings}, schema=dict.fromkeys(headings, pl.String)
+        )
+    except pl.exceptions.PolarsError as error:
+        raise findings.error(f"is no CSV ({str(error).splitlines()[0]})") from error
+    return Table(headings, frame, findings, decimal_comma=separator == ";")
+
+
+def read_sheets(path: Path, findings: Findings, wanted: Sequence[str]) -> dict[str, Table]:
+    """The sheets of a workbook that are ``wanted`` and there. Raises PlanDataError."""
+    import fastexcel  # noqa: PLC0415  only who reads a workbook needs it
+
+    try:
+        book = fastexcel.read_excel(path)
+        names = {normal(name): name for name in book.sheet_names}
+        tables = {}
+        for sheet in wanted:
+            name = names.get(normal(sheet))
+            if name is not None:
+                frame = book.load_sheet(name, dtypes="string").to_polars()
+                headings = [heading.strip() for heading in frame.columns]
+                frame.columns = headings
+                tables[sheet] = Table(headings, frame, findings, where=f"sheet {name}")
+    except fastexcel.FastExcelError as error:
+        raise findings.error(f"is no workbook ({str(error).splitlines()[0]})") from error
+    if not tables:
+        raise findings.error(
+            f"has no sheet {' or '.join(wanted)}; "
+            f"its sheets are {name_some(list(names.values()), 12)}"
+        )
+    return tables
+
+
+def unique(headings: list[str], findings: Findings, where: str) -> list[str]:
+    """Headings made distinct: the second "Host" becomes "Host (2)"."""
+    seen: dict[str, int] = {}
+    out = []
+    for heading in headings:
+        seen[heading] = seen.get(heading, 0) + 1
+        out.append(heading if seen[heading] == 1 else f"{heading} ({seen[heading]})")
+    twice = [heading for heading, times in seen.items() if times > 1 and heading]
+    if twice:
+        findings.note(f"columns named twice, the first one counts: {name_some(twice)}", where)
+    return out
+
+
+__all__ = ["PlanDataError", "Table", "first_row", "normal", "read_csv", "read_sheets", "read_text"]

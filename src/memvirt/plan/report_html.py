@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report of a plan as one HTML file: no script, nothing loaded from elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from html import escape
+
+from .answer import HostAnswer, PlanAnswer, VmAnswer
+from .planner import touched
+from .report_svg import Line, plot
+
+_STYLE = """
+:root{color-scheme:light dark;--line:#ccc;--soft:#f4f5f7;--ink:#1c2733;--dim:#5b6773}
+@media(prefers-color-scheme:dark){:root{--line:#3a444f;--soft:#1d242c;--ink:#e3e8ee;--dim:#9aa7b4}
+body{background:#12171d}}
+body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);
+max-width:960px;margin:2rem auto;padding:0 1rem}
+h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}h3{font-size:1rem;margin-bottom:.3rem}
+table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
+th,td{text-align:right;padding:.25rem .5rem;border-bottom:1px solid var(--line)}
+th:first-child,td:first-child{text-align:left}thead th{color:var(--dim);font-weight:600}
+.verdict{padding:.8rem 1rem;border-radius:6px;background:var(--soft);
+border-left:6px solid #888;font-size:1.1rem}
+.yes{border-color:#2e8b57}.no{border-color:#c0392b}.maybe{border-color:#d68910}
+svg{width:100%;height:auto}
+.grid{stroke:var(--line);stroke-width:1}.tick{font-size:11px;fill:var(--dim)}
+.dim{color:var(--dim)}.scroll{overflow-x:auto}
+"""
+_MOST_PLOTS, _MOST_ROWS = 12, 200
+
+
+def page(title: str, body: Iterable[str]) -> str:
+    """A whole page."""
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width">'
+        '<link rel="icon" href="data:,">'
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>"
+        + "\n".join(body)
+        + "</body></html>\n"
+    )
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Cells are text; they are escaped here."""
+    head = "".join(f"<th>{escape(h)}</th>" for h in headings)
+    lines = ("<tr>" + "".join(f"<td>{escape(c)}</td>" for c in row) + "</tr>" for row in rows)
+    return (
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>'
+        + "".join(lines)
+        + "</tbody></table></div>"
+    )
+
+
+def gib(mib: float) -> str:
+    """MiB as GiB, or as MiB where that is less than 10 GiB."""
+    return f"{mib / 1024:,.1f} GiB" if abs(mib) >= 10 * 1024 else f"{mib:,.1f} MiB"
+
+
+def span(low: float, high: float, form: str = "{:.1f}") -> str:
+    """A range as text; one number if both ends read alike."""
+    ends = [form.format(low), form.format(high)]
+    return ends[0] if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}"
+
+
+def gib_span(low: float, high: float) -> str:
+    ends = [gib(low), gib(high)]
+    return ends[0] if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}"
+
+
+def plan_report(answer: PlanAnswer) -> str:
+    """The report of one answer with its what-ifs."""
+    mood = "yes" if answer.fits == 1 else "no" if answer.fits == 0 else "maybe"
+    body = [
+        "<h1>memvirt plan</h1>",
+        f"<p>{escape(answer.question)}</p>",
+        f'<p class="verdict {mood}">{escape(answer.verdict)}</p>',
+        _setting(answer),
+    ]
+    if answer.what_ifs:
+        rows = [what_if_row(other) for other in (answer, *answer.what_ifs)]
+        body += ["<h2>What if</h2>", table(WHAT_IF_HEADINGS, rows)]
+    if answer.failover is not None:
+        body += ["<h2>Failures</h2>", f"<p>{escape(answer.failover.detail)}</p>"]
+    body += _hosts(answer)
+    body += _vms(answer)
+    if answer.refused:
+        rows = [(name, why) for name, why in answer.refused.items()]
+        body += ["<h2>VMs that cannot be powered on</h2>", table(("VM", "why"), rows)]
+    body += ["<h2>What this rests on</h2>", table(("", ""), answer.assumptions.items())]
+    if answer.findings:
+        items = "".join(f"<li>{escape(str(f))}</li>" for f in answer.findings)
+        body += ["<h2>Noticed in the data</h2>", f"<ul>{items}</ul>"]
+    return page("memvirt plan", body)
+
+
+def _setting(answer: PlanAnswer) -> str:
+    days = answer.points * answer.interval_s / 86400
+    when = ""
+    if answer.start > 1e8:
+        when = datetime.fromtimestamp(answer.start, UTC).strftime(" from %Y-%m-%d")
+    length = f"{days:.1f} days" if days >= 1 else f"{days * 24:.2f} hours"
+    vms = sum(host.vms for host in answer.hosts)
+    return (
+        f'<p class="dim">{vms} VMs on {len(answer.hosts)} host{"s" * (len(answer.hosts) != 1)}; '
+        f"{answer.points:,} intervals of {answer.interval_s:g} s, {length}{when}; "
+        f"{answer.draws} draws of what was "
+        f"not measured, seed {answer.seed}.</p>"
+    )
+
+
+WHAT_IF_HEADINGS = ("", "verdict", "hosts", "worst state", "least free")
+
+
+def what_if_row(answer: PlanAnswer) -> tuple[str, ...]:
+    """One line about an answer."""
+    order = ("high", "clear", "soft", "hard", "low")
+    worst = max((order.index(host.worst_state[1]) for host in answer.hosts), default=0)
+    least = min((host.lowest_free_mib[0] for host in answer.hosts), default=0.0)
+    label = answer.question if answer.question.startswith("what if") else "as asked"
+    return (label, answer.verdict, str(len(answer.hosts)), order[worst], gib(least))
+
+
+def _hosts(answer: PlanAnswer) -> list[str]:
+    hosts = sorted(answer.hosts, key=lambda host: (host.fits, host.lowest_free_mib[0]))
+    rows = [host_row(host) for host in hosts[:_MOST_ROWS]]
+    out = ["<h2>Hosts</h2>", table(HOST_HEADINGS, rows)]
+    if len(hosts) > _MOST_ROWS:
+        out.append(f'<p class="dim">and {len(hosts) - _MOST_ROWS} more that are better off</p>')
+    for host in [host for host in hosts if host.series][:_MOST_PLOTS]:
+        out += [
+            f"<h3>{escape(host.name)}: {escape(host.limiting_hour)}</h3>",
+            f"<p>{escape(host.why)}.{_advice(host)}</p>",
+            _host_plot(answer, host),
+        ]
+    return out
+
+
+HOST_HEADINGS = ("host", "memory", "VMs", "fits", "worst state", "least free", "peak demand")
+
+
+def host_row(host: HostAnswer) -> tuple[str, ...]:
+    """One line about a host."""
+    return (
+        host.name, gib(host.memory_mib), str(host.vms), f"{host.fits:.0%} of draws",
+        host.worst_state[0] if len(set(host.worst_state)) == 1 else " to ".join(host.worst_state),
+        gib_span(*host.lowest_free_mib), gib_span(*host.peak_demand_mib),
+    )  # fmt: skip
+
+
+def advice(host: HostAnswer) -> str:
+    """What would make a host fit, in words; empty if it does."""
+    if host.remedy is None:
+        return ""
+    remove = host.remedy.remove
+    shown = ", ".join(remove[:5]) + (f" and {len(remove) - 5} more" if len(remove) > 5 else "")
+    return f"Add {gib_span(*host.remedy.add_mib)} of memory, or remove {shown}."
+
+
+def _advice(host: HostAnswer) -> str:
+    text = advice(host)
+    return f" <b>{escape(text)}</b>" if text else ""
+
+
+def _host_plot(answer: PlanAnswer, host: HostAnswer) -> str:
+    series = {name: [v / 1024 for v in values] for name, values in host.series.items()}
+    x = host.series["point"]
+    memory = host.memory_mib / 1024
+    lines = [
+        Line("swapped", series["swapped"], "#c0392b", area=True),
+        Line("compressed", series["compressed"], "#8e44ad", area=True),
+        Line("ballooned", series["ballooned"], "#d68910", area=True),
+        Line("demand", series["demand"], "#1f77b4"),
+        Line("free", series["free"], "#2e8b57"),
+        Line("memory", [memory] * len(x), "#888888", dashed=True),
+    ]
+    return plot(x, _time_labels(answer, x), lines, "GiB")
+
+
+def _time_labels(answer: PlanAnswer, x: Sequence[float]) -> list[tuple[float, str]]:
+    if len(x) < 2:
+        return []
+    labels = []
+    for number in range(1, 7):
+        point = x[0] + (x[-1] - x[0]) * number / 7
+        seconds = answer.start + point * answer.interval_s
+        if answer.start > 1e8:
+            text = datetime.fromtimestamp(seconds, UTC).strftime("%a %d %H:%M")
+        else:
+            since = point * answer.interval_s
+            text = f"{since / 3600:.1f} h" if since >= 3600 else f"{since:.2f} s"
+        labels.append((point, text))
+    return labels
+
+
+VM_HEADINGS = (
+    "VM",
+    "host",
+    "memory",
+    "balloon h",
+    "compressed h",
+    "swap h",
+    "thrash h",
+    "most taken",
+)
+
+
+def vm_row(vm: VmAnswer) -> tuple[str, ...]:
+    """One line about a VM."""
+    cells = [
+        f"{span(*vm.hours[name])} ({vm.probability[name]:.0%})" if vm.probability[name] else "-"
+        for name in ("balloon", "compress", "swap", "thrash")
+    ]
+    most = max(vm.peak_mib[name][1] for name in ("balloon", "compress", "swap"))
+    return (vm.name, vm.host, gib(vm.memory_mib), *cells, gib(most))
+
+
+def _vms(answer: PlanAnswer) -> list[str]:
+    found = touched(answer.vms)
+    if not found:
+        return ["<h2>VMs</h2>", "<p>Nothing is taken from any VM.</p>"]
+    out = [
+        "<h2>VMs that memory is taken from</h2>",
+        '<p class="dim">hours (lowest to highest draw), and the part of the draws in which it '
+        "happens</p>",
+        table(VM_HEADINGS, (vm_row(vm) for vm in found[:_MOST_ROWS])),
+    ]
+    if len(found) > _MOST_ROWS:
+        out.append(f'<p class="dim">and {len(found) - _MOST_ROWS} more that lose less</p>')
+    return out
