@@ -15,7 +15,7 @@ from memvirt.live.errors import LiveError
 from memvirt.live.forecast import hash_vm
 from memvirt.live.vm import LiveVm, open_kernel_pages
 from memvirt.live.watch import LiveHost
-from memvirt.live.working_set import WorkingSetWay
+from memvirt.live.working_set_way import WorkingSetWay
 
 QEMU = "qemu-system-x86_64"
 _REPEATS = 5

@@ -11,6 +11,7 @@ from memvirt import Machine, PagingMode, VirtualMachine
 from memvirt.cpu.unicorn.processor import SegmentState
 from memvirt.names import UnknownName, choose
 from memvirt.vm.virtual_machine import paging_mode
+from memvirt.vmm.stores.compression_cache import CompressionCache
 
 _SEGMENT = SegmentState(0, 0, 0, 0)
 _WRONG: dict[str, tuple[Callable[[VirtualMachine], object], str]] = {
@@ -56,3 +57,10 @@ def test_what_is_chosen() -> None:
     assert choose({"one": 1}, "one", what="number") == 1
     with pytest.raises(UnknownName, match="no number 'two'; there are: one"):
         choose({"one": 1}, "two", what="number")
+
+
+def test_a_codec_there_is_not() -> None:
+    machine = Machine("64M")
+    with pytest.raises(UnknownName, match="no codec 'gzip'; there are: lz4, zstd"):
+        CompressionCache(machine, 1, 16, codec="gzip")  # type: ignore[arg-type]
+    assert machine.free_frames == machine.frames

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import TypeVar
 
+from memvirt.errors import MemvirtError
+
 T = TypeVar("T")
 
 
-class UnknownName(ValueError):
+class UnknownName(MemvirtError, ValueError):
     """A name that stands for nothing; the message lists those that do."""
 
 

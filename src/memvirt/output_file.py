@@ -20,13 +20,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from memvirt.errors import MemvirtError
+
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 _PUBLIC, _PRIVATE = 0o666, 0o600
 
 
-class OutputFileError(Exception):
+class OutputFileError(MemvirtError):
     """A file that cannot be written; the message names it and says why."""
 
 

@@ -6,11 +6,12 @@ from __future__ import annotations
 import re
 
 from memvirt.address import PAGE_BYTES
+from memvirt.errors import MemvirtError
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
-class SizeError(ValueError):
+class SizeError(MemvirtError, ValueError):
     """A size that is not one; the message names the field and says what would be right."""
 
 

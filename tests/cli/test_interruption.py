@@ -117,3 +117,23 @@ def test_an_idle_vm_on_a_terminal_ends_at_once_and_leaves_it_as_it_was(
         assert termios.tcgetattr(slave) == before
     os.close(master)
     os.close(slave)
+
+
+def test_a_sleep_goes_on_after_a_signal_that_asks_for_nothing() -> None:
+    """A window that changes its size ends a wait, but no sleep."""
+    seen: list[int] = []
+    before = signal.signal(signal.SIGWINCH, lambda number, _: seen.append(number))
+    try:
+        with Interruption() as interruption:
+            main = threading.get_ident()
+            later = threading.Timer(0.02, signal.pthread_kill, (main, signal.SIGWINCH))
+            later.start()
+            began = time.monotonic()
+            interruption.sleep(0.2)
+            assert time.monotonic() - began >= 0.2
+            assert seen == [signal.SIGWINCH]
+            assert not interruption.asked
+            signal.raise_signal(signal.SIGTERM)
+            interruption.sleep(60)
+    finally:
+        signal.signal(signal.SIGWINCH, before)

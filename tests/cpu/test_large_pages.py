@@ -8,7 +8,7 @@ import struct
 import pytest
 
 from memvirt import EndReason, Machine, PagingMode, VirtualMachine
-from memvirt.platform.boot.detect import Protocol
+from memvirt.platform.boot.protocol import Protocol
 
 TABLES, FRAME = 0x200000, 0x400000
 FLAGS, LARGE = 0x63, 0xE3  # present, writable, accessed, dirty; PS too

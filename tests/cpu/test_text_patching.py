@@ -8,7 +8,7 @@ import struct
 import pytest
 
 from memvirt import EndReason, Machine, PagingMode, VirtualMachine
-from memvirt.platform.boot.detect import Protocol
+from memvirt.platform.boot.protocol import Protocol
 from memvirt.vmm.check import check_machine
 
 MEMORY = 64 << 20

@@ -11,7 +11,7 @@ import pytest
 
 from memvirt import EndReason, Machine, PagingMode, VirtualMachine
 from memvirt.images import image_path
-from memvirt.platform.boot.detect import Protocol
+from memvirt.platform.boot.protocol import Protocol
 from memvirt.vmm.check import check_machine
 
 

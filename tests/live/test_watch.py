@@ -20,7 +20,8 @@ from memvirt.live import qmp
 from memvirt.live.discovery import discover, find_vm
 from memvirt.live.errors import VmNotFound
 from memvirt.live.watch import LiveHost
-from memvirt.live.working_set import WorkingSetWay, uses_kvm
+from memvirt.live.working_set import uses_kvm
+from memvirt.live.working_set_way import WorkingSetWay
 from memvirt.observe.live_esxtop import LIVE_COLUMNS, LIVE_PRIORITY
 from memvirt.observe.record import read_record
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import stat
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,6 +17,7 @@ from typer.testing import CliRunner, Result
 from memvirt.cli.main import app
 from memvirt.plan.demo import write_dump
 from memvirt.plan.generate import generate
+from tests.test_output_file import device
 
 CHROMIUM = shutil.which("chromium")
 
@@ -106,6 +108,28 @@ def test_dumps_that_are_none(tmp_path: Path, dumps: Path) -> None:
         result = call("analyze", *words)
         assert result.exit_code == 2
         assert said in result.stderr
+
+
+@pytest.mark.parametrize("option", ["--pages", "--json", "--html"])
+def test_a_device_is_written_in_place(dumps: Path, tmp_path: Path, option: str) -> None:
+    node = device(tmp_path / "null", 3)
+    assert call("analyze", dumps, "--workers", "1", option, node).exit_code == 0
+    assert stat.S_ISCHR(node.stat().st_mode)
+    assert list(tmp_path.iterdir()) == [node]
+
+
+def test_what_cannot_be_written_is_said_before_the_work(dumps: Path, series: Path) -> None:
+    dump = dumps / "vm0.raw"
+    before = dump.read_bytes()
+    for words, said in (
+        (["analyze", dumps, "--pages", "/nowhere/x"], "the directory /nowhere does not exist"),
+        (["analyze", dumps, "--html", dump], "both"),
+        (["plan", series, "--host", "64G", "--json", dumps], "is a directory"),
+    ):
+        result = call(*words)
+        assert result.exit_code == 2
+        assert said in result.stderr
+    assert dump.read_bytes() == before
 
 
 class Check(HTMLParser):

@@ -9,7 +9,7 @@ import pytest
 
 from memvirt import EndReason, Machine, PagingMode, VirtualMachine
 from memvirt.platform.backdoor import NOT_AVAILABLE, backdoor
-from memvirt.platform.boot.detect import Protocol
+from memvirt.platform.boot.protocol import Protocol
 from memvirt.platform.ports import BACKDOOR_MAGIC, BALLOON_MAGIC, PORT_BACKDOOR, PORT_BALLOON
 
 MODES = [PagingMode.SHADOW, PagingMode.NESTED, PagingMode.FLAT]

@@ -10,16 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memvirt.platform.boot import (
-    BootError,
-    BootImage,
-    E820Type,
-    Protocol,
-    StartMode,
-    load_boot_image,
-    memory_map,
-)
+from memvirt.platform.boot.detect import load_boot_image
 from memvirt.platform.boot.flat import load_flat
+from memvirt.platform.boot.image import BootError, BootImage, E820Type, StartMode, memory_map
+from memvirt.platform.boot.protocol import Protocol
 
 from . import images
 

@@ -18,7 +18,7 @@ from memvirt.plan.executor import Progress, executor, suitable_workers
 from memvirt.size import format_size
 
 from .errors import UsageError
-from .plan import console, print_table, progress_bar, write_results
+from .plan import check_results, console, print_table, progress_bar, write_results
 
 _PAGES_A_SECOND = 300_000  # of one core, roughly
 _PAIRS_SHOWN = 8
@@ -42,6 +42,7 @@ class AnalyzeOptions:
 def analyze_dumps(options: AnalyzeOptions) -> None:
     """Raises DumpError, SchedulerError or UsageError."""
     dumps = _files(options.dumps)
+    check_results({"--json": options.json, "--html": options.html, "--pages": options.pages}, dumps)
     size = sum(path.stat().st_size for path in dumps) / 4096
     workers = options.workers or suitable_workers(size / _PAGES_A_SECOND)
     with contextlib.ExitStack() as stack:

@@ -18,7 +18,7 @@ from memvirt.observe.statistics import as_json, vm_statistics
 from memvirt.observe.statistics import render as render_statistics
 from memvirt.observe.view import live_view
 from memvirt.output_file import check_outputs, write_text
-from memvirt.platform.boot.detect import Protocol
+from memvirt.platform.boot.protocol import Protocol
 from memvirt.size import parse_size
 from memvirt.vm.outcome import EndReason
 from memvirt.vm.virtual_machine import VirtualMachine
@@ -29,6 +29,10 @@ from .errors import UsageError
 from .interruption import Interruption
 
 _LAST_LINES, _MOST_LINES = 24, 100
+# Ends that registers and walks explain.
+_DEATHS = (
+    EndReason.TRIPLE_FAULT, EndReason.MISCONFIGURED, EndReason.ENGINE_ERROR, EndReason.HALTED,
+)  # fmt: skip
 _CHECK_EVERY = 32  # quanta between two runs of the consistency checker
 
 
@@ -158,7 +162,7 @@ def boot(
     statistics = vm_statistics(vm)
     detail = f" ({outcome.detail})" if outcome.detail else ""
     print(f"\n{vm.name}: {outcome.reason.value}{detail}", file=sys.stderr)
-    if outcome.reason in (EndReason.TRIPLE_FAULT, EndReason.ENGINE_ERROR, EndReason.HALTED):
+    if outcome.reason in _DEATHS:
         print(death_report(vm), file=sys.stderr)
     if outcome.reason is EndReason.PANIC:
         print(last_lines(vm), file=sys.stderr)

@@ -4,54 +4,17 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 
-from memvirt.cpu.processor import ProcessorError
-from memvirt.host.state_directory import StateDirectoryError
-from memvirt.live.errors import LiveError
-from memvirt.machine.memory import MachineMemoryExhausted
-from memvirt.names import UnknownName
-from memvirt.observe.snapshot import SnapshotError
-from memvirt.output_file import OutputFileError
-from memvirt.plan.dumps.dump import DumpError
-from memvirt.plan.executor import SchedulerError
-from memvirt.plan.findings import PlanDataError
-from memvirt.plan.question import QuestionError
-from memvirt.plan.units import AmountError
-from memvirt.platform.boot.image import BootError
-from memvirt.scenario.scenario import ScenarioError
-from memvirt.size import SizeError
-from memvirt.vm.virtual_machine import VirtualMachineError
-from memvirt.vmkernel.admission import AdmissionError
-from memvirt.vmm.stores.swap_file import SwapSpaceError
+from memvirt.errors import MemvirtError
 
 USAGE = 2
 INTERRUPTED = 130
-_MISTAKES = (
-    BootError,
-    SizeError,
-    ProcessorError,
-    VirtualMachineError,
-    ScenarioError,
-    SnapshotError,
-    MachineMemoryExhausted,
-    AdmissionError,
-    SwapSpaceError,
-    StateDirectoryError,
-    OutputFileError,
-    UnknownName,
-    ProcessorError,
-    LiveError,
-    PlanDataError,
-    DumpError,
-    QuestionError,
-    AmountError,
-    SchedulerError,
-)
 
 
-class UsageError(Exception):
+class UsageError(MemvirtError):
     """A command line that cannot be carried out; the message is one line."""
 
 
@@ -74,7 +37,7 @@ def user_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         print("memvirt: interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
-    except (*_MISTAKES, UsageError) as error:
+    except MemvirtError as error:
         print(f"memvirt: {error}", file=sys.stderr)
         sys.exit(USAGE)
     except OSError as error:
@@ -82,3 +45,17 @@ def user_errors() -> Iterator[None]:
             raise
         print(f"memvirt: {error.filename}: {error.strerror}", file=sys.stderr)
         sys.exit(USAGE)
+
+
+@contextlib.contextmanager
+def output_errors() -> Iterator[None]:
+    """Standard output that cannot be written ends the run, with one line unless the reader left."""
+    try:
+        yield
+    except OSError as error:
+        # What is still buffered would fail again when Python flushes it at exit.
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise UsageError(f"standard output: {error.strerror}") from error

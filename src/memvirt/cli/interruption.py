@@ -15,6 +15,7 @@ import os
 import select
 import signal
 import threading
+import time
 from types import TracebackType
 from typing import Any
 
@@ -78,3 +79,9 @@ class Interruption:
             with contextlib.suppress(BlockingIOError):
                 os.read(self._reader, 4096)
         return [descriptor for descriptor in ready if descriptor in descriptors]
+
+    def sleep(self, seconds: float) -> None:
+        """Let time pass, all of it unless somebody wants the run to end."""
+        end = time.monotonic() + seconds
+        while not self._asked and (left := end - time.monotonic()) > 0:
+            self.wait(left)

@@ -26,6 +26,8 @@ from memvirt.vm.outcome import EndReason
 from memvirt.vm.virtual_machine import VirtualMachine
 from memvirt.vmkernel.samples import Sample
 
+from .columns import table_of
+
 _PAGE = 4096
 _TEXT_COLUMNS = {"NAME", "STATE", "GROUP", "MCTL?"}
 _WIDE = 132
@@ -41,14 +43,15 @@ def last_line(vm: VirtualMachine) -> str:
 
 def vm_table(interval: Interval, columns: Sequence[Column]) -> Table:
     """A row for each VM."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for column in columns:
-        text = column.name in _TEXT_COLUMNS
-        table.add_column(column.name, justify="left" if text else "right", no_wrap=True)
-    for vm in interval.now.vms:
-        style = {"off": "dim", "paused": "red", "blocked": "yellow"}.get(vm.condition, "")
-        table.add_row(*(cell(column, interval, vm) for column in columns), style=style)
-    return table
+    styles = {"off": "dim", "paused": "red", "blocked": "yellow"}
+    return table_of(
+        (column.name for column in columns),
+        _TEXT_COLUMNS,
+        (
+            ([cell(column, interval, vm) for column in columns], styles.get(vm.condition, ""))
+            for vm in interval.now.vms
+        ),
+    )
 
 
 class Screen:

@@ -31,8 +31,6 @@ from memvirt.live.pager.status import PagingStatus, status_of
 from memvirt.live.pager.supervisor import Policy, Supervisor
 from memvirt.live.pager.transport import Transport
 
-DEFAULT_STORE = Path("/var/lib/memvirt/pages")
-
 
 @dataclass(frozen=True)
 class PageOptions:

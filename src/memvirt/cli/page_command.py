@@ -10,15 +10,11 @@ from typing import Annotated
 
 import typer
 
-from memvirt.live.pager.blocks import Codec
-from memvirt.live.pager.evictor import Pace
-from memvirt.live.pager.session import StoreOptions
-from memvirt.live.pager.supervisor import Policy
-from memvirt.live.pager.victims import Goal
 from memvirt.size import parse_size
 
 from .errors import UsageError, user_errors
-from .page import DEFAULT_STORE, PageOptions, detach, page_hand_off, page_vm, show_status
+
+DEFAULT_STORE = Path("/var/lib/memvirt/pages")
 
 
 class CodecName(StrEnum):
@@ -81,6 +77,14 @@ def page_command(
     Runs until the VM ends or Ctrl-C, which brings every page back first. Exit status: 0, or 2 if
     the VM cannot be paged.
     """
+    from memvirt.live.pager.blocks import Codec  # noqa: PLC0415
+    from memvirt.live.pager.evictor import Pace  # noqa: PLC0415
+    from memvirt.live.pager.session import StoreOptions  # noqa: PLC0415
+    from memvirt.live.pager.supervisor import Policy  # noqa: PLC0415
+    from memvirt.live.pager.victims import Goal  # noqa: PLC0415
+
+    from .page import PageOptions, detach, page_hand_off, page_vm, show_status  # noqa: PLC0415
+
     with user_errors():
         if status:
             sys.exit(show_status(vm, as_json=as_json))

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from memvirt.output_file import check_outputs, write_text
 from memvirt.plan.answer import PlanAnswer
 from memvirt.plan.executor import Progress as Report
 from memvirt.plan.executor import executor, suitable_workers
@@ -72,6 +73,7 @@ def progress_bar(what: str) -> Iterator[Report]:
 
 def plan(question: Question, options: PlanOptions) -> int:
     """Answer; the exit status is 0 if the VMs fit in all draws, 1 if not."""
+    check_results({"--json": options.json, "--html": options.html}, options.files)
     with Console(stderr=True).status("reading"):
         fleet = assemble(read_files(options.files), interval=options.interval)
     asked = [(apply_what_if(question, text), f"what if {text}") for text in options.what_ifs]
@@ -94,18 +96,22 @@ def plan(question: Question, options: PlanOptions) -> int:
 
 
 def write_results(json_path: Path | None, html_path: Path | None, as_json: str, html: str) -> None:
-    """Write the wanted files, each all or nothing; "-" is standard output."""
+    """Write the wanted files; "-" is standard output. Raises OutputFileError."""
     for path, text in ((json_path, as_json), (html_path, html)):
         if path is None:
             continue
         if str(path) == "-":
             print(text)
-        elif path.exists() and not path.is_file():
-            path.write_text(text, encoding="utf-8")  # a device or pipe: written in place
         else:
-            partial = path.with_name(path.name + ".part")
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(path)
+            write_text(path, text)
+
+
+def check_results(outputs: dict[str, Path | None], inputs: list[Path]) -> None:
+    """Say now what could not be written in the end; "-" can be. Raises OutputFileError."""
+    check_outputs(
+        {name: path for name, path in outputs.items() if str(path) != "-"},
+        {str(path): path for path in inputs},
+    )
 
 
 def console() -> Console:

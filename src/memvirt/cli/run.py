@@ -4,11 +4,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,7 +26,8 @@ from memvirt.output_file import check_outputs
 from memvirt.scenario.scenario import Scenario, load_scenario, names_of
 from memvirt.vmkernel.samples import Sample
 
-from .errors import INTERRUPTED, UsageError
+from .columns import columns_named
+from .errors import INTERRUPTED, output_errors
 from .interruption import Interruption
 from .live import Screen, print_summary
 
@@ -46,49 +46,21 @@ class RunOptions:
     columns: str = ""
 
 
-def parse_columns(text: str) -> list[Column] | None:
-    """Columns by their names, separated by commas. Raises UsageError for an unknown one."""
-    if not text:
-        return None
-    by_name = {name.upper(): column for name, column in BY_NAME.items()}
-    chosen = []
-    for name in text.split(","):
-        column = by_name.get(name.strip().upper())
-        if column is None:
-            raise UsageError(f"--columns: no column {name.strip()}; there are {','.join(BY_NAME)}")
-        chosen.append(column)
-    return chosen
-
-
 def vm_names(scenario: Scenario) -> list[str]:
     """Names of all VMs of the scenario, started or not."""
     return [name for vm in scenario.vm for name in names_of(vm)]
 
 
-@contextlib.contextmanager
-def _output_errors() -> Iterator[None]:
-    """Standard output that cannot be written ends the run, with one line unless the reader left."""
-    try:
-        yield
-    except OSError as error:
-        # What is still buffered would fail again when Python flushes it at exit.
-        with open(os.devnull, "wb") as nothing:
-            os.dup2(nothing.fileno(), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):
-            raise
-        raise UsageError(f"standard output: {error.strerror}") from error
-
-
 def _batch_output(scenario: Scenario) -> Callable[[Sample], None]:
     """Writes samples to standard output; the header is written now."""
-    with _output_errors():
+    with output_errors():
         writer = BatchWriter(
             sys.stdout, platform.node() or "memvirt", vm_names(scenario), datetime.now(UTC)
         )
         sys.stdout.flush()
 
     def write(sample: Sample) -> None:
-        with _output_errors():
+        with output_errors():
             writer.write(sample)
 
     return write
@@ -97,7 +69,7 @@ def _batch_output(scenario: Scenario) -> Callable[[Sample], None]:
 def run(options: RunOptions) -> int:
     """Run a scenario; the exit status is 0 only if every guest verified its memory."""
     scenario = load_scenario(options.scenario)
-    columns = parse_columns(options.columns)
+    columns = columns_named(options.columns, BY_NAME)
     check_outputs(
         {"--record": options.record, "--events": options.events},
         {"the scenario": options.scenario},

@@ -5,16 +5,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import platform
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -26,7 +22,7 @@ from memvirt.live.discovery import DiscoveredVm, discover, find_vm
 from memvirt.live.errors import VmNotFound
 from memvirt.live.statistics import LiveHostMemory, LiveSample, LiveVmMemory
 from memvirt.live.watch import LiveHost
-from memvirt.live.working_set import DEFAULT_PERIOD_SECONDS, WorkingSetWay
+from memvirt.live.working_set_way import DEFAULT_PERIOD_SECONDS, WorkingSetWay
 from memvirt.observe.live_batch import LiveBatchWriter
 from memvirt.observe.live_esxtop import (
     LIVE_BY_NAME,
@@ -38,8 +34,11 @@ from memvirt.observe.live_esxtop import (
     live_header_lines,
 )
 from memvirt.observe.record import Recorder
+from memvirt.output_file import check_outputs
 
-from .errors import UsageError
+from .columns import columns_named, table_of
+from .errors import output_errors
+from .interruption import Interruption
 
 _PLAIN_WIDTH = 150
 
@@ -60,53 +59,23 @@ class WatchOptions:
     scan_percent: float = 1.0
 
 
-def parse_live_columns(text: str) -> list[LiveColumn] | None:
-    """Columns by their names, separated by commas. Raises UsageError for an unknown one."""
-    if not text:
-        return None
-    by_name = {name.upper(): column for name, column in LIVE_BY_NAME.items()}
-    chosen = []
-    for name in text.split(","):
-        column = by_name.get(name.strip().upper())
-        if column is None:
-            names = ",".join(LIVE_BY_NAME)
-            raise UsageError(f"--columns: no column {name.strip()}; there are {names}")
-        chosen.append(column)
-    return chosen
-
-
 def chosen_vms(names: Sequence[str]) -> list[DiscoveredVm]:
     """The VMs called ``names``, or all. Raises VmNotFound for a name no VM has."""
     vms = discover()
     return [find_vm(name, vms) for name in names] if names else vms
 
 
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set: what was switched on is given back in good order."""
-    asked = threading.Event()
-
-    def note(*_: Any) -> None:
-        asked.set()
-
-    before = {sent: signal.signal(sent, note) for sent in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked
-    finally:
-        for sent, handler in before.items():
-            signal.signal(sent, handler)
-
-
 def live_table(interval: LiveInterval, columns: Sequence[LiveColumn]) -> Table:
     """A row for each VM."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for column in columns:
-        text = column.name in LIVE_TEXT_COLUMNS
-        table.add_column(column.name, justify="left" if text else "right", no_wrap=True)
-    for vm in interval.now.vms:
-        style = {"unreachable": "dim", "unknown": "yellow", "paused": "red"}.get(vm.condition, "")
-        table.add_row(*(live_cell(column, interval, vm) for column in columns), style=style)
-    return table
+    styles = {"unreachable": "dim", "unknown": "yellow", "paused": "red"}
+    return table_of(
+        (column.name for column in columns),
+        LIVE_TEXT_COLUMNS,
+        (
+            ([live_cell(column, interval, vm) for column in columns], styles.get(vm.condition, ""))
+            for vm in interval.now.vms
+        ),
+    )
 
 
 def draw(interval: LiveInterval, columns: list[LiveColumn] | None, width: int) -> Group:
@@ -145,10 +114,8 @@ def watch(options: WatchOptions) -> int:
 
     Raises LiveError, UsageError.
     """
-    columns = parse_live_columns(options.columns)
-    if options.record is not None and not options.record.absolute().parent.is_dir():
-        directory = options.record.absolute().parent
-        raise UsageError(f"{options.record}: the directory {directory} does not exist")
+    columns = columns_named(options.columns, LIVE_BY_NAME)
+    check_outputs({"--record": options.record}, {})
     vms = chosen_vms(options.names)
     if options.batch and not vms:
         raise VmNotFound("no QEMU process is seen on this host: batch output would have no columns")
@@ -161,7 +128,7 @@ def watch(options: WatchOptions) -> int:
     if options.as_json or (iterations is None and not continuous):
         iterations = iterations or 1
     with contextlib.ExitStack() as stack:
-        stopped = stack.enter_context(_stop_signals())
+        interruption = stack.enter_context(Interruption())
         host = stack.enter_context(
             LiveHost(
                 wanted=lambda vm: pids is None or vm.pid in pids,
@@ -187,7 +154,7 @@ def watch(options: WatchOptions) -> int:
             output.watchers.append(lambda sample: print(json.dumps(asdict(sample), indent=2)))
         else:
             output.watchers.append(_screen(stack, out, columns, live=iterations != 1))
-        _loop(host, output, options.interval, iterations, stopped)
+        _loop(host, output, options.interval, iterations, interruption)
     return 0
 
 
@@ -196,15 +163,15 @@ def _loop(
     output: _Output,
     interval: float,
     iterations: int | None,
-    stopped: threading.Event,
+    interruption: Interruption,
 ) -> None:
     done = 0
-    while not stopped.is_set():
+    while not interruption.asked:
         output.write(host.sample())
         done += 1
         if iterations is not None and done >= iterations:
             return
-        stopped.wait(interval)
+        interruption.sleep(interval)
 
 
 def _batch(vms: Sequence[DiscoveredVm]) -> Callable[[LiveSample], None]:
@@ -217,13 +184,8 @@ def _batch(vms: Sequence[DiscoveredVm]) -> Callable[[LiveSample], None]:
             if vm.name not in names and vm.name not in told:
                 told.add(vm.name)
                 print(f"memvirt: {vm.name} started later: it has no columns", file=sys.stderr)
-        try:
+        with output_errors():
             writer.write(sample)
-        except OSError as error:
-            # What is still buffered would fail again when Python flushes it at exit.
-            with open(os.devnull, "wb") as nothing:
-                os.dup2(nothing.fileno(), sys.stdout.fileno())
-            raise UsageError(f"standard output: {error.strerror}") from error
 
     return write
 

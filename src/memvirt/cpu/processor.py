@@ -12,12 +12,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from memvirt.vmm.monitor import VirtualMachineMonitor
+from memvirt.errors import MemvirtError
+
+if TYPE_CHECKING:
+    from memvirt.vmm.monitor import VirtualMachineMonitor
 
 
-class ProcessorError(RuntimeError):
+class ProcessorError(MemvirtError, RuntimeError):
     """The processor cannot do what it was asked; the message says why."""
 
 
@@ -157,5 +160,5 @@ class Processor(Protocol):
         ...
 
 
-ProcessorFactory = Callable[[VirtualMachineMonitor, Any], Processor]
+ProcessorFactory: TypeAlias = "Callable[[VirtualMachineMonitor, Any], Processor]"
 """Makes the processor of a VM from its VMM and its PC (the array ``platform.pc.new_pc`` makes)."""

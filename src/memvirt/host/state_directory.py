@@ -9,11 +9,13 @@ import os
 import tempfile
 from pathlib import Path
 
+from memvirt.errors import MemvirtError
+
 # Other programs' swap files (ESXi's have the same suffix) are not ours to delete.
 _PREFIX, _SUFFIX = "memvirt-", ".vswp"
 
 
-class StateDirectoryError(Exception):
+class StateDirectoryError(MemvirtError):
     """A state directory that cannot be used; the message names it and says why."""
 
 

@@ -7,13 +7,14 @@ Every change is an event of the host with its reason. The next round acts upon i
 from __future__ import annotations
 
 from memvirt.address import PAGE_BYTES
+from memvirt.errors import MemvirtError
 from memvirt.host.hosted_vm import HostedVm
 from memvirt.size import parse_size
 from memvirt.vmkernel.managed import ManagedVm
 from memvirt.vmkernel.vmkernel import VmKernel
 
 
-class UnknownVm(ValueError):
+class UnknownVm(MemvirtError, ValueError):
     """No VM of this name is running; the message has those that are, or says that it has ended."""
 
 

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+from memvirt.errors import MemvirtError
 
-class LiveError(Exception):
+
+class LiveError(MemvirtError):
     """Something about a live VM; the message names the VM, process or file and what would help."""
 
 

@@ -24,7 +24,8 @@ from .page_states import LivePageState, PageStateCounts, has_pager
 from .process import Process
 from .statistics import LiveHostMemory, LiveSample, LiveVmMemory
 from .vm import LiveVm, open_kernel_pages
-from .working_set import DEFAULT_PERIOD_SECONDS, SampledVm, WorkingSets, WorkingSetWay, uses_kvm
+from .working_set import SampledVm, WorkingSets, uses_kvm
+from .working_set_way import DEFAULT_PERIOD_SECONDS, WorkingSetWay
 
 _DISCOVER_SECONDS = 5.0
 _RETRY_SECONDS = 10.0  # after a VM could not be opened or asked

@@ -22,7 +22,6 @@ import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -35,19 +34,9 @@ from .kernel_pages import PAGEMAP_FRAME, PAGEMAP_PRESENT, ZERO_PAGE, KernelPages
 from .process import Process
 from .ram import RamLayout
 from .vm import LiveVm
+from .working_set_way import DEFAULT_PERIOD_SECONDS, WorkingSetWay
 
 DEFAULT_SAMPLE_PAGES = 100  # a VM and period, as ESXi's Mem.SampleActivePctMin has it
-DEFAULT_PERIOD_SECONDS = 20.0
-
-
-class WorkingSetWay(StrEnum):
-    """The ways to measure a working set."""
-
-    AUTO = "auto"
-    DAMON = "damon"
-    IDLE = "idle"
-    CLEAR_REFS = "clear-refs"
-    OFF = "off"
 
 
 class FrameWatcher(Protocol):

@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from memvirt.address import PAGE_BYTES
+from memvirt.compiled import compiled
 
 WORDS_PER_PAGE = PAGE_BYTES // 8
 Pages = np.ndarray[tuple[int, int], np.dtype[np.uint8]]
@@ -27,22 +27,22 @@ _R1, _R7, _R12, _R18, _R31 = (np.uint64(n) for n in (1, 7, 12, 18, 31))
 _R29, _R32, _R33, _R64 = (np.uint64(n) for n in (29, 32, 33, 64))
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _rotate(word: Any, bits: Any) -> Any:
     return (word << bits) | (word >> (_R64 - bits))
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _round(lane: Any, word: Any) -> Any:
     return _rotate(lane + word * _P2, _R31) * _P1
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _merge(state: Any, lane: Any) -> Any:
     return (state ^ _round(_ZERO, lane)) * _P1 + _P4
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _hash_row(words: Any, row: int, seed: Any) -> Any:
     a, b, c, d = seed + _P1 + _P2, seed + _P2, seed, seed - _P1
     for i in range(0, WORDS_PER_PAGE, 4):
@@ -57,13 +57,13 @@ def _hash_row(words: Any, row: int, seed: Any) -> Any:
     return state ^ (state >> _R32)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _hash_rows(words: Any, rows: Any, seed: Any, out: Any) -> None:
     for i in range(rows.size):
         out[i] = _hash_row(words, rows[i], seed)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _find_zero_rows(words: Any, rows: Any, out: Any) -> None:
     for i in range(rows.size):
         zero = True
@@ -74,7 +74,7 @@ def _find_zero_rows(words: Any, rows: Any, out: Any) -> None:
         out[i] = zero
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _find_equal_rows(words: Any, rows: Any, others: Any, out: Any) -> None:
     for i in range(rows.size):
         equal = True

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from memvirt.address import PAGE_BYTES, PAGE_SHIFT, MachinePageNumber
+from memvirt.errors import MemvirtError
 
 Frames = np.ndarray[tuple[int], np.dtype[np.uint32]]
 FrameDetails = np.ndarray[tuple[int], np.dtype[np.int32]]
@@ -41,7 +42,7 @@ class FrameKind(IntEnum):
     COMPRESSED = 7  # holds compressed pages of its owner, in blocks of ``block_bytes``
 
 
-class MachineMemoryExhausted(Exception):
+class MachineMemoryExhausted(MemvirtError):
     """No free frames for a request: reclaim, or refuse the request.
 
     ``wanted`` and ``free`` are numbers of frames; nothing was allocated.

@@ -16,9 +16,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from memvirt.address import PAGE_BYTES
+from memvirt.compiled import compiled
 
 BLOCK_BYTES = 64
 RUN_HEADER = 3
@@ -31,7 +31,7 @@ Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 Keys = np.ndarray[tuple[int, int], np.dtype[np.uint64]]
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _block_keys(words: Any, places: Any, out: Any) -> None:
     for row in range(words.shape[0]):
         for place in range(places.size):
@@ -44,7 +44,7 @@ def _block_keys(words: Any, places: Any, out: Any) -> None:
             out[row, place] = _ZERO if seen == _ZERO else key | _ONE
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _patch_size(page: Any, words: Any, reference: Any, reference_words: Any, most: int) -> int:
     size, end, offset = PATCH_HEADER, -RUN_HEADER - 1, 0
     while offset < PAGE_BYTES:
@@ -64,7 +64,7 @@ def _patch_size(page: Any, words: Any, reference: Any, reference_words: Any, mos
     return size
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _patch_sizes(
     pages: Any, words: Any, references: Any, reference_words: Any, most: int, out: Any
 ) -> None:

@@ -9,7 +9,7 @@ Accessed and dirty bits are written only when the guest's tables allow the acces
 
 from __future__ import annotations
 
-from numba import njit
+from memvirt.compiled import compiled
 
 from .access import FETCH, NEED_PAGE, OK, READ, TRUE_FAULT, WRITE
 from .entry import (
@@ -50,7 +50,7 @@ from .second_level import MISS, second_level
 BAD_PAGE = NEED_PAGE  # a table lies where the VMM must act: second_level said where
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def paging_mode(cr0: int, cr4: int, efer: int) -> int:
     """The guest's paging mode: the number of levels of its tables, 0 if paging is off."""
     if cr0 & CR0_PG == 0:
@@ -62,7 +62,7 @@ def paging_mode(cr0: int, cr4: int, efer: int) -> int:
     return MODE_5LEVEL if cr4 & CR4_LA57 else MODE_4LEVEL
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def is_leaf(mmu: MmuState, mode: int, level: int, entry: int) -> bool:
     """True if a present entry maps a page rather than points to a table."""
     if level == 1:
@@ -74,7 +74,7 @@ def is_leaf(mmu: MmuState, mode: int, level: int, entry: int) -> bool:
     return level <= 3 and not (mode == MODE_PAE and level == 3)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def has_reserved_bits(mmu: MmuState, mode: int, level: int, entry: int) -> bool:
     """True if a present entry has a reserved bit set (SDM 4.7, RSVD flag)."""
     bits = mmu.physical_address_bits
@@ -102,7 +102,7 @@ def has_reserved_bits(mmu: MmuState, mode: int, level: int, entry: int) -> bool:
     return (entry & ((1 << (9 * level + 3)) - 1) & ~0x1FFF) != 0
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def leaf_address(mode: int, level: int, entry: int, gva: int) -> int:
     """The guest-physical address of ``gva`` by an entry of ``level`` that maps a page."""
     if mode == MODE_2LEVEL:
@@ -114,7 +114,7 @@ def leaf_address(mode: int, level: int, entry: int, gva: int) -> int:
     return (entry & ENTRY_ADDRESS_MASK & ~offset_mask) | (gva & offset_mask)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def permission_error(
     mmu: MmuState,
     user_page: bool,
@@ -147,7 +147,7 @@ def permission_error(
     return FAULT_PRESENT | access_error(mmu, access)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def access_error(mmu: MmuState, access: int) -> int:
     """The bits of a #PF error code that describe the access itself."""
     error = 0
@@ -162,14 +162,14 @@ def access_error(mmu: MmuState, access: int) -> int:
     return error
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _fault(mmu: MmuState, level: int, error: int) -> int:
     mmu.fault_level = level
     mmu.fault_error = error
     return TRUE_FAULT
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _read_entries(mmu: MmuState, mode: int, gva: int, access: int) -> int:
     """Read the entries from the root to the leaf into ``walk_entry``; OK or why not."""
     wide = mode != MODE_2LEVEL
@@ -215,7 +215,7 @@ def _read_entries(mmu: MmuState, mode: int, gva: int, access: int) -> int:
     return OK
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _update_entries(mmu: MmuState, mode: int, access: int) -> int:
     """Set the accessed bits of the walk's entries, and the leaf's dirty bit for a write."""
     leaf = mmu.walk_leaf_level
@@ -243,7 +243,7 @@ def _update_entries(mmu: MmuState, mode: int, access: int) -> int:
     return OK
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def guest_walk(mmu: MmuState, gva: int, access: int, update: bool = True) -> int:
     """Translate ``gva`` by the guest's tables, with the control registers in ``mmu``.
 

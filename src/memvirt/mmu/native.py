@@ -14,10 +14,11 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 from llvmlite import ir
-from numba import config, from_dtype, njit, types
+from numba import config, from_dtype, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from memvirt.compiled import compiled
 from memvirt.compiled_cache import CHECKED
 from memvirt.record import Record, record_dtype
 
@@ -29,6 +30,8 @@ if CHECKED and not config.DISABLE_JIT:
     _CHECK = define_check()
 
 R = TypeVar("R", bound=Record)
+_Load = Callable[[int], int]  # from a host address
+_Store = Callable[[int, int], None]  # a word to a host address
 
 _I8, _I32, _I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 
@@ -78,12 +81,12 @@ def _copy(typing_context: Any, destination: Any, source: Any, count: Any) -> Any
     return types.void(types.int64, types.int64, types.int64), codegen
 
 
-load64 = intrinsic(_load(_I64))
-load32 = intrinsic(_load(_I32))
-load8 = intrinsic(_load(_I8))
-store64 = intrinsic(_store(_I64))
-store32 = intrinsic(_store(_I32))
-store8 = intrinsic(_store(_I8))
+load64 = cast(_Load, intrinsic(_load(_I64)))
+load32 = cast(_Load, intrinsic(_load(_I32)))
+load8 = cast(_Load, intrinsic(_load(_I8)))
+store64 = cast(_Store, intrinsic(_store(_I64)))
+store32 = cast(_Store, intrinsic(_store(_I32)))
+store8 = cast(_Store, intrinsic(_store(_I8)))
 copy_bytes = intrinsic(_copy)  # destination, source, count: ``memcpy`` between host addresses
 
 if config.DISABLE_JIT:
@@ -92,7 +95,7 @@ if config.DISABLE_JIT:
     copy_bytes = interpreted.copy_bytes
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def load_signed32(address: int) -> int:
     """A 32-bit word, sign-extended."""
     word = load32(address)

@@ -9,7 +9,7 @@ said in ``MmuState`` why.
 
 from __future__ import annotations
 
-from numba import njit
+from memvirt.compiled import compiled
 
 from .access import READ, WRITE
 from .entry import (
@@ -27,7 +27,7 @@ from .page_state import FLAGS_UNTIL_TOUCHED, STATE_PRIVATE, STATE_SHARED
 MISS = -1
 
 
-@njit(nogil=True, cache=True, inline="never")
+@compiled
 def ept_entry_is_misconfigured(entry: int, level: int, physical_address_bits: int) -> bool:
     """True if a present EPT entry breaks a rule of SDM vol. 3C section 29.3.3.1."""
     rights = entry & EPT_RIGHTS
@@ -47,13 +47,13 @@ def ept_entry_is_misconfigured(entry: int, level: int, physical_address_bits: in
     return (entry & 0x78) != 0
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def nested_tlb_slot(mmu: MmuState, ppn: int) -> int:
     """Address of the only slot of the nested TLB where ``ppn`` may be."""
     return mmu.nested_tlb_at + (ppn & (NESTED_TLB_ENTRIES - 1)) * 16
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def forget_nested(mmu: MmuState, ppn: int) -> None:
     """Drop ``ppn`` from the nested TLB.
 
@@ -65,7 +65,7 @@ def forget_nested(mmu: MmuState, ppn: int) -> None:
         store64(at, 0)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def ept_walk(mmu: MmuState, gpa: int, access: int) -> int:
     """Walk the nested table for ``gpa`` (``access``: READ, WRITE or FETCH).
 
@@ -116,7 +116,7 @@ def ept_walk(mmu: MmuState, gpa: int, access: int) -> int:
     return MISS
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def pmap_walk(mmu: MmuState, gpa: int, access: int) -> int:
     """The machine address behind ``gpa`` by the pmap, or MISS if the VMM must act first."""
     ppn = gpa >> 12
@@ -134,7 +134,7 @@ def pmap_walk(mmu: MmuState, gpa: int, access: int) -> int:
     return MISS
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def second_level(mmu: MmuState, gpa: int, access: int = READ) -> int:
     """The machine address behind ``gpa`` in the VM's paging mode, or MISS."""
     if mmu.is_nested:

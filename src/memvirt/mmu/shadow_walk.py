@@ -8,7 +8,7 @@ done with CR0.WP in force, since a write-protected entry is how the VMM traces a
 
 from __future__ import annotations
 
-from numba import njit
+from memvirt.compiled import compiled
 
 from .access import WRITE
 from .entry import (
@@ -26,7 +26,7 @@ from .native import load64
 from .second_level import MISS
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def large_page_bytes(entry: int) -> int:
     """Size of the guest's page behind a last-level shadow entry, 0 if it is not large."""
     kind = (entry & SHADOW_LARGE_MASK) >> SHADOW_LARGE_SHIFT
@@ -35,7 +35,7 @@ def large_page_bytes(entry: int) -> int:
     return 1 << 30 if kind == 3 else kind << 21
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def shadow_walk(mmu: MmuState, gva: int, access: int) -> int:
     """Translate ``gva`` by the current shadow root.
 
@@ -63,7 +63,7 @@ def shadow_walk(mmu: MmuState, gva: int, access: int) -> int:
     return int(checked(mmu, table | (gva & 0xFFF), access))
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def checked(mmu: MmuState, machine_address: int, access: int) -> int:
     """``machine_address`` if the combined rights in ``out_permissions`` allow the access."""
     rights = mmu.out_permissions

@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from memvirt.errors import MemvirtError
 from memvirt.live.statistics import LiveSample
 from memvirt.output_file import OutputFile, OutputFileError
 from memvirt.vmkernel.events import Event, EventLog
@@ -40,7 +41,7 @@ def _schema(host: type[Any], vm: type[Any]) -> Any:
     )
 
 
-class RecordError(Exception):
+class RecordError(MemvirtError):
     """A file that is no record; the message names it."""
 
 

@@ -31,6 +31,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from memvirt.address import PAGE_BYTES, PAGE_SHIFT
+from memvirt.errors import MemvirtError
 from memvirt.machine.memory import FrameKind
 from memvirt.output_file import OutputFile
 from memvirt.vm.virtual_machine import MAXIMUM_MEMORY, VirtualMachine
@@ -64,7 +65,7 @@ _Mpn = Annotated[int, Field(ge=0, lt=1 << 32)]
 _Count = Annotated[int, Field(ge=0, le=_MOST_FRAMES)]
 
 
-class SnapshotError(Exception):
+class SnapshotError(MemvirtError):
     """A file that is no snapshot, or a damaged one; the message names it."""
 
 

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from memvirt.errors import MemvirtError
+
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 Progress = Callable[[int, int], None]  # tasks done, tasks in all
@@ -24,7 +26,7 @@ _AHEAD = 3  # tasks under way for each worker
 _RETRIES = 8  # times a task may lose its worker
 
 
-class SchedulerError(Exception):
+class SchedulerError(MemvirtError):
     """A Dask scheduler that cannot be used; the message says why."""
 
 

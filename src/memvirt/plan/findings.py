@@ -6,6 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from memvirt.errors import MemvirtError
+
 
 class Severity(StrEnum):
     """How a finding bears on the answer."""
@@ -26,7 +28,7 @@ class Finding:
         return f"{self.severity}: {self.where}: {self.what}"
 
 
-class PlanDataError(Exception):
+class PlanDataError(MemvirtError):
     """Data that cannot be used; the message is one line that says where and what would be right."""
 
 

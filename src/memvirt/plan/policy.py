@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from memvirt.address import PAGE_BYTES
 from memvirt.vmkernel.admission import Admission, AdmissionError, VmSettings
 from memvirt.vmkernel.allocation import revoke, weights
+from memvirt.vmkernel.ballooning import DEFLATE_PERCENT
 from memvirt.vmkernel.host_state import (
     CLEAR_PERCENT,
     HARD_PERCENT,
@@ -23,8 +24,6 @@ from memvirt.vmkernel.host_state import (
 )
 from memvirt.vmkernel.options import MemoryOptions
 from memvirt.vmkernel.samples import HostState
-
-DEFLATE_PERCENT = 150  # of minimum free memory: balloons deflate above only (vmkernel.reclaim)
 
 __all__ = [
     "CLEAR_PERCENT",

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
+from memvirt.errors import MemvirtError
 from memvirt.size import SizeError, parse_size
 
 from .assumptions import SHARING_ON, Range, Unknowns, parse_range
@@ -23,7 +24,7 @@ class Allow(IntEnum):
     SWAP = 3  # anything, as long as the host can go on at all
 
 
-class QuestionError(Exception):
+class QuestionError(MemvirtError):
     """A question that cannot be asked so; the message is one line."""
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 
 from memvirt.address import PAGE_BYTES
+from memvirt.errors import MemvirtError
 
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 # A unit at the end of a heading: "Size MiB", "Memory usage [KB]", "in_use_mib", "total_bytes".
@@ -24,7 +25,7 @@ _CELL = re.compile(
 _GROUPS = re.compile(r"[\s'\u00a0\u202f]")
 
 
-class AmountError(ValueError):
+class AmountError(MemvirtError, ValueError):
     """Text that is no amount; the message says what would be right."""
 
 

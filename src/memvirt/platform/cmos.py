@@ -10,8 +10,8 @@ from collections.abc import MutableSequence
 from typing import Annotated
 
 import numpy as np
-from numba import njit
 
+from memvirt.compiled import compiled
 from memvirt.platform.clock import NANOSECONDS_PER_SECOND, NEVER
 from memvirt.record import Record, record_dtype
 
@@ -79,14 +79,14 @@ def cmos_configure(cmos: CmosState, memory_bytes: int, base_epoch: int) -> None:
     cmos.offset = 0
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _encode(cmos: CmosState, value: int) -> int:
     if cmos.cells[STATUS_B] & B_BINARY:
         return value
     return value // 10 << 4 | value % 10
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _decode(cmos: CmosState, cell: int) -> int:
     value = cmos.cells[cell]
     if cmos.cells[STATUS_B] & B_BINARY:
@@ -94,7 +94,7 @@ def _decode(cmos: CmosState, cell: int) -> int:
     return (value >> 4) * 10 + (value & 15)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _store_time(cmos: CmosState, epoch: int) -> None:
     """Write ``epoch`` into the clock cells (Hinnant, "chrono-Compatible Low-Level Date")."""
     days = epoch // 86400
@@ -124,7 +124,7 @@ def _store_time(cmos: CmosState, epoch: int) -> None:
     cells[CENTURY] = _encode(cmos, year // 100)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _load_time(cmos: CmosState) -> int:
     """Seconds since 1970 shown by the clock cells; nonsense in them gives a nonsense time."""
     hour_cell = cmos.cells[4]
@@ -146,31 +146,31 @@ def _load_time(cmos: CmosState) -> int:
     return ((days * 24 + hour) * 60 + _decode(cmos, 2)) * 60 + _decode(cmos, 0)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _is_clock_cell(cell: int) -> int:
     if cell == 1 or cell == 3 or cell == 5:
         return 0  # alarm cells: plain memory here
     return 1 if cell <= 9 or cell == CENTURY else 0
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _is_set(cmos: CmosState) -> int:
     return cmos.cells[STATUS_B] & B_SET
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _refresh_clock(cmos: CmosState, now: int) -> None:
     if _is_set(cmos) == 0:
         _store_time(cmos, cmos.base_epoch + cmos.offset + now // NANOSECONDS_PER_SECOND)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _adopt_clock(cmos: CmosState, now: int) -> None:
     """Let the clock run on from what the cells show."""
     cmos.offset = _load_time(cmos) - cmos.base_epoch - now // NANOSECONDS_PER_SECOND
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def cmos_read(cmos: CmosState, now: int) -> int:
     """Read port 0x71: the cell selected through port 0x70."""
     cell = cmos.index
@@ -191,7 +191,7 @@ def cmos_read(cmos: CmosState, now: int) -> int:
     return cmos.cells[cell]
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def cmos_write(cmos: CmosState, value: int, now: int) -> None:
     """Write port 0x71. Call ``cmos_advance`` first, so that no past interrupt is lost."""
     cell = cmos.index
@@ -221,7 +221,7 @@ def cmos_write(cmos: CmosState, value: int, now: int) -> None:
         cmos.cells[cell] = value
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _slow_ticks(now: int) -> int:
     rest = now % NANOSECONDS_PER_SECOND
     return (
@@ -230,7 +230,7 @@ def _slow_ticks(now: int) -> int:
     )
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _periodic_ticks(cmos: CmosState) -> int:
     """Period of the periodic interrupt in 32,768 Hz ticks; 0 = off (datasheet table 5)."""
     rate = cmos.cells[STATUS_A] & 15
@@ -239,13 +239,13 @@ def _periodic_ticks(cmos: CmosState) -> int:
     return 1 << ((rate + 7 if rate <= 2 else rate) - 1)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _restart_periodic(cmos: CmosState, now: int) -> None:
     period = _periodic_ticks(cmos)
     cmos.periodic_done = _slow_ticks(now) // period if period > 0 else 0
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def cmos_advance(cmos: CmosState, now: int) -> None:
     """Raise the periodic and update-ended flags for what has happened up to ``now``."""
     period = _periodic_ticks(cmos)
@@ -261,14 +261,14 @@ def cmos_advance(cmos: CmosState, now: int) -> None:
             cmos.pending |= B_UPDATE_ENDED
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def cmos_interrupt(cmos: CmosState) -> int:
     """1 when the clock drives IRQ 8: a flag is up whose interrupt is enabled."""
     enabled = cmos.cells[STATUS_B] & (B_PERIODIC | B_UPDATE_ENDED)
     return 1 if cmos.pending & enabled else 0
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def cmos_next_deadline(cmos: CmosState) -> int:
     """Virtual nanoseconds of the next enabled clock interrupt, or ``NEVER``."""
     enabled = cmos.cells[STATUS_B]

@@ -8,8 +8,7 @@ PM1a control (0x604), whose SCI_EN always reads as one. Address line A20 is alwa
 is only remembered. The first request counts: a machine that has been told to end hears no more.
 """
 
-from numba import njit
-
+from memvirt.compiled import compiled
 from memvirt.record import Record, record_dtype
 
 PORT_POST = 0x80
@@ -40,7 +39,7 @@ class ControlState(Record):
 CONTROL_DTYPE = record_dtype(ControlState)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def control_reset(control: ControlState) -> None:
     """No request outstanding, A20 enabled."""
     control.exit_requested = 0
@@ -55,14 +54,14 @@ def control_reset(control: ControlState) -> None:
     control.acpi_control = ACPI_SCI_ENABLED
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def control_stop_requested(control: ControlState) -> int:
     """1 once the guest has asked to exit, reset or power off."""
     wanted = control.exit_requested | control.reset_requested | control.poweroff_requested
     return 1 if wanted != 0 else 0
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def control_debug_exit(control: ControlState, value: int) -> None:
     """Write port 0xf4, any size."""
     if control_stop_requested(control) == 0:
@@ -70,14 +69,14 @@ def control_debug_exit(control: ControlState, value: int) -> None:
         control.exit_requested = 1
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def control_request_reset(control: ControlState) -> None:
     """A device pulls the reset line."""
     if control_stop_requested(control) == 0:
         control.reset_requested = 1
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def control_write_fast_reset(control: ControlState, value: int) -> None:
     """Write port 0x92: a rise of bit 0 resets the processor."""
     if value & 1 and control.fast_reset & 1 == 0:
@@ -85,7 +84,7 @@ def control_write_fast_reset(control: ControlState, value: int) -> None:
     control.fast_reset = value & 0xFF
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def control_write_reset(control: ControlState, value: int) -> None:
     """Write port 0xcf9: a rise of bit 2 resets the machine."""
     if value & 4 and control.reset_control & 4 == 0:
@@ -93,7 +92,7 @@ def control_write_reset(control: ControlState, value: int) -> None:
     control.reset_control = value & 0x0A
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def control_write_acpi(control: ControlState, value: int) -> None:
     """Write port 0x604: SLP_EN (bit 13) powers off, whatever the sleep type."""
     control.acpi_control = (value & 0xFFFF & ~ACPI_SLEEP_ENABLE) | ACPI_SCI_ENABLED
@@ -101,13 +100,13 @@ def control_write_acpi(control: ControlState, value: int) -> None:
         control.poweroff_requested = 1
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def control_read_events(control: ControlState, offset: int) -> int:
     """Read a byte of ports 0x600 to 0x603."""
     return control.acpi_enable >> (8 * (offset & 1)) & 0xFF if offset & 2 else 0
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def control_write_events(control: ControlState, offset: int, value: int) -> None:
     """Write a byte of ports 0x600 to 0x603; writing the status clears bits that are never set."""
     if offset & 2:

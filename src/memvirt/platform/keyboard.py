@@ -7,8 +7,7 @@ waiting: the keyboard port works but every byte sent to it times out, and the mo
 test. Pulsing output line 0 (command 0xfe) is the processor's reset.
 """
 
-from numba import njit
-
+from memvirt.compiled import compiled
 from memvirt.record import Record, record_dtype
 
 STATUS_OUTPUT_FULL = 0x01
@@ -40,7 +39,7 @@ class KeyboardState(Record):
 KEYBOARD_DTYPE = record_dtype(KeyboardState)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def keyboard_reset(keyboard: KeyboardState) -> None:
     """State after the firmware's self-test."""
     keyboard.command_byte = 0x64  # translation on, mouse off, self-test passed, no interrupts
@@ -52,20 +51,20 @@ def keyboard_reset(keyboard: KeyboardState) -> None:
     keyboard.last_was_command = 0
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _reply(keyboard: KeyboardState, value: int, timeout: int) -> None:
     keyboard.data_byte = value
     keyboard.data_full = 1
     keyboard.data_timeout = timeout
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def keyboard_interrupt(keyboard: KeyboardState) -> int:
     """1 when the controller drives IRQ 1."""
     return keyboard.data_full & keyboard.command_byte & COMMAND_KEYBOARD_INTERRUPT
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def keyboard_read_data(keyboard: KeyboardState) -> int:
     """Read port 0x60; empties the output buffer."""
     keyboard.data_full = 0
@@ -73,7 +72,7 @@ def keyboard_read_data(keyboard: KeyboardState) -> int:
     return keyboard.data_byte
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def keyboard_read_status(keyboard: KeyboardState) -> int:
     """Read port 0x64; the input buffer is always empty."""
     return (
@@ -85,13 +84,13 @@ def keyboard_read_status(keyboard: KeyboardState) -> int:
     )
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _write_output_port(keyboard: KeyboardState, value: int) -> int:
     keyboard.output_port = value
     return KEYBOARD_OK if value & OUTPUT_NOT_RESET else KEYBOARD_RESET
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def keyboard_write_data(keyboard: KeyboardState, value: int) -> int:
     """Write port 0x60: a command's data byte, or a byte for the absent keyboard."""
     value &= 0xFF
@@ -109,7 +108,7 @@ def keyboard_write_data(keyboard: KeyboardState, value: int) -> int:
     return KEYBOARD_OK
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def keyboard_write_command(keyboard: KeyboardState, value: int) -> int:
     """Write port 0x64. ``KEYBOARD_RESET``: the guest asked for a processor reset."""
     value &= 0xFF

@@ -12,8 +12,8 @@ from collections.abc import MutableSequence, Sequence
 from typing import Annotated
 
 import numpy as np
-from numba import njit
 
+from memvirt.compiled import compiled
 from memvirt.platform.clock import NEVER
 from memvirt.record import Record, record_dtype
 
@@ -90,7 +90,7 @@ class LapicState(Record):
 LAPIC_DTYPE = record_dtype(LapicState)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def lapic_reset(lapic: LapicState) -> None:
     """As a PC's firmware leaves the bootstrap processor: enabled, LINT0 = ExtINT, LINT1 = NMI."""
     lapic.base_msr = LAPIC_BASE | BASE_ENABLE | BASE_BOOTSTRAP
@@ -118,7 +118,7 @@ def lapic_reset(lapic: LapicState) -> None:
         lapic.trigger_mode[i] = 0
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _highest_vector(bits: Sequence[int]) -> int:
     for i in range(7, -1, -1):
         word = bits[i]
@@ -129,7 +129,7 @@ def _highest_vector(bits: Sequence[int]) -> int:
     return NO_VECTOR
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def lapic_processor_priority(lapic: LapicState) -> int:
     """PPR: the greater of the task priority and the class of the interrupt in service."""
     serving = max(_highest_vector(lapic.in_service), 0) & 0xF0
@@ -138,7 +138,7 @@ def lapic_processor_priority(lapic: LapicState) -> int:
     return serving
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _report_error(lapic: LapicState, bit: int) -> None:
     lapic.error_pending |= bit
     entry = lapic.lvt[LVT_ERROR]
@@ -146,7 +146,7 @@ def _report_error(lapic: LapicState, bit: int) -> None:
         lapic.request[(entry & 0xFF) >> 5] |= 1 << (entry & 31)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def lapic_accept(lapic: LapicState, vector: int) -> None:
     """Latch an edge-triggered fixed interrupt in IRR; vectors 0-15 are an error, not accepted."""
     if vector < 16:
@@ -156,7 +156,7 @@ def lapic_accept(lapic: LapicState, vector: int) -> None:
     lapic.trigger_mode[vector >> 5] &= ~(1 << (vector & 31))
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def lapic_pending(lapic: LapicState) -> int:
     """The vector the APIC would deliver now, or -1 (SDM, "Interrupt Acceptance for Fixed")."""
     if lapic.base_msr & BASE_ENABLE == 0:
@@ -167,7 +167,7 @@ def lapic_pending(lapic: LapicState) -> int:
     return NO_VECTOR
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def lapic_acknowledge(lapic: LapicState) -> int:
     """Move the deliverable vector from IRR to ISR and return it; the spurious vector if none."""
     vector = lapic_pending(lapic)
@@ -179,7 +179,7 @@ def lapic_acknowledge(lapic: LapicState) -> int:
     return vector
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def lapic_accepts_extint(lapic: LapicState) -> int:
     """1 when the 8259A's INT reaches the processor: virtual wire, or APIC disabled."""
     if lapic.base_msr & BASE_ENABLE == 0:
@@ -187,14 +187,14 @@ def lapic_accepts_extint(lapic: LapicState) -> int:
     return 1 if lapic.lvt[LVT_LINT0] & (LVT_MASKED | DELIVERY_MODE) == DELIVERY_EXTINT else 0
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _divisor(lapic: LapicState) -> int:
     """Nanoseconds per timer count (SDM figure "Divide Configuration Register")."""
     code = lapic.timer_divide & 3 | lapic.timer_divide >> 1 & 4
     return 1 if code == 7 else 2 << code
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _start_timer(lapic: LapicState, start: int) -> None:
     lapic.timer_start = start
     if lapic.timer_initial == 0:
@@ -203,7 +203,7 @@ def _start_timer(lapic: LapicState, start: int) -> None:
         lapic.timer_deadline = start + lapic.timer_initial * _divisor(lapic)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def lapic_advance(lapic: LapicState, now: int) -> None:
     """Let the timer run to ``now``; expiries that pile up are one interrupt, as in hardware."""
     if now < lapic.timer_deadline:
@@ -218,7 +218,7 @@ def lapic_advance(lapic: LapicState, now: int) -> None:
         lapic_accept(lapic, entry & 0xFF)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def lapic_next_deadline(lapic: LapicState) -> int:
     """Virtual ns at which the timer will raise an interrupt; ``NEVER`` if stopped or masked."""
     if lapic.lvt[LVT_TIMER] & LVT_MASKED:
@@ -226,14 +226,14 @@ def lapic_next_deadline(lapic: LapicState) -> int:
     return lapic.timer_deadline
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _timer_current(lapic: LapicState, now: int) -> int:
     if lapic.timer_deadline == NEVER:
         return 0
     return lapic.timer_initial - (now - lapic.timer_start) // _divisor(lapic)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _is_addressed(lapic: LapicState) -> int:
     """1 when the interrupt command's destination includes this APIC (SDM, "IPI Destination")."""
     shorthand = lapic.command_low >> 18 & 3
@@ -250,7 +250,7 @@ def _is_addressed(lapic: LapicState) -> int:
     return 1 if destination >> 4 == logical >> 4 and destination & logical & 15 else 0
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _send_command(lapic: LapicState) -> None:
     if _is_addressed(lapic) == 0:
         return
@@ -265,7 +265,7 @@ def _send_command(lapic: LapicState) -> None:
             lapic_accept(lapic, vector)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def lapic_read(lapic: LapicState, offset: int, now: int) -> int:
     """32-bit register at ``offset`` (multiple of 16). Call ``lapic_advance`` first."""
     if offset & 15:
@@ -309,7 +309,7 @@ def lapic_read(lapic: LapicState, offset: int, now: int) -> int:
     return 0
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _write_spurious(lapic: LapicState, value: int) -> None:
     lapic.spurious = value & 0x3FF
     if value & SVR_ENABLE == 0:
@@ -318,7 +318,7 @@ def _write_spurious(lapic: LapicState, value: int) -> None:
             lapic.lvt[i] |= LVT_MASKED
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _write_lvt(lapic: LapicState, index: int, value: int) -> None:
     value &= 0x300FF if index == LVT_TIMER else 0x100FF if index == LVT_ERROR else 0x1A7FF
     if lapic.spurious & SVR_ENABLE == 0:
@@ -326,7 +326,7 @@ def _write_lvt(lapic: LapicState, index: int, value: int) -> None:
     lapic.lvt[index] = value
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _write_divide(lapic: LapicState, value: int, now: int) -> None:
     """Change the divider keeping the count: SDM allows it at any time."""
     counted = 0
@@ -337,14 +337,14 @@ def _write_divide(lapic: LapicState, value: int, now: int) -> None:
         _start_timer(lapic, now - counted * _divisor(lapic))
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _end_of_interrupt(lapic: LapicState) -> None:
     vector = _highest_vector(lapic.in_service)
     if vector != NO_VECTOR:
         lapic.in_service[vector >> 5] &= ~(1 << (vector & 31))
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def lapic_write(lapic: LapicState, offset: int, value: int, now: int) -> None:
     """Write the 32-bit register at ``offset``. Call ``lapic_advance`` first: expiries up to
     ``now`` belong to the old settings."""

@@ -11,8 +11,7 @@ time in nanoseconds and must never go backwards.
 
 from typing import Any
 
-from numba import njit
-
+from memvirt.compiled import compiled
 from memvirt.platform.cmos import (
     DEFAULT_EPOCH,
     CmosState,
@@ -81,7 +80,7 @@ def new_pc(memory_bytes: int = 128 << 20, base_epoch: int = DEFAULT_EPOCH) -> An
     return pc
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _reset_devices(pc: PcState) -> None:
     uart_reset(pc.uart)
     pic_reset(pc.pic)
@@ -91,7 +90,7 @@ def _reset_devices(pc: PcState) -> None:
     control_reset(pc.control)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def update_interrupt_lines(pc: PcState) -> None:
     """Drive the level-like IRQ lines from their devices. Owed after any change to a device."""
     pic_set_irq(pc.pic, IRQ_SERIAL, uart_interrupt(pc.uart))
@@ -99,7 +98,7 @@ def update_interrupt_lines(pc: PcState) -> None:
     pic_set_irq(pc.pic, IRQ_CLOCK, cmos_interrupt(pc.cmos))
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def pc_advance(pc: PcState, now: int) -> None:
     """Fire every timer due up to ``now``. Edges missed meanwhile are one interrupt a line."""
     if pit_advance(pc.pit, now) > 0:
@@ -111,14 +110,14 @@ def pc_advance(pc: PcState, now: int) -> None:
     update_interrupt_lines(pc)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def pc_next_deadline(pc: PcState, now: int) -> int:
     """Virtual ns, at least ``now``, at which ``pc_advance`` next has work; ``NEVER`` if none."""
     deadline = min(pit_next_deadline(pc.pit), lapic_next_deadline(pc.lapic))
     return max(min(deadline, cmos_next_deadline(pc.cmos)), now)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def pc_interrupt_pending(pc: PcState) -> bool:
     """True when the processor's interrupt input is asserted."""
     if lapic_pending(pc.lapic) != NO_VECTOR:
@@ -126,7 +125,7 @@ def pc_interrupt_pending(pc: PcState) -> bool:
     return lapic_accepts_extint(pc.lapic) != 0 and pic_pending(pc.pic) != 0
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def pc_acknowledge_interrupt(pc: PcState) -> int:
     """Take the pending interrupt: its vector, or -1. The local APIC goes before the 8259A."""
     if lapic_pending(pc.lapic) != NO_VECTOR:
@@ -136,7 +135,7 @@ def pc_acknowledge_interrupt(pc: PcState) -> int:
     return NO_VECTOR
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def mmio_read(pc: PcState, offset: int, size: int, now: int) -> int:
     """Read 1, 2, 4 or 8 bytes at ``offset`` in the APIC page; only aligned registers exist."""
     lapic_advance(pc.lapic, now)
@@ -144,7 +143,7 @@ def mmio_read(pc: PcState, offset: int, size: int, now: int) -> int:
     return value if size >= 4 else value & ((1 << (8 * size)) - 1)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def mmio_write(pc: PcState, offset: int, size: int, value: int, now: int) -> None:
     """Write the APIC page; as on a processor, anything but an aligned 32-bit store is dropped."""
     if size != 4 or offset & 3:

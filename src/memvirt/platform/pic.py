@@ -10,8 +10,7 @@ interrupt on level 7.
 from collections.abc import Sequence
 from typing import Annotated
 
-from numba import njit
-
+from memvirt.compiled import compiled
 from memvirt.record import Record, record_dtype
 
 CASCADE_INPUT = 2
@@ -50,7 +49,7 @@ class PicState(Record):
 PIC_DTYPE = record_dtype(PicState)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def pic_reset(pic: PicState) -> None:
     """State a PC's firmware leaves: vectors 0x08 and 0x70, every input masked."""
     for i in range(2):
@@ -74,7 +73,7 @@ def pic_reset(pic: PicState) -> None:
         chip.lowest_priority = 7
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _highest(chip: PicChipState, bits: int) -> int:
     """Priority rank (0 = highest) of the best level in ``bits``; 8 when empty."""
     for rank in range(8):
@@ -83,12 +82,12 @@ def _highest(chip: PicChipState, bits: int) -> int:
     return 8
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _level_bits(chip: PicChipState) -> int:
     return 0xFF if chip.level_triggered != 0 else chip.edge_level
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _chip_pending(chip: PicChipState, is_master: int) -> int:
     """The level this chip would present at INTA, or ``NO_IRQ`` when INT is low."""
     candidate = _highest(chip, chip.request & ~chip.mask)
@@ -104,7 +103,7 @@ def _chip_pending(chip: PicChipState, is_master: int) -> int:
     return (chip.lowest_priority + 1 + candidate) & 7
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _set_line(chip: PicChipState, level_number: int, level: int) -> None:
     bit = 1 << level_number
     if level == 0:
@@ -116,14 +115,14 @@ def _set_line(chip: PicChipState, level_number: int, level: int) -> None:
     chip.lines |= bit
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _update_cascade(pic: PicState) -> None:
     """Drive the master's cascade input with the slave's INT output."""
     level = 1 if _chip_pending(pic.chips[1], 0) != NO_IRQ else 0
     _set_line(pic.chips[0], CASCADE_INPUT, level)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def pic_set_irq(pic: PicState, irq: int, level: int) -> None:
     """Drive ISA interrupt line ``irq`` (0-15, 2 being the cascade and ignored) to 0 or 1."""
     if irq == CASCADE_INPUT:
@@ -133,13 +132,13 @@ def pic_set_irq(pic: PicState, irq: int, level: int) -> None:
         _update_cascade(pic)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def pic_pending(pic: PicState) -> int:
     """1 when the master asserts INT to the processor."""
     return 1 if _chip_pending(pic.chips[0], 1) != NO_IRQ else 0
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _acknowledge_chip(chip: PicChipState, level: int) -> None:
     bit = 1 << level
     if chip.auto_eoi != 0:
@@ -151,7 +150,7 @@ def _acknowledge_chip(chip: PicChipState, level: int) -> None:
         chip.request &= ~bit
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def pic_acknowledge(pic: PicState) -> int:
     """The INTA cycle: the vector, 0-255. Without a request: the spurious level 7, ISR untouched."""
     master = pic.chips[0]
@@ -171,7 +170,7 @@ def pic_acknowledge(pic: PicState) -> int:
     return slave.vector_base | level
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _start_initialisation(chip: PicChipState, icw1: int) -> None:
     chip.needs_icw4 = icw1 & 1
     chip.single = (icw1 >> 1) & 1
@@ -190,7 +189,7 @@ def _start_initialisation(chip: PicChipState, icw1: int) -> None:
     chip.request = chip.lines & _level_bits(chip)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _end_of_interrupt(chip: PicChipState, ocw2: int) -> None:
     command = (ocw2 >> 5) & 7
     level = ocw2 & 7
@@ -214,7 +213,7 @@ def _end_of_interrupt(chip: PicChipState, ocw2: int) -> None:
         chip.lowest_priority = level
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _write_command(chip: PicChipState, value: int) -> None:
     if value & 0x10:
         _start_initialisation(chip, value)
@@ -229,7 +228,7 @@ def _write_command(chip: PicChipState, value: int) -> None:
         _end_of_interrupt(chip, value)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _write_data(chip: PicChipState, value: int) -> None:
     if chip.init_step == 2:
         chip.vector_base = value & 0xF8
@@ -247,7 +246,7 @@ def _write_data(chip: PicChipState, value: int) -> None:
         chip.mask = value
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def pic_write(pic: PicState, chip_number: int, a0: int, value: int) -> None:
     """Write chip 0 or 1 at address line A0 = 0 (ICW1, OCW2, OCW3) or 1 (ICW2-4, OCW1)."""
     chip = pic.chips[chip_number & 1]
@@ -258,7 +257,7 @@ def pic_write(pic: PicState, chip_number: int, a0: int, value: int) -> None:
     _update_cascade(pic)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def pic_read(pic: PicState, chip_number: int, a0: int) -> int:
     """Read a chip: the poll byte after a poll command, else IMR (A0=1) or IRR/ISR (A0=0)."""
     chip = pic.chips[chip_number & 1]
@@ -275,13 +274,13 @@ def pic_read(pic: PicState, chip_number: int, a0: int) -> int:
     return chip.in_service if chip.read_in_service != 0 else chip.request
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def pic_read_edge_level(pic: PicState, chip_number: int) -> int:
     """ELCR of a chip: one bit an input, 1 = level-triggered."""
     return pic.chips[chip_number & 1].edge_level
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def pic_write_edge_level(pic: PicState, chip_number: int, value: int) -> None:
     """Set ELCR; the timer, keyboard, cascade, clock and coprocessor inputs stay edge-triggered."""
     chip = pic.chips[chip_number & 1]

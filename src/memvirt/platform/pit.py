@@ -9,8 +9,7 @@ counted from virtual time 0. The clock cycle a real chip spends on loading a cou
 from collections.abc import Sequence
 from typing import Annotated
 
-from numba import njit
-
+from memvirt.compiled import compiled
 from memvirt.platform.clock import NANOSECONDS_PER_SECOND, NEVER
 from memvirt.record import Record, record_dtype
 
@@ -56,7 +55,7 @@ class PitState(Record):
 PIT_DTYPE = record_dtype(PitState)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def pit_ticks(now: int) -> int:
     """Whole timer ticks elapsed at ``now`` nanoseconds."""
     seconds = now // NANOSECONDS_PER_SECOND
@@ -64,7 +63,7 @@ def pit_ticks(now: int) -> int:
     return seconds * PIT_HERTZ + rest * PIT_HERTZ // NANOSECONDS_PER_SECOND
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def pit_nanoseconds(tick: int) -> int:
     """The first nanosecond at which ``pit_ticks`` reaches ``tick``."""
     seconds = tick // PIT_HERTZ
@@ -75,7 +74,7 @@ def pit_nanoseconds(tick: int) -> int:
     )
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def pit_reset(pit: PitState) -> None:
     """As a PC's firmware leaves it: channel 0 in mode 3 at 18.2 Hz, channel 2 gated off."""
     pit.edge_tick = 0
@@ -101,7 +100,7 @@ def pit_reset(pit: PitState) -> None:
         channel.latched_status = 0
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _elapsed(channel: PitChannelState, tick: int) -> int:
     """Ticks counted since the load, after switching to a count due at a period's end."""
     if channel.gate == 0 and channel.mode != 1 and channel.mode != 5:
@@ -113,7 +112,7 @@ def _elapsed(channel: PitChannelState, tick: int) -> int:
     return tick - channel.start_tick
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _is_waiting(channel: PitChannelState) -> int:
     """1 while nothing counts: no count written, or modes 1 and 5 before their trigger."""
     if channel.loaded == 0:
@@ -121,7 +120,7 @@ def _is_waiting(channel: PitChannelState) -> int:
     return 1 if (channel.mode == 1 or channel.mode == 5) and channel.triggered == 0 else 0
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def pit_output(channel: PitChannelState, tick: int) -> int:
     """Level of a channel's OUT pin (datasheet, "Mode Definitions")."""
     if _is_waiting(channel) != 0:
@@ -140,7 +139,7 @@ def pit_output(channel: PitChannelState, tick: int) -> int:
     return 1 if phase < (count + 1) // 2 else 0
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _present_count(channel: PitChannelState, tick: int) -> int:
     """Counting element as the two bytes a read sees (four decimal digits in BCD mode)."""
     modulus = 10000 if channel.bcd != 0 else 65536
@@ -162,7 +161,7 @@ def _present_count(channel: PitChannelState, tick: int) -> int:
     return value % 10 | value // 10 % 10 << 4 | value // 100 % 10 << 8 | value // 1000 << 12
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _load_count(channel: PitChannelState, raw: int, tick: int) -> None:
     if channel.bcd != 0:
         raw = (raw >> 12) * 1000 + (raw >> 8 & 15) * 100 + (raw >> 4 & 15) * 10 + (raw & 15)
@@ -184,7 +183,7 @@ def _load_count(channel: PitChannelState, raw: int, tick: int) -> None:
         channel.frozen = 0
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _latch_count(channel: PitChannelState, tick: int) -> None:
     if channel.latched != 0:
         return
@@ -192,7 +191,7 @@ def _latch_count(channel: PitChannelState, tick: int) -> None:
     channel.latched = channel.access
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _latch_status(channel: PitChannelState, tick: int) -> None:
     if channel.status_latched != 0:
         return
@@ -207,7 +206,7 @@ def _latch_status(channel: PitChannelState, tick: int) -> None:
     channel.status_latched = 1
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _write_control(pit: PitState, value: int, tick: int) -> None:
     select = value >> 6
     if select == 3:
@@ -236,7 +235,7 @@ def _write_control(pit: PitState, value: int, tick: int) -> None:
     channel.status_latched = 0
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def pit_write(pit: PitState, register: int, value: int, now: int) -> None:
     """Write port 0x40 + ``register``. Report channel 0's edges (``pit_advance``) first."""
     value &= 0xFF
@@ -259,7 +258,7 @@ def pit_write(pit: PitState, register: int, value: int, now: int) -> None:
         _load_count(channel, value << 8 | channel.write_low, tick)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def pit_read(pit: PitState, register: int, now: int) -> int:
     """Read port 0x40 + ``register``: latched status, then latched count, then the live count."""
     if register == 3:
@@ -283,7 +282,7 @@ def pit_read(pit: PitState, register: int, now: int) -> int:
     return count & 0xFF if channel.read_second != 0 else count >> 8
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def pit_set_gate(channel: PitChannelState, gate: int, now: int) -> None:
     """Drive a channel's GATE pin (datasheet table "Gate Pin Operations Summary")."""
     if gate == channel.gate:
@@ -300,7 +299,7 @@ def pit_set_gate(channel: PitChannelState, gate: int, now: int) -> None:
     channel.gate = gate
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def pit_read_61(pit: PitState, now: int) -> int:
     """Port 0x61: gate 2 and speaker bits, refresh toggle (bit 4), channel 2 output (bit 5)."""
     channel = pit.channels[2]
@@ -308,14 +307,14 @@ def pit_read_61(pit: PitState, now: int) -> int:
     return channel.gate | pit.speaker | refresh << 4 | pit_output(channel, pit_ticks(now)) << 5
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def pit_write_61(pit: PitState, value: int, now: int) -> None:
     """Port 0x61: bit 0 is channel 2's gate; bits 1-3 are only remembered."""
     pit.speaker = value & 0x0E
     pit_set_gate(pit.channels[2], value & 1, now)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _edges_until(channel: PitChannelState, tick: int) -> int:
     """Rising edges of a freely gated channel in (load, tick]; a pending count is not switched."""
     if _is_waiting(channel) != 0 or channel.mode == 5:
@@ -327,7 +326,7 @@ def _edges_until(channel: PitChannelState, tick: int) -> int:
     return 1 if elapsed >= rise else 0
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def pit_advance(pit: PitState, now: int) -> int:
     """Rising edges of channel 0 (IRQ 0) since the previous call; marks them reported."""
     channel = pit.channels[0]
@@ -346,7 +345,7 @@ def pit_advance(pit: PitState, now: int) -> int:
     return edges
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def pit_next_deadline(pit: PitState) -> int:
     """Virtual nanoseconds of channel 0's next unreported rising edge, or ``NEVER``."""
     channel = pit.channels[0]

@@ -6,8 +6,7 @@ the ISA bus splits it. Exceptions are the ports whose register really is wider: 
 control, and PCI configuration (no PCI bus: reads give all ones).
 """
 
-from numba import njit
-
+from memvirt.compiled import compiled
 from memvirt.platform.cmos import cmos_read, cmos_write
 from memvirt.platform.control import (
     PORT_ACPI_CONTROL,
@@ -78,7 +77,7 @@ PORT_BALLOON = 0x5670
 BALLOON_MAGIC = 0x456C6D6F
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def io_call(port: int, size: int, eax: int) -> int:
     """IO_BACKDOOR or IO_BALLOON if this IN is a call to the hypervisor, else IO_OK.
 
@@ -91,14 +90,14 @@ def io_call(port: int, size: int, eax: int) -> int:
     return IO_OK
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _unknown_read(pc: PcState, port: int) -> int:
     pc.unknown_reads += 1
     pc.last_unknown_port = port
     return 0xFF
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _read_system_byte(pc: PcState, port: int, now: int) -> int:
     """Ports below 0x100: the AT's system board."""
     if port & 0x7E == PORT_PIC_MASTER:
@@ -122,7 +121,7 @@ def _read_system_byte(pc: PcState, port: int, now: int) -> int:
     return _unknown_read(pc, port)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _read_byte(pc: PcState, port: int, now: int) -> int:
     if port < 0x100:
         return _read_system_byte(pc, port, now)
@@ -139,7 +138,7 @@ def _read_byte(pc: PcState, port: int, now: int) -> int:
     return _unknown_read(pc, port)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def io_read(pc: PcState, port: int, size: int, now: int) -> int:
     """Execute IN of ``size`` 1, 2 or 4 bytes: the value, zero-extended."""
     pc_advance(pc, now)
@@ -154,13 +153,13 @@ def io_read(pc: PcState, port: int, size: int, now: int) -> int:
     return value
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _unknown_write(pc: PcState, port: int) -> None:
     pc.unknown_writes += 1
     pc.last_unknown_port = port
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _write_system_byte(pc: PcState, port: int, value: int, now: int) -> None:
     """Ports below 0x100: the AT's system board."""
     if port & 0x7E == PORT_PIC_MASTER:
@@ -190,7 +189,7 @@ def _write_system_byte(pc: PcState, port: int, value: int, now: int) -> None:
         _unknown_write(pc, port)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _write_byte(pc: PcState, port: int, value: int, now: int) -> None:
     if port < 0x100:
         _write_system_byte(pc, port, value, now)
@@ -208,7 +207,7 @@ def _write_byte(pc: PcState, port: int, value: int, now: int) -> None:
         _unknown_write(pc, port)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _serial_is_full(pc: PcState, port: int, size: int) -> int:
     """1 when this OUT includes a byte the output ring has no room for."""
     if not port <= PORT_COM1 < port + size or pc.uart.output_count < RING_SIZE:
@@ -218,7 +217,7 @@ def _serial_is_full(pc: PcState, port: int, size: int) -> int:
     return 1
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def io_write(pc: PcState, port: int, size: int, value: int, now: int) -> int:
     """Execute OUT of ``size`` 1, 2 or 4 bytes; returns one of the ``IO_`` statuses above."""
     if _serial_is_full(pc, port, size) != 0:

@@ -12,8 +12,8 @@ from collections.abc import MutableSequence
 from typing import Annotated
 
 import numpy as np
-from numba import njit
 
+from memvirt.compiled import compiled
 from memvirt.record import Record, record_dtype
 
 RING_SIZE = 4096
@@ -79,7 +79,7 @@ class UartState(Record):
 UART_DTYPE = record_dtype(UartState)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def uart_reset(uart: UartState) -> None:
     """Master reset: datasheet table "Reset configuration"; queued input and output survive."""
     uart.interrupt_enable = 0
@@ -95,7 +95,7 @@ def uart_reset(uart: UartState) -> None:
     uart.fifo_count = 0
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _fifo_push(uart: UartState, value: int) -> None:
     room = FIFO_SIZE if uart.fifo_enabled != 0 else 1
     if uart.fifo_count >= room:
@@ -107,7 +107,7 @@ def _fifo_push(uart: UartState, value: int) -> None:
     uart.fifo_count += 1
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _refill(uart: UartState) -> None:
     """Move outside input into the receive FIFO while it has room; loopback disconnects it."""
     if uart.modem_control & MCR_LOOP:
@@ -120,7 +120,7 @@ def _refill(uart: UartState) -> None:
         uart.input_count -= 1
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _fifo_pop(uart: UartState) -> int:
     if uart.fifo_count == 0:
         return 0
@@ -132,7 +132,7 @@ def _fifo_pop(uart: UartState) -> int:
     return value
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def uart_modem_lines(uart: UartState) -> int:
     """Bits 4-7 of the modem status; in loopback they are OUT2, OUT1, DTR and RTS."""
     if uart.modem_control & MCR_LOOP == 0:
@@ -146,7 +146,7 @@ def uart_modem_lines(uart: UartState) -> int:
     )
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def uart_interrupt_id(uart: UartState) -> int:
     """IIR bits 0-3: the highest-priority pending source (datasheet table "Interrupt Control")."""
     enable = uart.interrupt_enable
@@ -163,7 +163,7 @@ def uart_interrupt_id(uart: UartState) -> int:
     return IIR_NONE
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def uart_interrupt(uart: UartState) -> int:
     """1 when the card drives its IRQ line: a source is pending and OUT2 opens the PC's gate."""
     if uart.modem_control & (MCR_OUT2 | MCR_LOOP) != MCR_OUT2:
@@ -171,7 +171,7 @@ def uart_interrupt(uart: UartState) -> int:
     return 1 if uart_interrupt_id(uart) != IIR_NONE else 0
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def uart_read(uart: UartState, register: int) -> int:
     """Value of register 0-7; reading has the datasheet's side effects."""
     divisor_latch = uart.line_control & LCR_DIVISOR_LATCH
@@ -203,7 +203,7 @@ def uart_read(uart: UartState, register: int) -> int:
     return uart.scratch
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _transmit(uart: UartState, value: int) -> int:
     if uart.modem_control & MCR_LOOP:
         _fifo_push(uart, value)
@@ -216,7 +216,7 @@ def _transmit(uart: UartState, value: int) -> int:
     return UART_OK
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _write_fifo_control(uart: UartState, value: int) -> None:
     enabled = value & 1
     if value & 2 or enabled != uart.fifo_enabled:
@@ -229,7 +229,7 @@ def _write_fifo_control(uart: UartState, value: int) -> None:
     _refill(uart)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _write_modem_control(uart: UartState, value: int) -> None:
     before = uart_modem_lines(uart)
     uart.modem_control = value & 0x1F
@@ -241,7 +241,7 @@ def _write_modem_control(uart: UartState, value: int) -> None:
     _refill(uart)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def uart_write(uart: UartState, register: int, value: int) -> int:
     """Write register 0-7. ``UART_OUTPUT_FULL``: nothing happened, drain and write again."""
     value &= 0xFF
@@ -269,7 +269,7 @@ def uart_write(uart: UartState, register: int, value: int) -> int:
     return UART_OK
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def uart_receive_byte(uart: UartState, value: int) -> int:
     """Queue one byte from outside; 1 when accepted, 0 when the input ring is full."""
     if uart.input_count >= RING_SIZE:
@@ -280,7 +280,7 @@ def uart_receive_byte(uart: UartState, value: int) -> int:
     return 1
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def uart_output_pending(uart: UartState) -> int:
     """Bytes the guest has sent and Python has not drained."""
     return uart.output_count

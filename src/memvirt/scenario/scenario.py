@@ -23,6 +23,7 @@ from pydantic import (
     model_validator,
 )
 
+from memvirt.errors import MemvirtError
 from memvirt.scenario.toml_lines import Location, line_of
 from memvirt.size import format_size, parse_size
 from memvirt.vmkernel.options import MemoryOptions
@@ -53,7 +54,7 @@ BUNDLED_IMAGE = "bundled"
 SHARES_PER_MIB = {"low": 5, "normal": 10, "high": 20}
 
 
-class ScenarioError(Exception):
+class ScenarioError(MemvirtError):
     """A scenario file that cannot be used; the message is one line."""
 
 

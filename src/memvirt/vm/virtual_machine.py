@@ -27,12 +27,14 @@ from memvirt.cpu.processor import (
     ProcessorFactory,
     SegmentState,
 )
+from memvirt.errors import MemvirtError
 from memvirt.machine.memory import MachineMemory, MachineMemoryExhausted
 from memvirt.names import choose
 from memvirt.platform.backdoor import complete_backdoor
 from memvirt.platform.balloon import BalloonDevice, complete_balloon
-from memvirt.platform.boot.detect import Protocol, boot_protocol, load_boot_image
+from memvirt.platform.boot.detect import load_boot_image
 from memvirt.platform.boot.image import BootImage, InitialState, StartMode
+from memvirt.platform.boot.protocol import Protocol, boot_protocol
 from memvirt.platform.pc import new_pc, pc_serial_input
 from memvirt.platform.uart import uart_drain
 from memvirt.size import parse_size
@@ -51,7 +53,7 @@ _PANIC_REPORT_BYTES = 8192  # a panic's report is shorter: what lies before it i
 _vm_ids = count(1)
 
 
-class VirtualMachineError(Exception):
+class VirtualMachineError(MemvirtError):
     """A request about a virtual machine that cannot be met; the message says why."""
 
 

@@ -11,10 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from memvirt.address import PAGE_BYTES
+from memvirt.errors import MemvirtError
 from memvirt.size import format_size
 
 
-class AdmissionError(Exception):
+class AdmissionError(MemvirtError):
     """A VM cannot be powered on; the message has the numbers."""
 
 

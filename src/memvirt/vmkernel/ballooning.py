@@ -15,7 +15,7 @@ from .mechanisms import ReclaimContext, ReclaimMechanism
 from .samples import HostState
 
 _LIMIT_MARGIN = 0.1  # of a VM's limit: closer to it, its balloon takes what lies beyond
-_DEFLATE_PERCENT = 150  # of minimum free memory: balloons deflate only above, or they would flap
+DEFLATE_PERCENT = 150  # of minimum free memory: balloons deflate only above, or they would flap
 _STEP = 0.01  # of a VM's memory: balloons deflate in steps not smaller than that
 
 
@@ -27,7 +27,7 @@ class BalloonMechanism(ReclaimMechanism):
         if host.host_state is HostState.SOFT:
             self._inflate(host, host.shortage(free, CLEAR_PERCENT))
         elif host.host_state < HostState.SOFT:
-            self._deflate(host, free - host.border(_DEFLATE_PERCENT))
+            self._deflate(host, free - host.border(DEFLATE_PERCENT))
         for vm in _drivers(host):
             # A guest close to its limit had better choose itself what it can do without.
             beyond = _beyond_limit(vm)

@@ -11,11 +11,13 @@ from typing import Any, Generic, TypeVar
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import core_schema
 
+from memvirt.errors import MemvirtError
+
 Policy = TypeVar("Policy")
 _NAME = re.compile(r"[a-z][a-z0-9-]*")
 
 
-class UnknownPolicy(ValueError):
+class UnknownPolicy(MemvirtError, ValueError):
     """A name that is not registered; the message has those that are."""
 
 

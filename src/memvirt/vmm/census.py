@@ -6,8 +6,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from memvirt.compiled import compiled
 from memvirt.mmu.page_state import STATE_SHARED
 
 from .pmap import PageState
@@ -15,7 +15,7 @@ from .pmap import PageState
 _STATES = len(PageState)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _count(state: Any, frame: Any, references: Any, counts: Any) -> float:
     cost = 0.0
     for ppn in range(state.size):

@@ -7,8 +7,7 @@ processor is stopped. So a page fault costs no lock, and VMs on other threads ne
 
 from __future__ import annotations
 
-from numba import njit
-
+from memvirt.compiled import compiled
 from memvirt.machine.memory import FrameKind
 from memvirt.mmu.access import NEED_FRAMES, NEED_PAGE, OK
 from memvirt.mmu.native import load8, load32, load_signed32, store8, store32
@@ -30,7 +29,7 @@ KIND_NESTED = int(FrameKind.NESTED)
 FRAMES_PER_FAULT = 12
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def take_frame(vmm: VmmState, kind: int, detail: int) -> int:
     """An MPN from the reserve, for ``kind`` with its ``detail`` (``machine.memory``); -1 if the
     reserve is empty."""
@@ -43,13 +42,13 @@ def take_frame(vmm: VmmState, kind: int, detail: int) -> int:
     return mpn
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def frame_ppn(vmm: VmmState, mpn: int) -> int:
     """The PPN behind a frame that is mapped to the guest, negative if pages share it."""
     return load_signed32(vmm.frame_detail_at + mpn * 4)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def resolve_page(vmm: VmmState, ppn: int, write: bool) -> int:
     """Make ``ppn`` readable (or writable) by the pmap: OK, NEED_FRAMES or NEED_PAGE.
 

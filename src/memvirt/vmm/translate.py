@@ -9,8 +9,7 @@ without the mark can be traced with no flush.
 
 from __future__ import annotations
 
-from numba import njit
-
+from memvirt.compiled import compiled
 from memvirt.mmu.access import NOT_CANONICAL, TRUE_FAULT
 from memvirt.mmu.entry import CR4_LA57, EFER_LMA
 
@@ -23,7 +22,7 @@ from .vmm_state import VmmState
 NO_MEMORY = -1  # out_machine_address of an access that reaches a device, or nothing
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def access(vmm: VmmState, gva: int, kind: int) -> int:
     """Translate one access (READ, WRITE, FETCH) in the VM's paging mode; OK or a status.
 
@@ -48,7 +47,7 @@ def access(vmm: VmmState, gva: int, kind: int) -> int:
     return int(status)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def note_flush(vmm: VmmState) -> None:
     """The processor has dropped every translation it kept."""
     vmm.shadow.stale = 0

@@ -9,8 +9,7 @@ and is refused, so it has no effect. The run loop then restores the registers.
 
 from __future__ import annotations
 
-from numba import njit
-
+from memvirt.compiled import compiled
 from memvirt.mmu.native import call_c1, call_variadic2, copy_bytes
 
 from . import registers as reg
@@ -19,7 +18,7 @@ from .engine_state import SAVED_REGISTERS, EngineState
 _SAVED_BYTES = reg.HFLAGS  # general registers, RIP, flags and condition codes
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def abort_instruction(engine: EngineState) -> None:
     """Stop the engine and leave no trace of the instruction whose callback this is."""
     copy_bytes(engine.state_at + SAVED_REGISTERS, engine.registers_at, _SAVED_BYTES)
@@ -28,7 +27,7 @@ def abort_instruction(engine: EngineState) -> None:
     engine.aborted = 1
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def undo_aborted(engine: EngineState) -> None:
     """Put the registers back as they were before the aborted instruction."""
     copy_bytes(engine.registers_at, engine.state_at + SAVED_REGISTERS, _SAVED_BYTES)

@@ -9,9 +9,9 @@ until all its memory is within reach, so it can be tried again after the VMM has
 
 from __future__ import annotations
 
-from numba import njit
 from unicorn import x86_const
 
+from memvirt.compiled import compiled
 from memvirt.mmu.access import NOT_CANONICAL, OK, PROCESSOR_STATUSES, TRUE_FAULT
 from memvirt.mmu.entry import EFER_LMA, EFER_SCE
 from memvirt.mmu.native import call_c3, load32, load64, store32, store64
@@ -53,12 +53,12 @@ _DATA_FLAGS = 0x00C09300  # flat, present, writable, accessed
 _U32 = 0xFFFF_FFFF
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _has_error_code(vector: int) -> bool:
     return vector == 8 or 10 <= vector <= 14 or vector == 17
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def raise_event(engine: EngineState, vector: int, error: int) -> None:
     """Make exception ``vector`` the pending event."""
     engine.event_vector = vector
@@ -68,12 +68,12 @@ def raise_event(engine: EngineState, vector: int, error: int) -> None:
     engine.event_is_interrupt = 0
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _contributory(vector: int) -> bool:
     return vector == 0 or 10 <= vector <= 13
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def raise_software_event(engine: EngineState, vector: int) -> None:
     """Make the ``int`` instruction that has just been executed (RIP is past it) the pending event.
 
@@ -98,14 +98,14 @@ def raise_software_event(engine: EngineState, vector: int) -> None:
     engine.translation_status = OK
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _step_back(engine: EngineState) -> None:
     """Make RIP point at the ``int`` instruction again: one that faults has not been executed."""
     at = engine.registers_at + _RIP
     store64(at, load64(at) - engine.event_instruction_bytes)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _nested_fault(engine: EngineState, vector: int, error: int) -> int:
     """An exception during the delivery of the pending event (SDM table 6-5)."""
     first = engine.event_vector
@@ -123,7 +123,7 @@ def _nested_fault(engine: EngineState, vector: int, error: int) -> int:
     return TRUE_FAULT
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def memory_status(engine: EngineState, status: int) -> int:
     """Turn the status of a guest memory access during delivery into the next step."""
     mmu = mmu_of(engine)
@@ -135,7 +135,7 @@ def memory_status(engine: EngineState, status: int) -> int:
     return status
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _read_descriptor(engine: EngineState, selector: int) -> int:
     """Read a descriptor to ``descriptor``; OK, or a status (an error code for #GP: -1 - code)."""
     table = _LDT if selector & 4 else _GDT
@@ -147,7 +147,7 @@ def _read_descriptor(engine: EngineState, selector: int) -> int:
     return int(read_guest(engine, base + offset, engine.state_at + DESCRIPTOR, 8))
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _read_gate(engine: EngineState, long_mode: bool, external: int) -> int:
     """Read and check the event's IDT gate; OK or a status."""
     mmu = mmu_of(engine)
@@ -183,7 +183,7 @@ def _read_gate(engine: EngineState, long_mode: bool, external: int) -> int:
     return OK
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _stack_pointer(engine: EngineState, cpl: int, new_cpl: int) -> int:
     """The stack pointer for a 64-bit frame to ``stack_pointer``; OK or a status."""
     interrupt_stack = (engine.gate_low >> 32) & 7
@@ -202,7 +202,7 @@ def _stack_pointer(engine: EngineState, cpl: int, new_cpl: int) -> int:
     return OK
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _enter_handler(
     engine: EngineState, flags: int, rip: int, new_cpl: int, segment_flags: int
 ) -> None:
@@ -221,7 +221,7 @@ def _enter_handler(
     store64(engine.registers_at + _RIP, rip)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _deliver_long(engine: EngineState, cpl: int, external: int) -> int:
     status = _read_gate(engine, True, external)
     if status != OK:
@@ -261,13 +261,13 @@ def _deliver_long(engine: EngineState, cpl: int, external: int) -> int:
     return OK
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _is_trap(engine: EngineState) -> bool:
     """#DB, #BP and #OF are reported after their instruction."""
     return engine.event_vector == 1 or engine.event_vector == 3 or engine.event_vector == 4
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _deliver_protected(engine: EngineState, cpl: int, external: int) -> int:
     """Delivery through a 32-bit gate; the stack is switched by the 32-bit TSS."""
     status = _read_gate(engine, False, external)
@@ -323,7 +323,7 @@ def _deliver_protected(engine: EngineState, cpl: int, external: int) -> int:
     return OK
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def deliver_event(engine: EngineState) -> int:
     """Deliver the pending event.
 
@@ -351,7 +351,7 @@ def deliver_event(engine: EngineState) -> int:
     return int(status)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _forget_single_step(engine: EngineState) -> None:
     """Clear DR6.BS, which the engine has set for a trap that does not come."""
     at = engine.state_at + FLAGS_WORD
@@ -360,7 +360,7 @@ def _forget_single_step(engine: EngineState) -> None:
     call_c3(engine.reg_write_at, (engine.handle, _DR6_REGISTER, at))
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def system_call(engine: EngineState) -> None:
     """``syscall`` (AMD64 APM vol. 3): RIP is past the instruction already.
 

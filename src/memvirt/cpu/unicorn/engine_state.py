@@ -11,8 +11,8 @@ from collections.abc import MutableSequence
 from typing import Annotated
 
 import numpy as np
-from numba import njit
 
+from memvirt.compiled import compiled
 from memvirt.mmu.access import PROCESSOR_STATUSES
 from memvirt.mmu.mmu_state import MmuState
 from memvirt.mmu.native import record_reference
@@ -165,13 +165,13 @@ engine_at = record_reference(EngineState)
 pc_at = record_reference(PcState)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def vmm_of(engine: EngineState) -> VmmState:
     """The record of the VMM this engine runs a VM of."""
     return vmm_state_at(engine.vmm_at)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def mmu_of(engine: EngineState) -> MmuState:
     """The MMU's state in the VMM's record."""
     return vmm_state_at(engine.vmm_at).mmu

@@ -7,8 +7,9 @@ that demand allocation, traces, copy-on-write and faults work alike.
 
 from __future__ import annotations
 
-from numba import cfunc, njit, types
+from numba import cfunc, types
 
+from memvirt.compiled import compiled
 from memvirt.mmu.access import FETCH, OK, READ, TRUE_FAULT, WRITE
 from memvirt.mmu.native import call_c3, copy_bytes, load8, store8
 from memvirt.vmm.frames import frame_ppn
@@ -28,7 +29,7 @@ def access_entry(vmm: int, gva: int, kind: int) -> int:
     return types.int32(access(vmm_state_at(vmm), gva, kind))
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _host_address(engine: EngineState, gva: int, kind: int) -> int:
     """Host address of one byte, after a translation; 0 with ``translation_status`` set."""
     vmm = vmm_of(engine)
@@ -50,19 +51,19 @@ def _host_address(engine: EngineState, gva: int, kind: int) -> int:
     return mmu.memory_at + mmu.out_machine_address
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def read_guest(engine: EngineState, gva: int, destination: int, count: int) -> int:
     """Copy ``count`` bytes at ``gva`` to a host address as the supervisor; OK or a status."""
     return int(_copy_in(engine, gva, destination, count, READ))
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def fetch_guest(engine: EngineState, gva: int, destination: int, count: int) -> int:
     """As ``read_guest``, of instructions, with the rights of the privilege level they run at."""
     return int(_copy_in(engine, gva, destination, count, FETCH))
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _copy_in(engine: EngineState, gva: int, destination: int, count: int, kind: int) -> int:
     done = 0
     while done < count:
@@ -75,7 +76,7 @@ def _copy_in(engine: EngineState, gva: int, destination: int, count: int, kind: 
     return OK
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def write_guest(engine: EngineState, gva: int, source: int, count: int) -> int:
     """Copy ``count`` bytes from a host address to ``gva``, all or nothing; OK or a status."""
     last_page = (gva + count - 1) & ~0xFFF

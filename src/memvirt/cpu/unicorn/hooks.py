@@ -8,9 +8,10 @@ the run loop goes on from there.
 
 from __future__ import annotations
 
-from numba import cfunc, njit, types
+from numba import cfunc, types
 from unicorn import unicorn_const
 
+from memvirt.compiled import compiled
 from memvirt.mmu.access import FETCH, OK, READ, WRITE
 from memvirt.mmu.entry import CR0_PE
 from memvirt.mmu.native import (
@@ -59,13 +60,13 @@ class TlbEntry(Record):
 tlb_entry_at = argument_reference(TlbEntry)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def stop(engine: EngineState) -> None:
     """Ask the engine to stop before the next block."""
     call_c1(engine.emu_stop_at, (engine.handle,))
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def interrupts_enabled(engine: EngineState) -> bool:
     """True if the processor would take an external interrupt now."""
     if load64(engine.registers_at + _RAW_FLAGS) & reg.RFLAGS_IF == 0:
@@ -73,7 +74,7 @@ def interrupts_enabled(engine: EngineState) -> bool:
     return load32(engine.registers_at + _HFLAGS) & reg.HF_INHIBIT_IRQ == 0
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def note_large_page(engine: EngineState, gva: int, size: int) -> None:
     """Tell the engine's TLB that a page it caches is part of a large one.
 
@@ -201,14 +202,14 @@ def on_time_stamp(handle: int, user: int) -> int:
     return 1
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _after_device(engine: EngineState) -> None:
     """A device register was touched: deadlines and interrupt lines may differ now."""
     engine.deadline_code_bytes = 0
     engine.time_deadline = 0
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _port_permitted(engine: EngineState, port: int, size: int) -> bool:
     """True if the instruction may go on; else it has been aborted, with its fate decided.
 
@@ -245,7 +246,7 @@ def _port_permitted(engine: EngineState, port: int, size: int) -> bool:
     return False
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _instruction_bytes(engine: EngineState) -> int:
     """Length of the IN at RIP: it ends with its opcode (0xED). 0 with ``translation_status`` set.
 
@@ -264,7 +265,7 @@ def _instruction_bytes(engine: EngineState) -> int:
     return 1  # unreachable: the processor has just decoded it
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _call_hypervisor(engine: EngineState, kind: int, port: int) -> None:
     """Abort an IN that Python completes, with its registers and length known.
 

@@ -8,9 +8,9 @@ pages that must be brought back or unshared, for console output, and at the end 
 
 from __future__ import annotations
 
-from numba import njit
 from unicorn import unicorn_const
 
+from memvirt.compiled import compiled
 from memvirt.mmu.access import (
     FLUSH_AND_RETRY,
     NEED_FRAMES,
@@ -66,7 +66,7 @@ _ERR_INSN_INVALID = unicorn_const.UC_ERR_INSN_INVALID
 _CR2, _RIP = reg.CR2, reg.RIP
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def flush_translations(engine: EngineState) -> None:
     """Drop every translation the processor caches."""
     call_variadic2(engine.ctl_at, (engine.handle, reg.CTL_TLB_FLUSH))
@@ -75,7 +75,7 @@ def flush_translations(engine: EngineState) -> None:
     engine.flush_owed = 0
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def drop_code(engine: EngineState, mpn: int) -> None:
     """Drop translated code of frame ``mpn``, and all cached translations.
 
@@ -92,7 +92,7 @@ def drop_code(engine: EngineState, mpn: int) -> None:
     engine.dropped_code_bytes = engine.code_bytes
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _act_on_status(engine: EngineState, status: int) -> bool:
     """Deal with a status that needs no Python; False if it does."""
     if status == FLUSH_AND_RETRY:
@@ -106,7 +106,7 @@ def _act_on_status(engine: EngineState, status: int) -> bool:
     return False
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _count_need(engine: EngineState, status: int) -> None:
     if status == NEED_FRAMES:
         engine.exits_need_frames += 1
@@ -114,7 +114,7 @@ def _count_need(engine: EngineState, status: int) -> None:
         engine.exits_need_page += 1
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _deliver(engine: EngineState) -> int:
     """Deliver the pending event, however many steps it takes: OK, or why the loop must leave."""
     while True:
@@ -126,7 +126,7 @@ def _deliver(engine: EngineState) -> int:
             return int(status)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _take_interrupt(engine: EngineState, pc: PcState) -> bool:
     """Make a waiting interrupt the pending event, if the processor may take it."""
     engine.interrupt_waiting = pc_interrupt_pending(pc)
@@ -144,7 +144,7 @@ def _take_interrupt(engine: EngineState, pc: PcState) -> bool:
     return True
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _idle(engine: EngineState, pc: PcState) -> int:
     """The processor is halted: skip to the next event, or the end of the quantum."""
     now = virtual_now(engine)
@@ -159,7 +159,7 @@ def _idle(engine: EngineState, pc: PcState) -> int:
     return OK
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _start_engine(engine: EngineState, pc: PcState) -> int:
     deadline = min(pc_next_deadline(pc, virtual_now(engine)), engine.quantum_end_ns)
     engine.time_deadline = code_bytes_until(engine, deadline)
@@ -175,7 +175,7 @@ def _start_engine(engine: EngineState, pc: PcState) -> int:
     return call_c5(engine.emu_start_at, (engine.handle, rip, 0, 0, 0))
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _after_translation(engine: EngineState) -> int:
     """A translation was refused: OK to go on, or why the loop must leave."""
     mmu = mmu_of(engine)
@@ -198,7 +198,7 @@ def _after_translation(engine: EngineState) -> int:
     return int(status)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _after_exception(engine: EngineState) -> None:
     """Make the exception, or the ``int`` instruction, that stopped the engine the pending event."""
     engine.exits_exception += 1
@@ -210,7 +210,7 @@ def _after_exception(engine: EngineState) -> None:
         vmm_of(engine).true_faults += 1
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _after_engine(engine: EngineState, pc: PcState, error: int) -> int:
     """Act on why the engine stopped: OK to go on, or why the loop must leave.
 
@@ -249,7 +249,7 @@ def _after_engine(engine: EngineState, pc: PcState, error: int) -> int:
     return OK
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def run(engine: EngineState, pc: PcState) -> int:
     """Run guest code until Python is needed; the reason is the result.
 

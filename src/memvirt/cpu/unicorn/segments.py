@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-from numba import njit
-
+from memvirt.compiled import compiled
 from memvirt.mmu.entry import EFER_LMA
 from memvirt.mmu.native import call_c3, load32, load64, store32, store64
 
@@ -14,7 +13,7 @@ from .engine_state import FLAGS_WORD, EngineState, mmu_of
 _BASE, _LIMIT, _FLAGS = reg.SEGMENT_BASE, reg.SEGMENT_LIMIT, reg.SEGMENT_FLAGS
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def read_flags(engine: EngineState) -> int:
     """RFLAGS, condition codes included."""
     word_at = engine.state_at + FLAGS_WORD
@@ -22,14 +21,14 @@ def read_flags(engine: EngineState) -> int:
     return engine.flags_word
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def write_flags(engine: EngineState, flags: int) -> None:
     engine.flags_word = flags | 2
     word_at = engine.state_at + FLAGS_WORD
     call_c3(engine.reg_write_at, (engine.handle, engine.rflags_register, word_at))
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def set_segment(
     engine: EngineState, at: int, selector: int, base: int, limit: int, flags: int
 ) -> None:
@@ -40,7 +39,7 @@ def set_segment(
     store32(segment + _FLAGS, flags)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def set_code_segment(
     engine: EngineState, selector: int, base: int, limit: int, flags: int, cpl: int
 ) -> None:
@@ -66,7 +65,7 @@ def set_code_segment(
     store32(engine.registers_at + reg.HFLAGS, hidden & ~reg.HF_INHIBIT_IRQ)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def load_control(engine: EngineState) -> None:
     """Copy what the MMU needs from the register file to its state."""
     mmu = mmu_of(engine)

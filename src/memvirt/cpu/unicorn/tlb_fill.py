@@ -9,8 +9,7 @@ page's code (see docs/processor.md).
 
 from __future__ import annotations
 
-from numba import njit
-
+from memvirt.compiled import compiled
 from memvirt.mmu.access import FETCH, FLUSH_AND_RETRY, OK, READ, WRITE
 from memvirt.mmu.entry import NO_EXECUTE, USER, WRITABLE
 from memvirt.mmu.guest_walk import permission_error
@@ -28,7 +27,7 @@ _BLOCKS_TO_FLUSH = 2
 _JUST_NOW = 4096  # bytes of code begun: more than the block that retries
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _allowed(mmu: MmuState, rights: int, kind: int) -> bool:
     user, no_execute = rights & USER != 0, rights & NO_EXECUTE != 0
     if kind == WRITE and rights & WRITABLE == 0:
@@ -36,7 +35,7 @@ def _allowed(mmu: MmuState, rights: int, kind: int) -> bool:
     return bool(permission_error(mmu, user, True, no_execute, kind, True) == 0)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _window(engine: EngineState, mmu: MmuState) -> int:
     """Grant an access that reaches no memory: the local APIC, or the open bus."""
     engine.mmio_fills += 1
@@ -47,7 +46,7 @@ def _window(engine: EngineState, mmu: MmuState) -> int:
     return OK
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _owe_flush(engine: EngineState, page: int) -> bool:
     """Note that a translation of ``page`` grants more than it should, until the flush to come.
 
@@ -67,7 +66,7 @@ def _owe_flush(engine: EngineState, page: int) -> bool:
     return True
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def fill(engine: EngineState, gva: int, kind: int) -> int:
     """One TLB fill: OK with ``out_machine_address`` and PERMIT_* bits in ``out_permissions``.
 

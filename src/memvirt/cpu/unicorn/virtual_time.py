@@ -12,7 +12,7 @@ time in every run, on any host.
 
 from __future__ import annotations
 
-from numba import njit
+from memvirt.compiled import compiled
 
 from .engine_state import EngineState, vmm_of
 
@@ -21,14 +21,14 @@ PORT_ACCESS_NS = 500
 TIME_STAMP_NS = 200
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def virtual_now(engine: EngineState) -> int:
     """Nanoseconds of virtual time since power-on; also the time-stamp counter."""
     busy = engine.code_bytes >> CODE_BYTES_PER_NANOSECOND_SHIFT
     return busy + engine.idle_ns + vmm_of(engine).stall_ns
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def code_bytes_until(engine: EngineState, deadline_ns: int) -> int:
     """The count of code bytes at which virtual time reaches ``deadline_ns``."""
     remaining = deadline_ns - virtual_now(engine)

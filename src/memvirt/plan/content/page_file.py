@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from memvirt.output_file import OutputFile
+
 from .analysis import PageClass
 from .tasks import PPN_BITS, PPN_MASK
 
@@ -27,23 +29,26 @@ _SCHEMA = pa.schema(
 
 
 class PageFile:
-    """Writes page classes to ``path``; use as a context manager. The file appears under its name
-    when it is whole. ``same_as`` is the page a page equals or is patched against."""
+    """Writes page classes to ``path``, as an OutputFile; use as a context manager.
+
+    ``same_as`` is the page a page equals or is patched against. Raises OutputFileError.
+    """
 
     def __init__(self, path: Path, names: list[str]) -> None:
-        self._path, self._partial = path, path.with_name(path.name + ".part")
         self._names = pa.array(names)
-        self._writer = pq.ParquetWriter(self._partial, _SCHEMA)
+        self._file = OutputFile(path)
+        self._writer = pq.ParquetWriter(self._file, _SCHEMA)
 
     def __enter__(self) -> PageFile:
         return self
 
     def __exit__(self, kind: object, *exception: object) -> None:
-        self._writer.close()
-        if kind is None:
-            self._partial.replace(self._path)
-        else:
-            self._partial.unlink(missing_ok=True)
+        try:
+            self._writer.close()
+            if kind is None:
+                self._file.commit()
+        finally:
+            self._file.discard()
 
     def __call__(self, pages: Any, classes: Any, references: Any, kept: Any) -> None:
         """A piece: page numbers, classes, references (number plus one, 0: none), bytes kept."""

@@ -14,12 +14,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from memvirt.address import PAGE_BYTES
+from memvirt.errors import MemvirtError
 
 Pages = np.ndarray[Any, np.dtype[np.uint8]]
 Ppns = np.ndarray[Any, np.dtype[np.int64]]
 
 
-class DumpError(Exception):
+class DumpError(MemvirtError):
     """A file that is no dump, or a damaged one; the message is one line that names it."""
 
 

@@ -1,39 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Find out how an image wants to be started, and do it."""
 
-from enum import Enum
 from pathlib import Path
 
-from memvirt.names import choose
 from memvirt.platform.boot.elf import load_elf
 from memvirt.platform.boot.elf_format import CLASS_64, elf_class, is_elf
 from memvirt.platform.boot.flat import load_flat
 from memvirt.platform.boot.image import BootError, BootImage
 from memvirt.platform.boot.linux import is_bzimage, load_linux
 from memvirt.platform.boot.multiboot import find_header, load_multiboot
+from memvirt.platform.boot.protocol import Protocol
 
 ACCEPTED = (
     "a Linux bzImage (x86-64), a Multiboot kernel, an ELF64 x86-64 executable, or, when asked for "
     "by name, a flat image"
 )
-
-
-class Protocol(Enum):
-    """How to start an image. ``AUTO`` recognises every protocol but ``FLAT``."""
-
-    AUTO = "auto"
-    LINUX = "linux"
-    ELF = "elf"
-    MULTIBOOT = "multiboot"
-    FLAT = "flat"
-
-
-def boot_protocol(protocol: Protocol | str) -> Protocol:
-    """A protocol, or the one of that value in any case. Raises UnknownName."""
-    if isinstance(protocol, Protocol):
-        return protocol
-    names = {known.value: known for known in Protocol}
-    return choose(names, str(protocol).lower(), what="boot protocol")
 
 
 _LOADERS = {

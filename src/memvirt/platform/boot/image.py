@@ -5,6 +5,8 @@ import struct
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 
+from memvirt.errors import MemvirtError
+
 KIB = 1 << 10
 MIB = 1 << 20
 GIB = 1 << 30
@@ -38,7 +40,7 @@ _CODE_64 = 0x00AF_9B00_0000_FFFF
 _DATA = 0x00CF_9300_0000_FFFF
 
 
-class BootError(Exception):
+class BootError(MemvirtError):
     """An image cannot be started; the message is one line naming the file and what is wrong."""
 
     def __init__(self, name: str, problem: str) -> None:

@@ -9,8 +9,8 @@ with: the same guest must see the same.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from memvirt.compiled import compiled
 from memvirt.machine.memory import FrameKind, MachineMemory
 from memvirt.mmu.access import OK, READ
 from memvirt.mmu.entry import USER, WRITABLE
@@ -23,7 +23,7 @@ from .interface import PpnArray
 from .mode import PagingMode
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def flat_access(vmm: VmmState, gva: int, access: int) -> int:
     """One access: guest tables, then the identity. OK or a status."""
     mmu = vmm.mmu

@@ -7,8 +7,7 @@ compiled code unless the VMM has to bring a page back or unshare it.
 
 from __future__ import annotations
 
-from numba import njit
-
+from memvirt.compiled import compiled
 from memvirt.mmu.access import MISCONFIGURED, NEED_FRAMES, NEED_PAGE, OK, WRITE
 from memvirt.mmu.entry import (
     ENTRY_ADDRESS_MASK,
@@ -34,7 +33,7 @@ from memvirt.vmm.vmm_state import VmmState
 from .interface import PpnArray
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def nested_entry_at(vmm: VmmState, gpa: int, leaf: int, create: bool) -> int:
     """Host address of the nested entry of level ``leaf`` for ``gpa``; 0 if its table is missing.
 
@@ -59,7 +58,7 @@ def nested_entry_at(vmm: VmmState, gpa: int, leaf: int, create: bool) -> int:
     return mmu.memory_at + table + ((gpa >> (9 * leaf + 3)) & 511) * 8
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def drop_nested_entry(vmm: VmmState, ppn: int) -> int:
     """Clear the nested entry that maps ``ppn``, for all of a large page; 1 if there was one.
 
@@ -78,7 +77,7 @@ def drop_nested_entry(vmm: VmmState, ppn: int) -> int:
     return 1
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def drop_nested_entries(vmm: VmmState, ppns: PpnArray) -> int:
     """Clear the nested entries that map ``ppns``; returns how many.
 
@@ -90,7 +89,7 @@ def drop_nested_entries(vmm: VmmState, ppns: PpnArray) -> int:
     return dropped
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _map_large_page(vmm: VmmState, first_ppn: int) -> None:
     """Map 512 private pages in a run of frames by one entry of level 2.
 
@@ -105,7 +104,7 @@ def _map_large_page(vmm: VmmState, first_ppn: int) -> None:
         store8(mmu.pmap_flags_at + ppn, flags & ~FLAGS_UNTIL_TOUCHED)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def drop_empty_table(vmm: VmmState, ppn: int) -> int:
     """Unlink the last-level table for ``ppn``, whose entries are all clear; its MPN, or -1."""
     at = nested_entry_at(vmm, ppn << 12, 2, False)
@@ -119,7 +118,7 @@ def drop_empty_table(vmm: VmmState, ppn: int) -> int:
     return (entry & ENTRY_ADDRESS_MASK) >> 12
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def nested_fault(vmm: VmmState) -> int:
     """Resolve the EPT violation in ``violation_*``: OK to walk again, or a status."""
     mmu = vmm.mmu
@@ -144,7 +143,7 @@ def nested_fault(vmm: VmmState) -> int:
     return OK
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def nested_access(vmm: VmmState, gva: int, access: int) -> int:
     """One access in nested mode: OK with ``out_machine_address``, or a status.
 

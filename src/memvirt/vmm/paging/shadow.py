@@ -9,8 +9,7 @@ its PPN exclusively owned, and not a traced page table.
 
 from __future__ import annotations
 
-from numba import njit
-
+from memvirt.compiled import compiled
 from memvirt.mmu.access import FLUSH_AND_RETRY, NEED_FRAMES, NEED_PAGE, OK, WRITE
 from memvirt.mmu.entry import (
     ACCESSED,
@@ -57,12 +56,12 @@ from .shadow_table import (
 _ALL_RIGHTS = PRESENT | WRITABLE | USER | ACCESSED
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _table_ppn(mode: int, entry: int) -> int:
     return (entry & (0xFFFF_F000 if mode == MODE_2LEVEL else ENTRY_ADDRESS_MASK)) >> 12
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _find_or_new(vmm: VmmState, ppn: int, level: int, part: int, direct: int, mode: int) -> int:
     index = find_shadow_page(vmm, ppn, level, part, direct)
     if index < 0:
@@ -70,7 +69,7 @@ def _find_or_new(vmm: VmmState, ppn: int, level: int, part: int, direct: int, mo
     return index
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def mode_signature(vmm: VmmState) -> int:
     """What besides CR3 the meaning of guest tables depends on; a change zaps the shadow."""
     mmu = vmm.mmu
@@ -80,7 +79,7 @@ def mode_signature(vmm: VmmState) -> int:
     return mode | (mmu.cr4 & CR4_PSE) << 4 | (mmu.efer & EFER_NXE) << 4
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def select_root(vmm: VmmState) -> int:
     """Make the shadow root match CR3 and the paging mode: OK, or FLUSH_AND_RETRY.
 
@@ -125,7 +124,7 @@ def select_root(vmm: VmmState) -> int:
     return OK
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def revalidating_walk(vmm: VmmState, gva: int, access: int) -> int:
     """As ``shadow_walk``, dropping entries that unsynchronized guest tables no longer back."""
     mmu = vmm.mmu
@@ -153,7 +152,7 @@ def revalidating_walk(vmm: VmmState, gva: int, access: int) -> int:
     return MISS
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _guest_rights(entry: int, dirty_matters: bool) -> int:
     rights = PRESENT | ACCESSED | (entry & (USER | WRITABLE | NO_EXECUTE))
     if dirty_matters:
@@ -164,7 +163,7 @@ def _guest_rights(entry: int, dirty_matters: bool) -> int:
     return rights
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _child(vmm: VmmState, mode: int, level: int, slot: int) -> int:
     """The shadow page that the walked address needs below ``level``, or -1."""
     mmu = vmm.mmu
@@ -188,7 +187,7 @@ def _child(vmm: VmmState, mode: int, level: int, slot: int) -> int:
     return _find_or_new(vmm, first_ppn, level - 1, 0, direct, mode)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _descend(vmm: VmmState, mode: int, index: int, level: int, slot: int) -> int:
     """Make the non-leaf entry at ``slot`` right for the walked address; its child, or -1."""
     mmu = vmm.mmu
@@ -214,7 +213,7 @@ def _descend(vmm: VmmState, mode: int, index: int, level: int, slot: int) -> int
     return child
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _fill(vmm: VmmState, mode: int, gva: int, ppn: int) -> bool:
     """Install the shadow entries for a successful guest walk; False if the pool is used up."""
     mmu = vmm.mmu
@@ -246,7 +245,7 @@ def _fill(vmm: VmmState, mode: int, gva: int, ppn: int) -> bool:
     return True
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def shadow_fault(vmm: VmmState, gva: int, access: int) -> int:
     """Resolve a miss in the shadow table.
 
@@ -300,7 +299,7 @@ def shadow_fault(vmm: VmmState, gva: int, access: int) -> int:
     return OK
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def shadow_access(vmm: VmmState, gva: int, access: int) -> int:
     """One access in shadow mode: OK with ``out_machine_address``, or a status."""
     status = select_root(vmm)

@@ -19,8 +19,7 @@ table is traced (write-protected) the two agree; after the guest writes to it th
 
 from __future__ import annotations
 
-from numba import njit
-
+from memvirt.compiled import compiled
 from memvirt.mmu.access import READ
 from memvirt.mmu.entry import (
     ENTRY_ADDRESS_MASK,
@@ -46,28 +45,28 @@ WITHOUT_GUEST_TABLE = 1  # paging is off, or the level is above the guest's top 
 TRACE_FAULT_LIMIT = 8
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def shadow_page(vmm: VmmState, index: int) -> ShadowPage:
     """The record of shadow page ``index``."""
     return shadow_page_at(vmm.shadow.pages_at + index * SHADOW_PAGE_BYTES)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def shadow_mpn(vmm: VmmState, index: int) -> int:
     return shadow_page(vmm, index).mpn
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def is_unsynchronized(vmm: VmmState, index: int) -> bool:
     return shadow_page(vmm, index).unsynchronized != 0
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _bucket(vmm: VmmState, ppn: int) -> int:
     return vmm.shadow.hash_at + (((ppn * 0x9E3779B1) >> 7) & vmm.shadow.hash_mask) * 4
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def find_shadow_page(vmm: VmmState, ppn: int, level: int, part: int, direct: int) -> int:
     """Index of the shadow page with this key, or -1."""
     index = load_signed32(_bucket(vmm, ppn))
@@ -79,23 +78,23 @@ def find_shadow_page(vmm: VmmState, ppn: int, level: int, part: int, direct: int
     return -1
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _entry_at(vmm: VmmState, index: int, slot: int) -> int:
     return vmm.mmu.memory_at + (shadow_page(vmm, index).mpn << 12) + slot * 8
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def read_entry(vmm: VmmState, index: int, slot: int) -> int:
     return load64(_entry_at(vmm, index, slot))
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def shadow_index(vmm: VmmState, entry: int) -> int:
     """Index of the shadow page that a present non-leaf entry points to."""
     return load_signed32(vmm.frame_detail_at + ((entry & ENTRY_ADDRESS_MASK) >> 12) * 4)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def guest_entry_gpa(vmm: VmmState, index: int, slot: int) -> int:
     """Guest-physical address of the guest entry behind a slot of a non-direct shadow page."""
     page = shadow_page(vmm, index)
@@ -109,7 +108,7 @@ def guest_entry_gpa(vmm: VmmState, index: int, slot: int) -> int:
     return base + slot * 8
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _head_at(vmm: VmmState, index: int, target: int) -> int:
     """Address of the list head for an entry of shadow page ``index`` that maps ``target``."""
     if shadow_page(vmm, index).level == 1:
@@ -117,7 +116,7 @@ def _head_at(vmm: VmmState, index: int, target: int) -> int:
     return vmm.shadow.parent_at + target * 4
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def set_entry(vmm: VmmState, index: int, slot: int, entry: int, copy: int, target: int) -> None:
     """Install a present entry in an empty slot and link it to its target.
 
@@ -137,7 +136,7 @@ def set_entry(vmm: VmmState, index: int, slot: int, entry: int, copy: int, targe
     store32(head, link)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def drop_entry(vmm: VmmState, index: int, slot: int) -> None:
     """Clear a present entry and unlink it.
 
@@ -158,7 +157,7 @@ def drop_entry(vmm: VmmState, index: int, slot: int) -> None:
     vmm.entries_dropped += 1
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def drop_mappings(vmm: VmmState, ppn: int) -> int:
     """Clear every shadow entry that maps ``ppn``; returns how many. The caller flushes."""
     dropped = 0
@@ -171,7 +170,7 @@ def drop_mappings(vmm: VmmState, ppn: int) -> int:
     return dropped
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def drop_mappings_of(vmm: VmmState, ppns: PpnArray) -> int:
     """Clear every shadow entry that maps one of ``ppns``; returns how many. The caller flushes."""
     dropped = 0
@@ -180,7 +179,7 @@ def drop_mappings_of(vmm: VmmState, ppns: PpnArray) -> int:
     return dropped
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def write_protect(vmm: VmmState, ppn: int) -> None:
     """Make every shadow entry that maps ``ppn`` read-only, and note if a flush is due."""
     link = load_signed32(vmm.rmap_head_at + ppn * 4)
@@ -195,14 +194,14 @@ def write_protect(vmm: VmmState, ppn: int) -> None:
     store8(vmm.mmu.pmap_flags_at + ppn, flags | FLAG_TRACED | FLAG_SHADOWED)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _clear_table(vmm: VmmState, index: int) -> None:
     base = _entry_at(vmm, index, 0)
     for slot in range(512):
         store64(base + slot * 8, 0)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def new_shadow_page(vmm: VmmState, ppn: int, level: int, part: int, direct: int, mode: int) -> int:
     """An empty shadow page with this key, its guest table traced; -1 if the pool is used up."""
     shadow = vmm.shadow
@@ -233,7 +232,7 @@ def new_shadow_page(vmm: VmmState, ppn: int, level: int, part: int, direct: int,
     return index
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def unsynchronize(vmm: VmmState, ppn: int) -> None:
     """The guest is about to write to traced page ``ppn``: let it, and trust its shadow no more."""
     shadow = vmm.shadow
@@ -251,7 +250,7 @@ def unsynchronize(vmm: VmmState, ppn: int) -> None:
     vmm.trace_faults += 1
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def entry_is_current(vmm: VmmState, index: int, slot: int) -> bool:
     """True if the guest entry behind a slot is still the one the shadow entry was made from."""
     mmu = vmm.mmu
@@ -267,7 +266,7 @@ def entry_is_current(vmm: VmmState, index: int, slot: int) -> bool:
     return entry == load64(vmm.shadow.copy_at + (index * 512 + slot) * 8)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def synchronize(vmm: VmmState) -> None:
     """Bring unsynchronized shadow pages up to date and trace their guest tables again.
 
@@ -296,7 +295,7 @@ def synchronize(vmm: VmmState) -> None:
     shadow.stale = 0
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def zap_all(vmm: VmmState) -> None:
     """Forget every shadow page. The frames stay in the pool. Obligation: flush (shadow_stale)."""
     shadow = vmm.shadow

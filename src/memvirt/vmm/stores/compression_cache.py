@@ -21,6 +21,7 @@ import zstandard
 from memvirt.address import PAGE_BYTES
 from memvirt.machine.content import Pages, hash_pages
 from memvirt.machine.memory import FrameKind, MachineMemory, MachineMemoryExhausted
+from memvirt.names import choose
 
 from .backing import FULL, REFUSED, PageCorrupted, Slots
 
@@ -56,7 +57,7 @@ class _Zstd:
         return self._decompressor.decompress(packed, max_output_size=PAGE_BYTES)
 
 
-_CODECS: dict[Codec, Callable[[], _Lz4 | _Zstd]] = {Codec.LZ4: _Lz4, Codec.ZSTD: _Zstd}
+_CODECS: dict[str, Callable[[], _Lz4 | _Zstd]] = {Codec.LZ4: _Lz4, Codec.ZSTD: _Zstd}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ class CompressionCache:
         self.wait_ns = wait_ns
         self._machine = machine
         self._vm_id = vm_id
-        self._codec = _CODECS[codec]()
+        self._codec = choose(_CODECS, codec, what="codec")()
         self._kept: dict[int, _Kept] = {}  # in the order they came
         self._next_slot = 0
         self._free_slots: list[int] = []

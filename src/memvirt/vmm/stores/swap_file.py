@@ -21,13 +21,14 @@ from typing import Any
 import numpy as np
 
 from memvirt.address import PAGE_BYTES
+from memvirt.errors import MemvirtError
 from memvirt.machine.content import Pages, hash_pages
 from memvirt.machine.memory import FrameKind, MachineMemory
 
 from .backing import REFUSED, BackingStoreError, PageCorrupted, Slots
 
 
-class SwapSpaceError(Exception):
+class SwapSpaceError(MemvirtError):
     """A swap file cannot be made; the message says which, how large, and why."""
 
 

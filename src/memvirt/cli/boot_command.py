@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options of ``memvirt boot``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from memvirt.platform.boot.protocol import Protocol
+
+from .errors import user_errors
+from .machine_options import Append, Initrd, MachineMemory, Memory, Paging, PagingOption
+
+
+def boot_command(
+    image: Annotated[str, typer.Argument(help='kernel image, or "bundled"')],
+    memory: Memory = "64M",
+    machine_memory: MachineMemory = None,
+    paging: PagingOption = Paging.nested,
+    append: Append = "",
+    initrd: Initrd = None,
+    protocol: Annotated[Protocol, typer.Option(help="boot protocol")] = Protocol.AUTO,
+    serial: Annotated[str, typer.Option(help="stdio, or a file")] = "stdio",
+    timeout: Annotated[float | None, typer.Option(min=0.001, help="seconds of host time")] = None,
+    check: Annotated[bool, typer.Option("--check", help="audit the invariants as it runs")] = False,
+    stats: Annotated[Path | None, typer.Option(help="write statistics as JSON")] = None,
+    snapshot: Annotated[Path | None, typer.Option(help="write a snapshot at the end")] = None,
+) -> None:
+    """Boot one VM, with its serial console here.
+
+    Exit status: 0 the guest reports success, 1 it reports failure, 2 usage or bad input, 3 the VM
+    died, 124 timeout.
+    """
+    with user_errors():
+        from .boot import BootOptions, boot  # noqa: PLC0415
+
+        options = BootOptions(image, memory, machine_memory, paging.value, append, initrd, protocol)
+        status = boot(
+            options, serial=serial, timeout=timeout, check=check, stats=stats, snapshot=snapshot
+        )
+    sys.exit(status)
