@@ -42,7 +42,7 @@ for _space in (
     address.PhysicalPageNumber,
     address.MachinePageNumber,
 ):
-    overload(_space)(_same)
+    overload(_space, strict=False)(_same)
 for _conversion in (
     address.physical_page_number,
     address.machine_page_number,

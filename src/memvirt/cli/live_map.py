@@ -101,7 +101,12 @@ def live_map(options: LiveMapOptions) -> int:
                 one = map_live_address(vm, walker, GuestVirtualAddress(first), kernel)
                 print(_text(one.as_json()) if options.as_json else render_live_map(one))
             else:
-                _print_range(map_range(vm, walker, first, end, kernel), options.as_json)
+                _print_range(
+                    map_range(
+                        vm, walker, GuestVirtualAddress(first), GuestVirtualAddress(end), kernel
+                    ),
+                    options.as_json,
+                )
         except ValueError as error:
             raise UsageError(str(error)) from error
     return 0

@@ -21,6 +21,8 @@ from memvirt.address import (
     HostVirtualAddress,
     MachinePageNumber,
     PhysicalPageNumber,
+    PpnArray,
+    physical_page_number,
 )
 from memvirt.mmu.entry import ENTRY_NAMES, MODE_NAMES, MODE_OFF
 
@@ -82,7 +84,7 @@ def frame_behind(
     host_address = vm.layout.host_address_of(gpa)
     if slot is None or host_address is None:
         return None
-    index = int(vm.layout.indices_of(np.array([gpa >> PAGE_SHIFT]))[0])
+    index = int(vm.layout.indices_of(PpnArray(np.array([physical_page_number(gpa)])))[0])
     entry = vm.pagemap.entries(host_address, 1)
     frame = entry & PAGEMAP_FRAME
     known = bool(entry[0] & PAGEMAP_PRESENT) and int(frame[0]) != 0
@@ -166,13 +168,17 @@ class MappedRange:
 
 
 def map_range(
-    vm: LiveVm, walker: GuestWalker, first: int, end: int, kernel: KernelPages | None
+    vm: LiveVm,
+    walker: GuestWalker,
+    first: GuestVirtualAddress,
+    end: GuestVirtualAddress,
+    kernel: KernelPages | None,
 ) -> Iterator[MappedRange]:
     """The runs between ``first`` and ``end`` (not included), unmapped ones among them.
 
     Raises ValueError if an end of the range is no address.
     """
-    walker.check(GuestVirtualAddress(first))
+    walker.check(first)
     walker.check(GuestVirtualAddress(end - 1))
     states = vm.page_states(kernel).state
     canonical_gap = 1 << (walker.address_bits - 1), (1 << 64) - (1 << (walker.address_bits - 1))
@@ -201,7 +207,7 @@ def map_range(
 
 def _states_of(vm: LiveVm, states: Any, gpa: GuestPhysicalAddress, size: int) -> dict[str, int]:
     first = gpa >> PAGE_SHIFT
-    indices = vm.layout.indices_of(np.arange(first, first + -(-size // PAGE_BYTES)))
+    indices = vm.layout.indices_of(PpnArray(np.arange(first, first + -(-size // PAGE_BYTES))))
     counts = np.bincount(states[indices[indices >= 0]], minlength=len(LivePageState))
     held = {state.name.lower(): int(counts[state]) for state in LivePageState if counts[state]}
     if missing := int(np.count_nonzero(indices < 0)):

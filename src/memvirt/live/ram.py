@@ -22,7 +22,13 @@ from typing import Any
 
 import numpy as np
 
-from memvirt.address import PAGE_BYTES, PAGE_SHIFT, GuestPhysicalAddress, HostVirtualAddress
+from memvirt.address import (
+    PAGE_BYTES,
+    PAGE_SHIFT,
+    GuestPhysicalAddress,
+    HostVirtualAddress,
+    PpnArray,
+)
 
 from .errors import LayoutError
 from .process import Mapping, Process
@@ -116,7 +122,7 @@ class RamLayout:
         offset = slot.block_offset + gpa - slot.first_gpa
         return HostVirtualAddress(slot.block.host_address + offset)
 
-    def block_of_host(self, host_address: int) -> RamBlock | None:
+    def block_of_host(self, host_address: HostVirtualAddress) -> RamBlock | None:
         """The block that holds a host virtual address, or None."""
         for block in self.blocks:
             if block.host_address <= host_address < block.host_address + block.bytes:
@@ -124,19 +130,19 @@ class RamLayout:
         return None
 
     @cached_property
-    def _ppns(self) -> Indices:
+    def _ppns(self) -> PpnArray:
         ppns = np.full(self.pages, -1, np.int64)
         for slot in self.slots:
             first = slot.block.first_index + (slot.block_offset >> PAGE_SHIFT)
             count, ppn = slot.bytes >> PAGE_SHIFT, slot.first_gpa >> PAGE_SHIFT
             ppns[first : first + count] = np.arange(ppn, ppn + count)
-        return ppns
+        return PpnArray(ppns)
 
-    def ppns_of(self, indices: Indices) -> Indices:
+    def ppns_of(self, indices: Indices) -> PpnArray:
         """PPNs of RAM page indices; -1 where the guest cannot reach the page."""
         return self._ppns[indices]
 
-    def indices_of(self, ppns: Indices) -> Indices:
+    def indices_of(self, ppns: PpnArray) -> Indices:
         """RAM page indices of PPNs; -1 where no RAM is."""
         found = np.full(np.shape(ppns), -1, np.int64)
         for slot in self.slots:

@@ -19,6 +19,7 @@ from memvirt.address import (
     GuestPhysicalAddress,
     GuestVirtualAddress,
     PhysicalPageNumber,
+    PpnArray,
     is_canonical,
     physical_page_number,
     signed64,
@@ -206,7 +207,7 @@ def read_table(
     """A page of the guest's tables. A page without a frame is zeroes and is not touched; where no
     RAM is, all bits are set, as on an open bus. A table that was swapped, or that a pager keeps, is
     brought back by reading it."""
-    index = vm.layout.indices_of(np.array([ppn]))
+    index = vm.layout.indices_of(PpnArray(np.array([ppn])))
     if index[0] < 0:
         out[:] = 0xFF
     elif vm.page_state(int(index[0])) is LivePageState.UNTOUCHED:

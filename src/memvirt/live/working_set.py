@@ -26,7 +26,7 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
-from memvirt.address import MpnArray
+from memvirt.address import HostVirtualAddress, MpnArray
 
 from .activity import LiveActivity
 from .damon import Damon, damon_problem
@@ -194,7 +194,7 @@ def referenced_pages(vm: SampledVm) -> int:
         head, _, rest = line.partition(" ")
         if "-" in head and not head.endswith(":"):
             start = int(head.partition("-")[0], 16)
-            inside = vm.layout.block_of_host(start) is not None
+            inside = vm.layout.block_of_host(HostVirtualAddress(start)) is not None
         elif inside and head == "Referenced:":
             total += int(rest.split()[0]) // 4
     return total

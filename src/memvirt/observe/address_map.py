@@ -67,7 +67,7 @@ class Step:
 
     table: str  # "guest", "shadow" or "nested"
     entry_name: str
-    address: int
+    address: GuestPhysicalAddress | MachineAddress
     mpn: MachinePageNumber | None
     value: int
     flags: tuple[str, ...]
