@@ -22,6 +22,28 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NewType
 
+__all__ = [
+    "ADDRESS_BITS_MASK",
+    "PAGE_BYTES",
+    "PAGE_SHIFT",
+    "GuestPhysicalAddress",
+    "GuestVirtualAddress",
+    "HostVirtualAddress",
+    "MachineAddress",
+    "MachinePageNumber",
+    "MpnArray",
+    "PhysicalPageNumber",
+    "PpnArray",
+    "guest_physical_address",
+    "is_canonical",
+    "machine_address",
+    "machine_page_number",
+    "page_offset",
+    "physical_page_number",
+    "signed64",
+    "unsigned64",
+]
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Self, overload

@@ -20,6 +20,16 @@ from memvirt.errors import MemvirtError
 if TYPE_CHECKING:
     from memvirt.vmm.monitor import VirtualMachineMonitor
 
+__all__ = [
+    "ExitReason",
+    "Processor",
+    "ProcessorError",
+    "ProcessorExit",
+    "ProcessorFactory",
+    "ProcessorStatistics",
+    "SegmentState",
+]
+
 
 class ProcessorError(MemvirtError, RuntimeError):
     """The processor cannot do what it was asked; the message says why."""

@@ -25,11 +25,23 @@ from memvirt.address import (
     physical_page_number,
 )
 from memvirt.mmu.entry import ENTRY_NAMES, MODE_NAMES, MODE_OFF
+from memvirt.notebook import html_table, one_line
 
 from .kernel_pages import PAGEMAP_FRAME, PAGEMAP_PRESENT, KernelPages, flag_names
 from .page_states import LivePageState
 from .vm import LiveVm
 from .walk import GuestEntry, GuestTranslation, GuestWalker
+
+__all__ = [
+    "FrameView",
+    "LiveAddressMap",
+    "MappedRange",
+    "frame_behind",
+    "map_guest_physical",
+    "map_live_address",
+    "map_range",
+    "render_live_map",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +71,27 @@ class LiveAddressMap:
     page_bytes: int | None
     frame: FrameView | None
     note: str
+
+    def __repr__(self) -> str:
+        def place(name: str, number: int | None) -> str:
+            return f"{name} {number:#x}" if number is not None else f"no {name}"
+
+        mpn = None if self.frame is None else self.frame.mpn
+        return (
+            f"<LiveAddressMap of {one_line(self.vm)!r}: {place('gVA', self.gva)}, "
+            f"{place('gPA', self.gpa)}, {place('MPN', mpn)}>"
+        )
+
+    def _repr_html_(self) -> str:
+        """The guest's entries and the host's frame, as a table for notebooks."""
+        rows: list[tuple[object, ...]] = [
+            (entry.name, f"{entry.gpa:#x}", f"{entry.value:#x}") for entry in self.entries
+        ]
+        if self.frame is not None:
+            state = self.frame.state
+            rows.append(("host virtual", f"{self.frame.host_address:#x}", state))
+        caption = repr(self)[1:-1] + (f"; {self.note}" if self.note else "")
+        return html_table(caption, ("entry", "at", "value"), rows)
 
     def as_json(self) -> dict[str, Any]:
         """For ``json.dumps``: addresses as hexadecimal text, since JSON numbers are doubles."""

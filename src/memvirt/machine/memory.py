@@ -19,6 +19,9 @@ import numpy as np
 
 from memvirt.address import PAGE_BYTES, PAGE_SHIFT, MachinePageNumber, MpnArray
 from memvirt.errors import MemvirtError
+from memvirt.size import format_size
+
+__all__ = ["FrameKind", "MachineMemory", "MachineMemoryExhausted", "MachineMemoryStatistics"]
 
 MpnsLike = Sequence[MachinePageNumber] | MpnArray | MachinePageNumber
 FrameDetails = np.ndarray[tuple[int], np.dtype[np.int32]]
@@ -101,6 +104,10 @@ class MachineMemory:
         self._free_count = frames
         self._allocations = 0
         self._frees = 0
+
+    def __repr__(self) -> str:
+        size, free = format_size(self.bytes), format_size(self.free_frames << PAGE_SHIFT)
+        return f"<{type(self).__name__}: {size} in {self.frames} frames, {free} free>"
 
     @property
     def free_frames(self) -> int:

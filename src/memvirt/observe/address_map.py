@@ -44,11 +44,14 @@ from memvirt.mmu.page_state import (
     FLAG_TRACED,
     FLAG_WRITE_CACHED,
 )
+from memvirt.notebook import html_table, one_line
 from memvirt.vmm.monitor import PagingMode
 from memvirt.vmm.pmap import PageState
 
 from .guest_rules import ACCESSES, GuestRules
 from .view import PageUnavailable, VmView
+
+__all__ = ["AddressMap", "Step", "map_address", "render"]
 
 _NOT_PRESENT = "not present: the guest would take a true page fault"
 
@@ -100,6 +103,25 @@ class AddressMap:
     machine_address: MachineAddress | None
     second: tuple[Step, ...]
     note: str
+
+    def __repr__(self) -> str:
+        def place(name: str, number: int | None) -> str:
+            return f"{name} {number:#x}" if number is not None else f"no {name}"
+
+        return (
+            f"<AddressMap of {one_line(self.vm)!r}: gVA {self.gva:#x}, {place('gPA', self.gpa)}, "
+            f"{place('MPN', self.mpn)}, {len(self.guest)} + {len(self.second)} entries>"
+        )
+
+    def _repr_html_(self) -> str:
+        """Every entry read on the way, as a table for notebooks."""
+        rows = (
+            (step.table, step.entry_name, f"{step.address:#x}", f"{step.value:#x}",
+             " ".join(step.flags), None if step.points_to is None else f"{step.points_to:#x}")
+            for step in (*self.guest, *self.second)
+        )  # fmt: skip
+        caption = repr(self)[1:-1] + (f"; {self.note}" if self.note else "")
+        return html_table(caption, ("table", "entry", "at", "value", "flags", "points to"), rows)
 
     def as_json(self) -> dict[str, Any]:
         """For ``json.dumps``: addresses as hexadecimal text, since JSON numbers are doubles."""

@@ -47,6 +47,8 @@ from memvirt.vmm.pmap import KEPT, RESIDENT, PageState
 
 from .view import REGISTERS, PageUnavailable, Translation, VmView, live_view
 
+__all__ = ["SnapshotError", "load_snapshot", "save_snapshot"]
+
 FORMAT = "memvirt snapshot 2"
 _MOST_PAGES = MAXIMUM_MEMORY >> PAGE_SHIFT
 _MOST_FRAMES = 2 * _MOST_PAGES + (1 << 16)  # pages and the tables that map them

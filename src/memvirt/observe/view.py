@@ -20,10 +20,14 @@ from memvirt.address import (
     unsigned64,
 )
 from memvirt.machine.memory import MachineMemory
+from memvirt.notebook import html_table, one_line
+from memvirt.size import format_size
 from memvirt.vm.virtual_machine import VirtualMachine
 from memvirt.vmm.monitor import PagingMode, VirtualMachineMonitor
 from memvirt.vmm.pmap import KEPT, RESIDENT, PageState
 from memvirt.vmm.stores.backing import BackingStoreError, PageCorrupted
+
+__all__ = ["PageUnavailable", "Translation", "VmView", "live_view"]
 
 REGISTERS = (
     "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", "r8", "r9", "r10", "r11", "r12",
@@ -69,6 +73,16 @@ class VmView:
     flags: np.ndarray[Any, np.dtype[np.uint8]]
     frames: Mapping[MachinePageNumber, bytes]
     kept: Mapping[PhysicalPageNumber, bytes]
+
+    def __repr__(self) -> str:
+        size = format_size(self.pages * PAGE_BYTES)
+        return f"<VmView of {one_line(self.name)!r}: {size}, {self.paging.name.lower()} paging>"
+
+    def _repr_html_(self) -> str:
+        """Pages by state, as a table for notebooks."""
+        counts = np.bincount(self.state, minlength=len(PageState))
+        rows = ((state.name.lower(), int(counts[state])) for state in PageState)
+        return html_table(repr(self)[1:-1], ("state", "pages"), rows)
 
     @property
     def pages(self) -> int:

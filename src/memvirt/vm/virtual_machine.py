@@ -30,6 +30,7 @@ from memvirt.cpu.processor import (
 from memvirt.errors import MemvirtError
 from memvirt.machine.memory import MachineMemory, MachineMemoryExhausted
 from memvirt.names import choose
+from memvirt.notebook import one_line
 from memvirt.platform.backdoor import complete_backdoor
 from memvirt.platform.balloon import BalloonDevice, complete_balloon
 from memvirt.platform.boot.detect import load_boot_image
@@ -37,7 +38,7 @@ from memvirt.platform.boot.image import BootImage, InitialState, StartMode
 from memvirt.platform.boot.protocol import Protocol, boot_protocol
 from memvirt.platform.pc import new_pc, pc_serial_input
 from memvirt.platform.uart import uart_drain
-from memvirt.size import parse_size
+from memvirt.size import format_size, parse_size
 from memvirt.vmm.balloon import BalloonedPages
 from memvirt.vmm.monitor import PagingMode, VirtualMachineMonitor
 from memvirt.vmm.reserve import FramesWanted
@@ -133,6 +134,15 @@ class VirtualMachine:
         trace: TracebackType | None,
     ) -> None:
         self.power_off()
+
+    def __repr__(self) -> str:
+        state = "powered off" if self._off else "on"
+        if self.outcome is not None:
+            state = f"ended: {self.outcome.reason.name}"
+        return (
+            f"<VirtualMachine {one_line(self.name)!r}: {format_size(self.memory)}, "
+            f"{self.paging.name.lower()} paging, {state}>"
+        )
 
     @property
     def paging(self) -> PagingMode:

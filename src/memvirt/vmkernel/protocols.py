@@ -32,6 +32,22 @@ import numpy as np
 
 from memvirt.address import MachinePageNumber, MpnArray, PhysicalPageNumber, PpnArray
 
+__all__ = [
+    "ActivitySampling",
+    "Balloon",
+    "Eviction",
+    "FrameGrants",
+    "FramePool",
+    "FrameSharing",
+    "GuestMemory",
+    "KeptPages",
+    "LargePages",
+    "MachineFrames",
+    "MemoryUsage",
+    "PageReclaim",
+    "Place",
+]
+
 Hashes = np.ndarray[tuple[int], np.dtype[np.uint64]]
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
 

@@ -39,6 +39,8 @@ from .protocols import (
 )
 from .vmkernel import VmKernel
 
+__all__ = ["NoFrames", "SimulatedGuest", "SimulatedMachine", "Simulation"]
+
 _UNIQUE = 1 << 40  # above: hashes of pages that equal no other
 _RESERVE_CAPACITY = 1024
 _PARTS = 64  # times VMs may wait for frames in one step
@@ -151,9 +153,8 @@ class SimulatedGuest:
         self._sampled[:working] = False
         self._watched[:working] = False
         state = self._state[:working]
-        missing = PpnArray(
-            np.flatnonzero((state != PageState.PRIVATE) & (state != PageState.SHARED))
-        )
+        absent = (state != PageState.PRIVATE) & (state != PageState.SHARED)
+        missing = PpnArray(np.flatnonzero(absent))
         wanted = int(missing.size)
         missing = missing[: self.reserve]
         self._bring_back(missing)

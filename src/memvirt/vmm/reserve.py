@@ -78,11 +78,12 @@ class FrameReserve:
     def take(self, ppn: PhysicalPageNumber) -> MachinePageNumber:
         """A zeroed frame for ``ppn``. Raises FramesWanted or MachineMemoryExhausted."""
         if not self.managed:
-            return self.machine.allocate(kind=FrameKind.GUEST, owner=self._vm_id, detail=ppn)[0]
+            mpns = self.machine.allocate(kind=FrameKind.GUEST, owner=self._vm_id, detail=ppn)
+            return MachinePageNumber(int(mpns[0]))
         if self.count == 0:
             raise FramesWanted
         self._state.reserve_count -= 1
-        mpn = self._stack[self.count]
+        mpn = MachinePageNumber(int(self._stack[self.count]))
         self.machine.kind[mpn] = FrameKind.GUEST
         self.machine.guest_ppn[mpn] = ppn
         return mpn
