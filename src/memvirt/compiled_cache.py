@@ -16,14 +16,17 @@ a function calls.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numba
+from numba.core.caching import FunctionCache
 from numba.core.ccallback import CFunc
 from numba.core.dispatcher import Dispatcher
 
@@ -33,6 +36,22 @@ CHECKED = os.environ.get("MEMVIRT_CHECKED", "") not in ("", "0")
 # Where kernels, and the constants they are compiled with, may be defined (tests/test_compiled.py).
 _COMPILED = ("address.py", "record.py", "compiled.py", "machine", "mmu", "vmm", "platform", "cpu")
 _KEPT = 12  # folders of other source states: another checkout may still use them
+
+
+class KernelCache(FunctionCache):  # type: ignore[misc]
+    """Numba's cache of a function, for several processes that compile at the same time.
+
+    Numba reads a function's index, chooses a file for the code, and writes both: two processes that
+    do so at once can choose the same file for different code.
+    """
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Save compiled code while no other process of memvirt does."""
+        folder = Path(self.cache_path)
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / "lock", "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            super().save_overload(sig, data)
 
 
 def _digest() -> str:
