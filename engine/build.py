@@ -171,10 +171,25 @@ def unpack(work: Path, archive: Path) -> tuple[Path, Path]:
     return tree, original
 
 
+def check_compiler() -> None:
+    """Raise BuildError unless there is a C compiler, with the C library's headers."""
+    names = [os.environ["CC"]] if os.environ.get("CC") else ["cc", "gcc", "clang"]
+    compiler = next((name for name in names if shutil.which(name)), None)
+    if compiler is None:
+        raise BuildError(f"no C compiler ({', '.join(names)}): install gcc and libc6-dev")
+    done = subprocess.run(
+        [compiler, "-x", "c", "-fsyntax-only", "-"],
+        input="#include <stdlib.h>\n#include <sys/mman.h>\n",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise BuildError(f"{compiler} does not find the C library's headers: install libc6-dev")
+
+
 def find_tools(work: Path) -> tuple[str, list[str]]:
-    """cmake, and cmake's arguments for the build tool. Raises BuildError without a compiler."""
-    if not any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang")):
-        raise BuildError("no C compiler (install gcc)")
+    """cmake, and cmake's arguments for the build tool, from the path or the package index."""
     cmake = shutil.which("cmake")
     ninja, make = shutil.which("ninja"), shutil.which("make")
     if cmake is None or (ninja is None and make is None):
@@ -246,6 +261,7 @@ def build(work: Path, *, again: bool = False) -> Path:
     if target.exists() and not again:
         print(f"engine: {target} is up to date")
         return target
+    check_compiler()
     work.mkdir(parents=True, exist_ok=True)
     print("engine: building, once for these sources (about 20 s on two cores) ...", flush=True)
     tree, original = unpack(work, fetch_sources(work))

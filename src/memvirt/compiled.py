@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
-from numba import njit, types
+from numba import config, njit, types
 from numba.core import event
 from numba.core.caching import FunctionCache
 from numba.core.ccallback import CFunc
@@ -78,13 +78,17 @@ class Callback:
     @property
     def address(self) -> int:
         """Where the machine code is, in this process. It stays there while ``self`` lives."""
+        if config.DISABLE_JIT:
+            return 0  # its kernels are plain Python: nothing that C could call
         if self._compiled is None:
             compiled = CFunc(self.function, normalize_signature(self._signature), {}, {})
             compiled.enable_caching()
             _share_cache(compiled)
             compiled.compile()
             self._compiled = compiled
-        return int(self._compiled.address)
+        address = self._compiled.address
+        assert address is not None
+        return int(address)
 
 
 def callback(signature: str) -> Callable[[Callable[..., Any]], Callback]:

@@ -11,6 +11,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import numba
 import pytest
 
 from memvirt.cpu.unicorn import library
@@ -116,6 +117,34 @@ def test_such_a_choice_is_one_line(command: list[str]) -> None:
     assert done.returncode == 2
     assert "MEMVIRT_ENGINE=mine" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+_UNICORN_FIRST = """
+import unicorn
+from memvirt import Machine, MemvirtError, VirtualMachine
+try:
+    VirtualMachine(Machine("8M"), memory="1M")
+except MemvirtError as error:
+    print(error)
+"""
+
+
+def test_a_program_that_has_loaded_unicorn_already(tmp_path: Path) -> None:
+    """Its library stays; who insists on memvirt's own build is told."""
+    (tmp_path / "memvirt-engine" / library.engine_digest()).mkdir(parents=True)
+    engine = tmp_path / "memvirt-engine" / library.engine_digest() / library.LIBRARY_NAME
+    engine.write_text("never loaded")
+    cache = os.environ.get("NUMBA_CACHE_DIR") or numba.config.CACHE_DIR
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "NUMBA_CACHE_DIR": str(cache)}
+    environment.pop("LIBUNICORN_PATH", None)
+    for choice, said in (("own", "unicorn was imported before memvirt.cpu.unicorn"), ("", "")):
+        done = subprocess.run(
+            [sys.executable, "-c", _UNICORN_FIRST],
+            env=environment | {"MEMVIRT_ENGINE": choice},
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert said in done.stdout
+        assert bool(done.stdout) is bool(said)
 
 
 def test_version_names_the_engine() -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,8 +113,8 @@ def choose_engine() -> EngineBuild:
     """Make the binding load the engine of ``find_engine``. Call before importing ``unicorn``.
 
     A ``LIBUNICORN_PATH`` of the user's own is left alone: then that library is used, if its layout
-    is the one memvirt knows. Raises nothing, so that memvirt can be imported: a choice that cannot
-    be obeyed is ``problem``.
+    is the one memvirt knows; so is an engine that the program has loaded already. Raises nothing,
+    so that memvirt can be imported: a choice that cannot be obeyed is ``problem``.
     """
     try:
         build = find_engine()
@@ -123,6 +124,10 @@ def choose_engine() -> EngineBuild:
     ours = given is not None and Path(given).parent.name == "memvirt-engine"
     if given is not None and not ours:
         return EngineBuild(False, "", Path(given))
+    if build.own and "unicorn" in sys.modules and Path(given or "") != build.folder:
+        too_late = f"{_CHOICE_VARIABLE}=own, but unicorn was imported before memvirt.cpu.unicorn"
+        insists = os.environ.get(_CHOICE_VARIABLE) == "own"
+        return EngineBuild(False, "", None, too_late if insists else "")
     if build.folder is not None:
         os.environ[_PATH_VARIABLE] = str(build.folder)
     else:
