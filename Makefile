@@ -51,6 +51,7 @@ types: $(DEV_STAMP)
 	$(BIN)/mypy
 
 unit: $(DEV_STAMP) $(ENGINE_STAMP)
+	$(BIN)/memvirt warm
 	MEMVIRT_ENGINE=$(ENGINE) $(BIN)/python -m pytest
 
 # A part of the suites again, on the package index's build of the engine.

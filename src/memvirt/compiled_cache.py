@@ -54,7 +54,8 @@ class KernelCache(FunctionCache):  # type: ignore[misc]
             super().save_overload(sig, data)
 
 
-def _digest() -> str:
+def source_digest() -> str:
+    """Names the state of all that kernels are made from, and how they are compiled."""
     build = f"{numba.__version__} checked={CHECKED} bounds={bool(numba.config.BOUNDSCHECK)}"
     state = hashlib.sha256(build.encode())
     root = Path(__file__).parent
@@ -90,6 +91,11 @@ def _compile_in_memory() -> None:
         setattr(decorated, "enable_caching", enable_caching)  # noqa: B010
 
 
+def cache_folder() -> Path | None:
+    """The folder of these sources' kernels; None where nothing is kept."""
+    return Path(numba.config.CACHE_DIR) if numba.config.CACHE_DIR else None
+
+
 def use_compiled_cache() -> None:
     """Point Numba at the cache for these sources. Call before any kernel is defined.
 
@@ -105,7 +111,7 @@ def use_compiled_cache() -> None:
             home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         except RuntimeError as error:  # a user without a home
             raise OSError(str(error)) from error
-        folder = home / "memvirt" / _digest()
+        folder = home / "memvirt" / source_digest()
         new = not folder.is_dir()
         _make_writable(folder)
         if new:
