@@ -33,13 +33,14 @@ _PARTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         "A virtual machine",
         """\
 from memvirt import Machine, VirtualMachine
+from memvirt.images import image_path
 
 machine = Machine("64M", scatter_seed=1)
 with VirtualMachine(machine, memory="16M", paging="nested") as vm:
-    vm.load("bundled", append="workload=fill percent=5 passes=1")
+    vm.load(image_path("bundled"), append="workload=fill percent=5 passes=1")
     print(vm.run(timeout=120).reason.name)      # SUCCESS
 """,
-        ("memvirt", "memvirt.machine.memory", "memvirt.vmm.monitor", "memvirt.vmm.check"),
+        ("memvirt", "memvirt.images", "memvirt.machine.memory", "memvirt.vmm.monitor", "memvirt.vmm.check"),
     ),
     (
         "Addresses",
@@ -56,11 +57,12 @@ print(hex(ppn))                                 # 0x5
         """\
 from memvirt import Machine, VirtualMachine
 from memvirt.address import GuestVirtualAddress
+from memvirt.images import image_path
 from memvirt.observe.address_map import map_address, render
 from memvirt.observe.view import live_view
 
 with VirtualMachine(Machine("64M"), memory="16M") as vm:
-    vm.load("bundled", append="workload=fill")
+    vm.load(image_path("bundled"), append="workload=fill")
     vm.run_quantum()
     print(render(map_address(live_view(vm), GuestVirtualAddress(vm.processor.get("rip")))))
 """,

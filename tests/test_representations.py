@@ -101,7 +101,7 @@ def test_a_host_and_its_samples() -> None:
     scenario = Scenario.model_validate(
         {
             "machine": {"memory": "64M"},
-            "vm": [{"name": "first", "memory": "16M", "kernel": "bundled"}],
+            "vm": [{"name": "first", "memory": "16M"}],
         }
     )
     with Host(scenario) as host:

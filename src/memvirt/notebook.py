@@ -22,7 +22,7 @@ def html_table(caption: str, headers: Sequence[str], rows: Iterable[Sequence[obj
         align = "right" if number else "left"
         return f'<td style="text-align:{align}">{escape(text)}</td>'
 
-    head = "".join(f"<th>{escape(name)}</th>" for name in headers)
+    head = "".join(f"<th>{escape(one_line(name))}</th>" for name in headers)
     body = "".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in rows)
     return (
         f"<table><caption>{escape(one_line(caption))}</caption>"
