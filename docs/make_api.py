@@ -38,7 +38,7 @@ from memvirt.images import image_path
 machine = Machine("64M", scatter_seed=1)
 with VirtualMachine(machine, memory="16M", paging="nested") as vm:
     vm.load(image_path("bundled"), append="workload=fill percent=5 passes=1")
-    print(vm.run(timeout=120).reason.name)      # SUCCESS
+    print(vm.run(timeout=120).reason.name)  # SUCCESS
 """,
         ("memvirt", "memvirt.images", "memvirt.machine.memory", "memvirt.vmm.monitor", "memvirt.vmm.check"),
     ),
@@ -48,7 +48,7 @@ with VirtualMachine(machine, memory="16M", paging="nested") as vm:
 from memvirt.address import GuestPhysicalAddress, physical_page_number
 
 ppn = physical_page_number(GuestPhysicalAddress(0x5678))
-print(hex(ppn))                                 # 0x5
+print(hex(ppn))  # 0x5
 """,
         ("memvirt.address",),
     ),
@@ -76,22 +76,22 @@ with VirtualMachine(Machine("64M"), memory="16M") as vm:
     ),
     (
         "Hosts and scenarios",
-        """\
+        '''\
 from memvirt.host.host import Host
 from memvirt.scenario.scenario import parse_scenario
 
-text = '''
+text = """
 [machine]
 memory = "64M"
 [[vm]]
 name = "one"
 memory = "16M"
 append = "workload=fill percent=5 passes=1"
-'''
+"""
 with Host(parse_scenario(text, "example")) as host:
     host.step()
-    print(host.kernel.sample().vms[0].name)     # one
-""",
+    print(host.kernel.sample().vms[0].name)  # one
+''',
         (
             "memvirt.host.host",
             "memvirt.host.vm_control",
@@ -111,7 +111,7 @@ simulation = Simulation(machine_pages=1 << 18, options=MemoryOptions())
 for number in range(10):
     simulation.power_on(VmSettings(f"vm{number}", memory=1 << 16, shares=640), active=0.5)
 simulation.run(seconds=5)
-print(len(simulation.kernel.sample().vms))      # 10
+print(len(simulation.kernel.sample().vms))  # 10
 """,
         (
             "memvirt.vmkernel.policies",
@@ -129,7 +129,7 @@ print(len(simulation.kernel.sample().vms))      # 10
         """\
 from memvirt.plan.question import parse_growth
 
-print(parse_growth("20%"))                      # 0.2
+print(parse_growth("20%"))  # 0.2
 """,
         (
             "memvirt.plan.readers.detect",
@@ -161,6 +161,8 @@ def meaning(module: str, name: str) -> str:
     if hasattr(value, "__supertype__"):
         of = getattr(value.__supertype__, "__name__", str(value.__supertype__))
         return "an array of page numbers, one space" if of == "object" else f"a type of `{of}`"
+    if isinstance(value, str) and name[0].isupper():
+        return f"a type: `{value}`"
     if not (inspect.isclass(value) or callable(value)):
         return f"`{value!r}`" if isinstance(value, int | str) else f"a `{type(value).__name__}`"
     text = inspect.getdoc(value) or ""

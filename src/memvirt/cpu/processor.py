@@ -12,12 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from memvirt.address import PhysicalPageNumber
 from memvirt.errors import MemvirtError
 
 if TYPE_CHECKING:
+    from memvirt.platform.pc import Pc
     from memvirt.vmm.monitor import VirtualMachineMonitor
 
 __all__ = [
@@ -174,5 +175,5 @@ class Processor(Protocol):
         ...
 
 
-ProcessorFactory: TypeAlias = "Callable[[VirtualMachineMonitor, Any], Processor]"
+ProcessorFactory: TypeAlias = "Callable[[VirtualMachineMonitor, Pc], Processor]"
 """Makes the processor of a VM from its VMM and its PC (the array ``platform.pc.new_pc`` makes)."""

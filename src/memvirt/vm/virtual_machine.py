@@ -16,7 +16,6 @@ from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from memvirt.address import PAGE_BYTES
 from memvirt.cpu.factory import software_processor
@@ -36,7 +35,7 @@ from memvirt.platform.balloon import BalloonDevice, complete_balloon
 from memvirt.platform.boot.detect import load_boot_image
 from memvirt.platform.boot.image import BootImage, InitialState, StartMode
 from memvirt.platform.boot.protocol import Protocol, boot_protocol
-from memvirt.platform.pc import new_pc, pc_serial_input
+from memvirt.platform.pc import Pc, new_pc, pc_serial_input
 from memvirt.platform.uart import uart_drain
 from memvirt.size import format_size, parse_size
 from memvirt.vmm.balloon import BalloonedPages
@@ -110,7 +109,7 @@ class VirtualMachine:
         self.balloon = BalloonDevice(BalloonedPages(self.vmm))
         self.serial_log = bytearray()
         self._serial = serial
-        self.pc: Any = new_pc(self.memory)
+        self.pc: Pc = new_pc(self.memory)
         try:
             self.processor: Processor = processor(self.vmm, self.pc)
         except BaseException:

@@ -152,6 +152,26 @@ class ShadowTables:
         return self.ppn, self.level, self.part, self.direct
 
 
+@dataclass(frozen=True, slots=True)
+class ShadowEntries:
+    """Present entries of shadow pages, in the order of their tables."""
+
+    table: Array  # shadow page each lies in
+    slot: Array
+    entry: Array
+    target: Array  # PPN of a leaf, shadow page of a non-leaf; -1 if no list has the entry
+
+    def select(self, which: Array) -> ShadowEntries:
+        """Those of a mask, or at positions."""
+        return ShadowEntries(
+            self.table[which], self.slot[which], self.entry[which], self.target[which]
+        )
+
+    def link(self, i: int) -> int:
+        """The link of entry ``i`` (shadow page * 512 + slot)."""
+        return int(self.table[i]) << 9 | int(self.slot[i])
+
+
 def shadow_tables(vmm: VirtualMachineMonitor) -> ShadowTables | None:
     """The pool of shadow pages, None if the VM has none."""
     if not isinstance(vmm.page_tables, ShadowPaging):
