@@ -27,6 +27,11 @@ class Stale:
     shared: np.ndarray[Any, np.dtype[np.bool_]]
 
 
+_NO_PAGES = np.zeros(0, np.int64)
+_NOTHING = Stale(False, _NO_PAGES, _NO_PAGES, _NO_PAGES.astype(bool))
+_FLUSH_ONLY = Stale(True, _NO_PAGES, _NO_PAGES, _NO_PAGES.astype(bool))
+
+
 class StaleLog:
     """Collects what becomes stale until the processor asks."""
 
@@ -55,13 +60,15 @@ class StaleLog:
 
     def take(self, *, flush: bool = False) -> Stale:
         """All of it; asking forgets it. ``flush`` adds a reason to flush."""
-        none = np.zeros(0, np.int64)
-        stale = Stale(
-            self._flush or flush,
-            np.concatenate([none, *self._ppns]),
-            np.concatenate([none, *self._mpns]).astype(np.int64),
-            np.concatenate([none.astype(bool), *self._shared]),
-        )
+        flush |= self._flush
         self._flush = False
+        if not self._ppns:  # as before most runs
+            return _FLUSH_ONLY if flush else _NOTHING
+        stale = Stale(
+            flush,
+            np.concatenate(self._ppns),
+            np.concatenate(self._mpns).astype(np.int64),
+            np.concatenate(self._shared),
+        )
         self._ppns, self._mpns, self._shared = [], [], []
         return stale
