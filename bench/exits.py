@@ -38,8 +38,9 @@ REPEATS = 3
 def build(loop: int, folder: Path) -> bytes:
     """The guest with loop ``loop``, a Multiboot ELF of 32 bits, which is what loaders take."""
     linked, image = folder / "linked", folder / "image"
-    flags = ["-nostdlib", "-static", "-Wl,-N,-Ttext=0x100000,--build-id=none,--no-warn-rwx-segments"]
-    subprocess.run(["gcc", f"-DLOOP={loop}", *flags, "-o", linked, _SOURCE], check=True)
+    linker = "-Wl,-N,-Ttext=0x100000,--build-id=none,--no-warn-rwx-segments"
+    flags = [f"-DLOOP={loop}", "-nostdlib", "-static", linker]
+    subprocess.run(["gcc", *flags, "-o", linked, _SOURCE], check=True)
     subprocess.run(["objcopy", "-O", "elf32-i386", linked, image], check=True)
     return image.read_bytes()
 
