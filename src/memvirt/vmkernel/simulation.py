@@ -23,7 +23,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from memvirt.address import MachinePageNumber, MpnArray, PhysicalPageNumber, PpnArray
+from memvirt.address import MachinePageNumber, MpnArray, PpnArray
 
 from .admission import VmSettings
 from .managed import Condition, ManagedVm
@@ -283,15 +283,16 @@ class SimulatedGuest:
         unique = _UNIQUE + (self.vm_id << 40) + ppns
         return np.where(common, ppns + 1, unique).astype(np.uint64)
 
-    def make_shared(self, ppn: PhysicalPageNumber) -> MachinePageNumber:
+    def make_shared(self, ppns: PpnArray) -> MpnArray:
         if self._frame.size == 0:
             self._frame = np.zeros(self.pages, np.int64)
-        mpn = MachinePageNumber((self.vm_id << 32) | ppn)
-        self.machine.references[mpn] = 1
-        self.machine.salts[mpn] = self.share_salt
-        self._frame[ppn] = mpn
-        self._set(PpnArray(np.array([ppn])), PageState.SHARED)
-        return mpn
+        mpns = MpnArray((self.vm_id << 32) | ppns)
+        for number in mpns.tolist():
+            self.machine.references[MachinePageNumber(number)] = 1
+            self.machine.salts[MachinePageNumber(number)] = self.share_salt
+        self._frame[ppns] = mpns
+        self._set(ppns, PageState.SHARED)
+        return mpns
 
     def may_share(self, mpns: MpnArray) -> Flags:
         salts = self.machine.salts
