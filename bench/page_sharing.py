@@ -3,9 +3,9 @@
 
 KSM runs flat out (no sleep between batches) over an anonymous mapping of the same pages; its
 settings are restored afterwards. Both are measured by CPU time: KSM by that of its kernel thread,
-as the kernel accounts it, in steps of a clock tick. It needs root and a kernel with KSM; without,
-only our own figures are printed. KSM merges a page only in its second scan, when its checksum has
-not changed.
+as the kernel accounts it, in steps of a clock tick. It needs root, a kernel with KSM and no
+mergeable memory in other processes (of those whose memory we may look at); without, only our own
+figures are printed. KSM merges a page only in its second scan, when its checksum has not changed.
 """
 
 from __future__ import annotations
@@ -92,8 +92,20 @@ def _ksmd_seconds() -> float:
     raise OSError("no thread ksmd is seen")
 
 
+def _refuse_others() -> None:
+    """Raise OSError if another process has mergeable memory: KSM would scan, and merge, it too."""
+    for smaps in Path("/proc").glob("[0-9]*/smaps"):
+        if smaps.parent.name == str(os.getpid()):
+            continue
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+            flags = [line for line in smaps.read_text().splitlines() if line[:8] == "VmFlags:"]
+            if any("mg" in line.split() for line in flags):
+                raise OSError(f"process {smaps.parent.name} has mergeable memory too")
+
+
 def ksm_scan(pages: Any) -> tuple[float, int]:
     """(pages a CPU second, pages saved) of KSM over a mapping with the same pages."""
+    _refuse_others()
     private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # KSM leaves shared mappings alone
     with mmap.mmap(-1, PAGES * PAGE_BYTES, flags=private) as mapping:
         mapping.madvise(mmap.MADV_MERGEABLE)
