@@ -56,6 +56,8 @@ class VmmMemory:
     def pages(self) -> int:
         return self.vmm.pmap.pages
 
+    granule = 1
+
     @property
     def balloon(self) -> Balloon | None:
         return self._balloon
@@ -166,6 +168,14 @@ class VmmMemory:
         alone = np.flatnonzero(pmap.state == PageState.SHARED)
         alone = alone[self.vmm.machine.references[pmap.frame[alone]] == 1]
         return np.concatenate((np.flatnonzero(pmap.state == PageState.PRIVATE), alone))
+
+    def reclaimable(self, ppns: Ppns) -> Flags:
+        pmap = self.vmm.pmap
+        states = pmap.state[ppns]
+        fit = np.asarray(states == PageState.PRIVATE)
+        shared = np.flatnonzero(states == PageState.SHARED)
+        fit[shared] = self.vmm.machine.references[pmap.frame[ppns[shared]]] == 1
+        return fit
 
     def shared_pages(self) -> Ppns:
         return np.flatnonzero(self.vmm.pmap.state == PageState.SHARED)

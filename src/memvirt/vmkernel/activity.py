@@ -35,10 +35,10 @@ class Activity:
 
     def touched_fraction(self) -> float:
         """Part of the running period's sample that has been touched so far."""
-        sampling = self.guest.sampling
-        if self._sample.size == 0 or sampling is None:
+        size, sampling = self._sample.size, self.guest.sampling
+        if size == 0 or sampling is None:
             return self.fast
-        return 1 - float(np.count_nonzero(sampling.untouched(self._sample))) / self._sample.size
+        return 1 - int(np.count_nonzero(sampling.untouched(self._sample))) / size
 
     @property
     def next(self) -> float:
@@ -62,5 +62,6 @@ class Activity:
             self.fast = touched if first else self.fast + FAST_GAIN * (touched - self.fast)
             self.periods += 1
         count = min(self.pages, self.guest.pages)
-        self._sample = np.sort(self.random.choice(self.guest.pages, count, replace=False))
+        self._sample = self.random.choice(self.guest.pages, count, replace=False)
+        self._sample.sort()
         sampling.begin_sample(self._sample)

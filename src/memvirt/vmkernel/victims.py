@@ -5,31 +5,43 @@ ESXi takes random ones: the guest's own choice is unknown, and random never agre
 the worst way (OSDI 2002 section 3.1: the double paging problem). Better, where it costs little, is
 a *second chance*: the translations of random pages are taken back some time before, and those that
 the guest has not touched since go first. ``bench/swap_victims`` compares the two.
+
+A choice costs as much as it takes, not as much as the VM has: pages are drawn by their numbers
+(``draw``). Only where a list of all of them costs no more is there one.
 """
 
 from __future__ import annotations
 
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from .protocols import GuestMemory, Ppns
+from .protocols import Flags, GuestMemory, PageReclaim, Ppns
 
 _CHANCE = 4  # pages given a second chance for each page expected to be taken
 _CHANCE_MAXIMUM = 1024
+_WATCHED_MAXIMUM = 1 << 16  # pages of a VM remembered to be watched
+_FEW = 1 << 16  # PPNs of a VM that are looked at all together: some tens of microseconds
+_TRIES = 16  # PPNs of a list that cost as much as one that is drawn and tested
+_DRAWS = 8
+_NONE: Ppns = np.zeros(0, np.int64)
 
 
 class VictimPolicy(Protocol):
-    """Chooses which pages of a VM are taken."""
+    """Chooses which pages of a VM are taken. The VM has ``reclaim``."""
 
     def choose(
-        self, guest: GuestMemory, pages: Ppns, count: int, random: np.random.Generator
+        self, guest: GuestMemory, resident: int, count: int, random: np.random.Generator
     ) -> Ppns:
-        """``count`` of ``pages``, which are more, and whose eviction frees a frame each."""
+        """``count`` PPNs whose eviction frees a frame each; the VM has ``resident``, which is more.
+
+        ``draw`` gives random ones, ``guest.reclaim.reclaimable_pages`` all there are.
+        """
         ...
 
     def prepare(self, guest: GuestMemory, expected: int, random: np.random.Generator) -> None:
-        """About ``expected`` pages may have to go soon. Called in states soft and worse."""
+        """About ``expected`` PPNs may have to go soon. Called in states soft and worse."""
         ...
 
 
@@ -37,9 +49,9 @@ class RandomVictims:
     """As ESXi: no knowledge of the guest is the safest knowledge."""
 
     def choose(
-        self, guest: GuestMemory, pages: Ppns, count: int, random: np.random.Generator
+        self, guest: GuestMemory, resident: int, count: int, random: np.random.Generator
     ) -> Ppns:
-        return np.asarray(random.choice(pages, count, replace=False))
+        return draw(guest, resident, count, random)
 
     def prepare(self, guest: GuestMemory, expected: int, random: np.random.Generator) -> None:
         """Nothing to prepare."""
@@ -51,47 +63,146 @@ class IdleVictims:
     Random ones only for a VM whose accesses cannot be noticed.
     """
 
+    def __init__(self) -> None:
+        self._watched: WeakKeyDictionary[GuestMemory, Ppns] = WeakKeyDictionary()
+
     def choose(
-        self, guest: GuestMemory, pages: Ppns, count: int, random: np.random.Generator
+        self, guest: GuestMemory, resident: int, count: int, random: np.random.Generator
     ) -> Ppns:
-        if guest.sampling is None:
-            return RandomVictims().choose(guest, pages, count, random)
-        idle = guest.sampling.idle(pages)
-        quiet = random.permutation(pages[idle])[:count]
-        others = random.permutation(pages[~idle])[: count - quiet.size]
+        reclaim, sampling = guest.reclaim, guest.sampling
+        if sampling is None or reclaim is None:
+            return draw(guest, resident, count, random)
+        if not _worth_drawing(guest, resident, count):
+            pages = reclaim.reclaimable_pages()
+            idle = sampling.idle(pages)
+            quiet = random.permutation(pages[idle])[:count]
+            others = random.permutation(pages[~idle])[: count - quiet.size]
+            return np.concatenate((quiet, others))
+        known = self._idle(guest)
+        quiet = random.permutation(known[reclaim.reclaimable(known)])[:count]
+        others = draw(guest, resident - quiet.size, count - quiet.size, random, but=quiet)
         return np.concatenate((quiet, others))
 
     def prepare(self, guest: GuestMemory, expected: int, random: np.random.Generator) -> None:
-        give_second_chance(guest, expected, random)
+        watched = give_second_chance(guest, expected, random)
+        if guest.pages > _FEW:
+            known = np.concatenate((self._idle(guest), watched))
+            self._watched[guest] = known[-_WATCHED_MAXIMUM:]
+
+    def _idle(self, guest: GuestMemory) -> Ppns:
+        """The pages that were watched and have not been touched since, as far as remembered."""
+        known = self._watched.get(guest, _NONE)
+        if guest.sampling is not None and known.size:
+            known = self._watched[guest] = known[guest.sampling.idle(known)]
+        return known
 
 
 def choose_victims(
     guest: GuestMemory, count: int, policy: VictimPolicy, random: np.random.Generator
 ) -> Ppns:
-    """Up to ``count`` pages of the VM whose eviction frees frames, as ``policy`` has it.
+    """PPNs of up to ``count`` pages of the VM whose eviction frees frames, as ``policy`` has it.
 
     Pages that others share too come last: each frees only its part of a frame. None of a VM from
     which no pages can be taken.
     """
-    if guest.reclaim is None:
-        return np.zeros(0, np.int64)
-    pages = guest.reclaim.reclaimable_pages()
+    reclaim = guest.reclaim
+    if reclaim is None:
+        return _NONE
+    count = -(-count // guest.granule)
+    private = guest.usage().private // guest.granule if guest.pages > _FEW else 0
+    if private > count:
+        return policy.choose(guest, private, count, random)
+    pages = reclaim.reclaimable_pages()
     if pages.size > count:
-        return policy.choose(guest, pages, count, random)
-    others = np.setdiff1d(guest.reclaim.shared_pages(), pages)
+        return policy.choose(guest, pages.size, count, random)
+    others = np.setdiff1d(reclaim.shared_pages(), pages)
     return np.concatenate((pages, random.permutation(others)[: count - pages.size]))
 
 
-def give_second_chance(guest: GuestMemory, expected: int, random: np.random.Generator) -> int:
-    """Watch random private pages from now on; returns how many.
+def give_second_chance(guest: GuestMemory, expected: int, random: np.random.Generator) -> Ppns:
+    """Watch random private pages from now on, some for each of ``expected`` PPNs; returns which.
 
     The guest pays a hidden fault for each one it touches.
     """
-    if guest.reclaim is None or guest.sampling is None:
-        return 0
-    pages = guest.reclaim.reclaimable_pages()
-    pages = pages[~guest.sampling.idle(pages)]
-    count = min(_CHANCE * expected, _CHANCE_MAXIMUM, pages.size)
-    if count > 0:
-        guest.sampling.watch(random.choice(pages, count, replace=False))
-    return int(count)
+    reclaim, sampling = guest.reclaim, guest.sampling
+    if reclaim is None or sampling is None:
+        return _NONE
+    count = min(_CHANCE * expected, _CHANCE_MAXIMUM)
+    if guest.pages > _FEW:
+        pages = draw(guest, guest.usage().private // guest.granule, count, random)
+        chosen = pages[~sampling.idle(pages)]
+    else:
+        pages = reclaim.reclaimable_pages()
+        pages = pages[~sampling.idle(pages)]
+        chosen = random.choice(pages, min(count, pages.size), replace=False)
+    if chosen.size:
+        sampling.watch(chosen)
+    return chosen
+
+
+# Random pages --------------------------------------------------------------------------------
+
+
+def _worth_drawing(guest: GuestMemory, resident: int, count: int) -> bool:
+    """True if drawing ``count`` of ``resident`` PPNs costs less than a list of them all."""
+    return guest.pages > _FEW and resident > _TRIES * count
+
+
+def draw(
+    guest: GuestMemory,
+    resident: int,
+    count: int,
+    random: np.random.Generator,
+    *,
+    but: Ppns = _NONE,
+) -> Ppns:
+    """Up to ``count`` random PPNs, distinct and not of ``but``, whose eviction frees a frame each.
+
+    ``resident``: how many of those the VM has, about. The guest must have ``reclaim``.
+    """
+    assert guest.reclaim is not None
+    if count <= 0:
+        return _NONE
+    if not _worth_drawing(guest, resident, count):
+        pages = guest.reclaim.reclaimable_pages()
+        if but.size:
+            pages = np.setdiff1d(pages, but, assume_unique=True)
+        return np.asarray(random.choice(pages, min(count, pages.size), replace=False))
+    return _by_number(guest, guest.reclaim, resident, count, random, but)
+
+
+def _by_number(
+    guest: GuestMemory,
+    reclaim: PageReclaim,
+    resident: int,
+    count: int,
+    random: np.random.Generator,
+    but: Ppns,
+) -> Ppns:
+    """As ``draw``: numbers at random, of which those that will do are kept.
+
+    A third more than should be needed are drawn; what is missing is drawn again. Fewer than
+    ``count`` come of it if the VM has far less than ``resident``.
+    """
+    chosen, per_page = _NONE, guest.pages / resident
+    for _ in range(_DRAWS):
+        missing = count - chosen.size
+        numbers = random.integers(guest.pages, size=int(missing * per_page * 4 / 3) + 16)
+        numbers.sort()  # ascending: memory is read in order, and equal numbers stand together
+        numbers = numbers[reclaim.reclaimable(numbers)]
+        numbers = numbers[_differs_from_the_one_before(numbers)]
+        for taken in (but, chosen):
+            if taken.size:
+                numbers = numbers[~np.isin(numbers, taken)]
+        if numbers.size > missing:
+            numbers = random.permutation(numbers)[:missing]
+        chosen = np.concatenate((chosen, numbers))
+        if chosen.size == count:
+            break
+    return chosen
+
+
+def _differs_from_the_one_before(ascending: Ppns) -> Flags:
+    differs = np.ones(ascending.size, np.bool_)
+    np.not_equal(ascending[1:], ascending[:-1], out=differs[1:])
+    return differs
