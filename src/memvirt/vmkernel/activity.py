@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .protocols import GuestMemory, Ppns
+from .random_pages import FEW, distinct
 
 SLOW_GAIN, FAST_GAIN = 0.125, 0.5
 
@@ -61,7 +62,10 @@ class Activity:
             self.slow = touched if first else self.slow + SLOW_GAIN * (touched - self.slow)
             self.fast = touched if first else self.fast + FAST_GAIN * (touched - self.fast)
             self.periods += 1
-        count = min(self.pages, self.guest.pages)
-        self._sample = self.random.choice(self.guest.pages, count, replace=False)
-        self._sample.sort()
+        pages = self.guest.pages
+        if pages > FEW and pages >= 2 * self.pages:
+            self._sample = distinct(pages, self.pages, self.random)
+        else:
+            count = min(self.pages, pages)
+            self._sample = self.random.choice(pages, count, replace=False)
         sampling.begin_sample(self._sample)

@@ -57,6 +57,9 @@ class ManagedVm:
     needed_to_run: int = NEEDED_TO_RUN
     _active: float | None = None  # the estimate, if it was asked for since the VM last ran
 
+    _claim: Claim | None = None
+    _claim_of: tuple[VmSettings, MemoryUsage, int, float] | None = None
+
     def __post_init__(self) -> None:
         granule = self.guest.granule
         self.minimum_grant = max(MINIMUM_GRANT, granule)
@@ -107,14 +110,18 @@ class ManagedVm:
 
     @property
     def claim(self) -> Claim:
-        """What allocation goes by."""
-        settings, usage = self.settings, self.usage
-        return Claim(
-            settings.shares,
-            self.active,
-            settings.memory,
-            settings.reservation,
-            settings.maximum,
-            usage.consumed,
-            usage.in_use + self.balloon_size,
-        )
+        """What allocation goes by; asked for several times a round, and made anew on a change."""
+        settings, usage, balloon = self.settings, self.usage, self.balloon_size
+        claim, of = self._claim, (settings, usage, balloon, self.active)
+        if claim is None or self._claim_of != of:
+            self._claim_of = of
+            claim = self._claim = Claim(
+                settings.shares,
+                self.active,
+                settings.memory,
+                settings.reservation,
+                settings.maximum,
+                usage.consumed,
+                usage.in_use + balloon,
+            )
+        return claim

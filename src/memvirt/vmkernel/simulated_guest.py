@@ -42,7 +42,9 @@ class PageState(IntEnum):
     SWAPPED = 4
 
 
-_IS_ABSENT = np.array([state not in (1, 2) for state in PageState])
+# Plain numbers: in Python 3.11 an enumeration's members are found by a search.
+_UNMAPPED, _PRIVATE, _SHARED, _COMPRESSED, _SWAPPED = (int(state) for state in PageState)
+_IS_ABSENT = np.array([state not in (_PRIVATE, _SHARED) for state in PageState])
 
 
 class NoFrames(Exception):
@@ -181,20 +183,20 @@ class SimulatedGuest:
         self._compressible = int(compressible * 256)
         self._cache_max = cache_max
         self._state = np.zeros(pages, np.uint8)
-        self._sample = _NONE  # ascending
+        self._sample = _NONE
         self._touched = 0  # all below have been touched since it was drawn
         self._watched = _Marks(pages)
         self._frame = np.zeros(0, np.int64)  # of shared pages; made when the first is
         self._counts = [0] * len(PageState)  # PPNs in each state
-        self._counts[PageState.UNMAPPED] = pages
+        self._counts[_UNMAPPED] = pages
         self._totals = dict.fromkeys(("zips", "unzips", "reads", "writes"), 0)  # PPNs
-        # PPNs below ``_cursor`` are resident, but for those in ``_gone`` (ascending) and ``_taken``.
+        # PPNs below the cursor are resident, but for those in ``_gone`` (ascending) and ``_taken``.
         self._cursor = 0
         self._gone = _NONE
         self._taken: list[Ppns] = []
         self._usage: MemoryUsage | None = None  # None: something has changed
         self._usage_of = -1  # the references it was computed with
-        self._kept: dict[str, KeptPages] = {}
+        self._kept: dict[str, KeptPages] = {}  # empty: something of it has changed
 
     # The guest ---------------------------------------------------------------------------------
 
@@ -212,12 +214,14 @@ class SimulatedGuest:
         return satisfied
 
     def _missing(self, end: int, most: int) -> tuple[Ppns, bool]:
-        """The first PPNs below ``end`` that are not resident, up to ``most``; whether these are all.
+        """The first PPNs below ``end`` that are not resident, up to ``most``; and if these are all.
 
         They are brought back now: that is the caller's promise.
         """
         if self._taken:
-            self._gone = np.unique(np.concatenate((self._gone, *self._taken)))
+            gone = np.concatenate((self._gone, *self._taken))
+            gone.sort()
+            self._gone = gone[np.append(gone[1:] != gone[:-1], True)] if gone.size else gone
             self._taken = []
         if self._gone.size:
             self._gone = self._gone[_IS_ABSENT[self._state[self._gone]]]
@@ -241,23 +245,25 @@ class SimulatedGuest:
 
     def _bring_back(self, ppns: Ppns) -> None:
         """Make pages private, wherever they were; their frames are taken already."""
-        zipped, swapped = self._counts[PageState.COMPRESSED], self._counts[PageState.SWAPPED]
-        self._set(ppns, PageState.PRIVATE)
-        self._totals["unzips"] += zipped - self._counts[PageState.COMPRESSED]
-        self._totals["reads"] += swapped - self._counts[PageState.SWAPPED]
+        zipped, swapped = self._counts[_COMPRESSED], self._counts[_SWAPPED]
+        self._set(ppns, _PRIVATE)
+        unzips = zipped - self._counts[_COMPRESSED]
+        reads = swapped - self._counts[_SWAPPED]
+        if unzips or reads:
+            self._totals["unzips"] += unzips
+            self._totals["reads"] += reads
+            self._kept = {}
 
     def populate(self, pages: int) -> None:
         """Give the first ``pages`` pages frames at once, without the VMkernel's asking.
 
         Raises NoFrames.
         """
-        missing = np.flatnonzero(
-            self._state[: -(-pages // self.granule)] == PageState.UNMAPPED
-        )
+        missing = np.flatnonzero(self._state[: -(-pages // self.granule)] == _UNMAPPED)
         self.machine.take(int(missing.size) * self.granule)
-        self._set(missing, PageState.PRIVATE)
+        self._set(missing, _PRIVATE)
 
-    def _set(self, ppns: Any, state: PageState) -> None:
+    def _set(self, ppns: Any, state: int) -> None:
         """Move pages to ``state``, keeping the counts and the frames of the cache right."""
         if len(ppns) == 0:
             return
@@ -267,12 +273,13 @@ class SimulatedGuest:
         self._state[ppns] = state
         self._counts[state] += len(ppns)
         self.machine.used += self._compressed_frames() - frames
-        if _IS_ABSENT[state]:
+        if state != _PRIVATE and state != _SHARED:
             self._taken.append(ppns[ppns < self._cursor])
+            self._kept = {}
         self._usage = None
 
     def _compressed_frames(self) -> int:
-        return -(-self._counts[PageState.COMPRESSED] * self.granule // 2)
+        return -(-self._counts[_COMPRESSED] * self.granule // 2)
 
     # GuestMemory, with all but large pages -------------------------------------------------------
 
@@ -294,26 +301,22 @@ class SimulatedGuest:
 
     def usage(self) -> MemoryUsage:
         """As ``GuestMemory``; made anew only if something has changed."""
-        shared = self._counts[PageState.SHARED]
+        shared = self._counts[_SHARED]
         changes = self.machine.reference_changes if shared else -1
         usage = self._usage
-        if (
-            usage is not None
-            and usage.reserve_frames == self.reserve
-            and self._usage_of == changes
-        ):
+        if usage is not None and usage.reserve_frames == self.reserve and self._usage_of == changes:
             return usage
-        if usage is None:
+        if not self._kept:
             self._kept = self._kept_pages()
         cost = usage.shared_cost if usage is not None else 0.0
         if shared and (usage is None or self._usage_of != changes):
             cost = self.granule * self._shared_cost()
         self._usage_of = changes
         self._usage = MemoryUsage(
-            self._counts[PageState.PRIVATE] * self.granule,
+            self._counts[_PRIVATE] * self.granule,
             shared * self.granule,
             cost,
-            self._counts[PageState.UNMAPPED] * self.granule,
+            self._counts[_UNMAPPED] * self.granule,
             self._kept,
             0,
             self.reserve,
@@ -321,18 +324,18 @@ class SimulatedGuest:
         return self._usage
 
     def _shared_cost(self) -> float:
-        frames = self._frame[self._state == PageState.SHARED]
+        frames = self._frame[self._state == _SHARED]
         return float((1 / self.machine.references[frames]).sum())
 
     def _kept_pages(self) -> dict[str, KeptPages]:
         each, totals = self.granule, self._totals
         compressed = KeptPages(
-            self._counts[PageState.COMPRESSED] * each,
+            self._counts[_COMPRESSED] * each,
             self._compressed_frames(),
             totals["zips"] * each,
             totals["unzips"] * each,
         )
-        swapped = self._counts[PageState.SWAPPED] * each
+        swapped = self._counts[_SWAPPED] * each
         writes, reads = totals["writes"] * each, totals["reads"] * each
         return {"compress": compressed, "swap": KeptPages(swapped, 0, writes, reads)}
 
@@ -351,24 +354,26 @@ class SimulatedGuest:
         return self._watched.set[ppns]
 
     def private(self, ppns: Ppns) -> Ppns:
-        return ppns[self._state[ppns] == PageState.PRIVATE]
+        return ppns[self._state[ppns] == _PRIVATE]
 
     def reclaimable(self, ppns: Ppns) -> Flags:
-        return np.asarray(self._state[ppns] == PageState.PRIVATE)
+        return np.asarray(self._state[ppns] == _PRIVATE)
 
     def reclaimable_pages(self) -> Ppns:
-        return np.flatnonzero(self._state == PageState.PRIVATE)
+        return np.flatnonzero(self._state == _PRIVATE)
 
     def shared_pages(self) -> Ppns:
-        return np.flatnonzero(self._state == PageState.SHARED)
+        return np.flatnonzero(self._state == _SHARED)
 
     def evict(self, ppns: Ppns, places: Sequence[Place]) -> Eviction:
-        names = [place.name for place in places]
-        resident = np.sort(self.private(np.asarray(ppns, np.int64)))
-        small = (resident * 0x9E3779B1 >> 7) % 256 < self._compressible
-        room = max(2 * (self._cache_max - self._compressed_frames()) // self.granule, 0)
-        small &= np.cumsum(small) <= (room if "compress" in names else 0)
-        squeezed, swapped = resident[small], resident[~small]
+        names = {place.name for place in places}
+        resident = self.private(np.asarray(ppns, np.int64))
+        room = 2 * (self._cache_max - self._compressed_frames()) // self.granule
+        squeezed, swapped = resident[:0], resident
+        if room > 0 and self._compressible and "compress" in names:
+            small = (resident * 0x9E3779B1 >> 7) & 255 < self._compressible
+            small &= np.cumsum(small) <= room
+            squeezed, swapped = resident[small], resident[~small]
         refused = 0
         if "swap" not in names:
             swapped, refused = swapped[:0], int(swapped.size)
@@ -376,13 +381,13 @@ class SimulatedGuest:
         self.machine.put_back((zips + writes) * self.granule)
         self._totals["zips"] += zips
         self._totals["writes"] += writes
-        self._set(squeezed, PageState.COMPRESSED)
-        self._set(swapped, PageState.SWAPPED)
+        self._set(squeezed, _COMPRESSED)
+        self._set(swapped, _SWAPPED)
         placed = {"compress": zips * self.granule, "swap": writes * self.granule}
         return Eviction(placed, refused * self.granule)
 
     def restore(self, most: int) -> int:
-        kept = np.flatnonzero(self._state >= PageState.COMPRESSED)[: most // self.granule]
+        kept = np.flatnonzero(self._state >= _COMPRESSED)[: most // self.granule]
         pages = int(kept.size) * self.granule
         self.machine.take(pages)
         self._bring_back(kept)
@@ -402,7 +407,7 @@ class SimulatedGuest:
         return np.asarray(self.machine.salts[mpns] == self.share_salt)
 
     def share(self, ppns: Ppns, mpns: Mpns) -> Ppns:
-        fit = self._state[ppns] == PageState.PRIVATE
+        fit = self._state[ppns] == _PRIVATE
         pages, frames = ppns[fit], mpns[fit]
         if pages.size:
             self.machine.add_references(frames)
@@ -414,7 +419,7 @@ class SimulatedGuest:
         if self._frame.size == 0:
             self._frame = np.zeros(self.pages, np.int64)
         self._frame[ppns] = mpns
-        self._set(ppns, PageState.SHARED)
+        self._set(ppns, _SHARED)
 
     def mapped_to(self, mpns: list[int]) -> int:
         return 0  # no page is said to be zero

@@ -17,14 +17,15 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from .protocols import Flags, GuestMemory, PageReclaim, Ppns
+from .protocols import GuestMemory, PageReclaim, Ppns
+from .random_pages import FEW, distinct
 
 _CHANCE = 4  # pages given a second chance for each page expected to be taken
 _CHANCE_MAXIMUM = 1024
-_WATCHED_MAXIMUM = 1 << 16  # pages of a VM remembered to be watched
-_FEW = 1 << 16  # PPNs of a VM that are looked at all together: some tens of microseconds
+_WATCHED_MAXIMUM = 1 << 14  # pages of a VM remembered to be watched, the last ones
 _TRIES = 16  # PPNs of a list that cost as much as one that is drawn and tested
 _DRAWS = 8
+_SPARE = 1.1  # numbers drawn for each that should be needed
 _NONE: Ppns = np.zeros(0, np.int64)
 
 
@@ -64,6 +65,7 @@ class IdleVictims:
     """
 
     def __init__(self) -> None:
+        # Of VMs with many pages: those that were watched, in order; some are not idle any more.
         self._watched: WeakKeyDictionary[GuestMemory, Ppns] = WeakKeyDictionary()
 
     def choose(
@@ -78,23 +80,17 @@ class IdleVictims:
             quiet = random.permutation(pages[idle])[:count]
             others = random.permutation(pages[~idle])[: count - quiet.size]
             return np.concatenate((quiet, others))
-        known = self._idle(guest)
-        quiet = random.permutation(known[reclaim.reclaimable(known)])[:count]
+        known = self._watched.get(guest, _NONE)
+        known = self._watched[guest] = known[sampling.idle(known)]
+        quiet = known[reclaim.reclaimable(known)][:count]  # those idle for longest
         others = draw(guest, resident - quiet.size, count - quiet.size, random, but=quiet)
         return np.concatenate((quiet, others))
 
     def prepare(self, guest: GuestMemory, expected: int, random: np.random.Generator) -> None:
         watched = give_second_chance(guest, expected, random)
-        if guest.pages > _FEW:
-            known = np.concatenate((self._idle(guest), watched))
+        if guest.pages > FEW and watched.size:
+            known = np.concatenate((self._watched.get(guest, _NONE), watched))
             self._watched[guest] = known[-_WATCHED_MAXIMUM:]
-
-    def _idle(self, guest: GuestMemory) -> Ppns:
-        """The pages that were watched and have not been touched since, as far as remembered."""
-        known = self._watched.get(guest, _NONE)
-        if guest.sampling is not None and known.size:
-            known = self._watched[guest] = known[guest.sampling.idle(known)]
-        return known
 
 
 def choose_victims(
@@ -109,7 +105,7 @@ def choose_victims(
     if reclaim is None:
         return _NONE
     count = -(-count // guest.granule)
-    private = guest.usage().private // guest.granule if guest.pages > _FEW else 0
+    private = guest.usage().private // guest.granule if guest.pages > FEW else 0
     if private > count:
         return policy.choose(guest, private, count, random)
     pages = reclaim.reclaimable_pages()
@@ -128,7 +124,7 @@ def give_second_chance(guest: GuestMemory, expected: int, random: np.random.Gene
     if reclaim is None or sampling is None:
         return _NONE
     count = min(_CHANCE * expected, _CHANCE_MAXIMUM)
-    if guest.pages > _FEW:
+    if guest.pages > FEW:
         pages = draw(guest, guest.usage().private // guest.granule, count, random)
         chosen = pages[~sampling.idle(pages)]
     else:
@@ -145,7 +141,7 @@ def give_second_chance(guest: GuestMemory, expected: int, random: np.random.Gene
 
 def _worth_drawing(guest: GuestMemory, resident: int, count: int) -> bool:
     """True if drawing ``count`` of ``resident`` PPNs costs less than a list of them all."""
-    return guest.pages > _FEW and resident > _TRIES * count
+    return guest.pages > FEW and resident > _TRIES * count
 
 
 def draw(
@@ -181,28 +177,18 @@ def _by_number(
 ) -> Ppns:
     """As ``draw``: numbers at random, of which those that will do are kept.
 
-    A third more than should be needed are drawn; what is missing is drawn again. Fewer than
-    ``count`` come of it if the VM has far less than ``resident``.
+    Fewer than ``count`` come of it only if the VM has far less than ``resident``.
     """
     chosen, per_page = _NONE, guest.pages / resident
     for _ in range(_DRAWS):
         missing = count - chosen.size
-        numbers = random.integers(guest.pages, size=int(missing * per_page * 4 / 3) + 16)
-        numbers.sort()  # ascending: memory is read in order, and equal numbers stand together
+        tried = min(int(missing * per_page * _SPARE) + 16, guest.pages)
+        numbers = distinct(guest.pages, tried, random)
         numbers = numbers[reclaim.reclaimable(numbers)]
-        numbers = numbers[_differs_from_the_one_before(numbers)]
         for taken in (but, chosen):
             if taken.size:
                 numbers = numbers[~np.isin(numbers, taken)]
-        if numbers.size > missing:
-            numbers = random.permutation(numbers)[:missing]
-        chosen = np.concatenate((chosen, numbers))
+        chosen = np.concatenate((chosen, numbers[:missing]))
         if chosen.size == count:
             break
     return chosen
-
-
-def _differs_from_the_one_before(ascending: Ppns) -> Flags:
-    differs = np.ones(ascending.size, np.bool_)
-    np.not_equal(ascending[1:], ascending[:-1], out=differs[1:])
-    return differs
