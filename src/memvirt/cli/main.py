@@ -15,8 +15,10 @@ from typing import Annotated
 import typer
 
 from memvirt import __version__
+from memvirt.cpu.factory import describe_processor
 
 from .boot_command import boot_command
+from .errors import user_errors
 from .map_command import map_command
 from .page_command import page_command
 from .plan_commands import analyze_command, plan_command
@@ -35,6 +37,8 @@ app = typer.Typer(
 def _version(wanted: bool) -> None:
     if wanted:
         print(f"memvirt {__version__}")
+        with user_errors():
+            print(f"engine: {describe_processor()}")
         raise typer.Exit
 
 

@@ -12,10 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from memvirt.errors import MemvirtError
-from memvirt.vmm.monitor import VirtualMachineMonitor
+
+if TYPE_CHECKING:
+    from memvirt.vmm.monitor import VirtualMachineMonitor
 
 
 class ProcessorError(MemvirtError, RuntimeError):
@@ -63,8 +65,10 @@ class SegmentState:
 @dataclass(frozen=True, slots=True)
 class ProcessorStatistics:
     """What one processor did since power-on. Exits are stops of the engine, by reason; those for
-    memory in shadow or nested mode are in the VM's memory statistics."""
+    memory in shadow or nested mode are in the VM's memory statistics. ``implementation`` says which
+    processor ran, and whose build of it."""
 
+    implementation: str
     virtual_ns: int
     code_bytes: int
     engine_starts: int
@@ -156,5 +160,5 @@ class Processor(Protocol):
         ...
 
 
-ProcessorFactory = Callable[[VirtualMachineMonitor, Any], Processor]
+ProcessorFactory: TypeAlias = "Callable[[VirtualMachineMonitor, Any], Processor]"
 """Makes the processor of a VM from its VMM and its PC (the array ``platform.pc.new_pc`` makes)."""

@@ -70,5 +70,6 @@ def render(statistics: VmStatistics) -> str:
             f"exits          {exits or 'none'}",
             f"delivered      {processor.exceptions_delivered:,} exceptions, "
             f"{processor.interrupts_delivered:,} interrupts",
+            f"processor      {processor.implementation}",
         )
     )

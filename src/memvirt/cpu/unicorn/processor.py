@@ -27,7 +27,7 @@ from memvirt.platform.ports import IO_BACKDOOR, IO_BALLOON
 from memvirt.record import new_record
 from memvirt.vmm.monitor import PagingMode, VirtualMachineMonitor
 
-from . import hooks
+from . import ENGINE, hooks
 from . import registers as reg
 from . import run as run_loop
 from .block_counter import block_counter_address
@@ -35,6 +35,7 @@ from .cpuid import cpuid_table
 from .engine_state import ENGINE_DTYPE, EXECUTED, NO_EVENT, EngineState
 from .features import hidden_features
 from .guest_memory import access_entry
+from .own_build import IS_OWN_BUILD, count_blocks, used_engine
 from .run import drop_code, flush_translations, run
 from .tlb_fill import LAPIC_GPA
 from .version import check_engine_version
@@ -78,6 +79,8 @@ class UnicornProcessor:
         self._record = new_record(ENGINE_DTYPE)
         self.state: EngineState = self._record[0]
         self._page_flags = np.zeros(vmm.pmap.pages, np.uint8)
+        if ENGINE.problem:
+            raise ProcessorError(ENGINE.problem)
         check_engine_version()
         self._engine: unicorn.Uc | None = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
         self.engine.ctl_set_cpu_model(x86_const.UC_CPU_X86_ICELAKE_SERVER)
@@ -109,7 +112,7 @@ class UnicornProcessor:
 
     def _probe(self) -> None:
         """Find the register file and CPUID answers on this engine before it is used."""
-        self.cpuid = cpuid_table(self.engine, hidden_features(stock_engine=True))
+        self.cpuid = cpuid_table(self.engine, hidden_features(stock_engine=not IS_OWN_BUILD))
         self.engine.ctl_set_tlb_mode(_UC_CTL_TLB_VIRTUAL)
         self._check(_library.uc_ctl(self._handle, reg.CTL_TLB_FLUSH), "flushing translations")
         self.registers = reg.locate_registers(self.engine)
@@ -200,7 +203,10 @@ class UnicornProcessor:
 
         if not self._flat:
             hook(uc_const.UC_HOOK_TLB_FILL, hooks.on_tlb_fill.address)
-        hook(uc_const.UC_HOOK_BLOCK, block_counter_address(hooks.on_deadline.address))
+        if IS_OWN_BUILD:
+            count_blocks(self._handle, self._record, hooks.on_deadline.address)
+        else:
+            hook(uc_const.UC_HOOK_BLOCK, block_counter_address(hooks.on_deadline.address))
         hook(uc_const.UC_HOOK_INTR, hooks.on_exception.address)
         for instruction, callback in (
             (x86_const.UC_X86_INS_SYSCALL, hooks.on_syscall),
@@ -346,6 +352,7 @@ class UnicornProcessor:
     def statistics(self) -> ProcessorStatistics:
         state = self.state
         return ProcessorStatistics(
+            implementation=used_engine(),
             virtual_ns=self.virtual_ns,
             exits={name: int(getattr(state, f"exits_{name}")) for name in _EXITS},
             exceptions_by_vector={
