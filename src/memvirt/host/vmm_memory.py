@@ -85,7 +85,7 @@ class VmmMemory:
 
     def usage(self) -> MemoryUsage:
         vmm, pmap = self.vmm, self.vmm.pmap
-        states, cost = census(pmap.state, pmap.frame, vmm.machine.references)
+        states, cost = census(pmap.state, pmap.frame, vmm.machine.owner)
         return MemoryUsage(
             private=states[PageState.PRIVATE],
             shared=states[PageState.SHARED],
