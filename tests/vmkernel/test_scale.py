@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from memvirt.address import PpnArray
 from memvirt.vmkernel.admission import VmSettings
 from memvirt.vmkernel.options import MemoryOptions
-from memvirt.vmkernel.protocols import Flags, Place, Ppns
+from memvirt.vmkernel.protocols import Flags, Place
 from memvirt.vmkernel.random_pages import FEW, distinct
 from memvirt.vmkernel.samples import HostState
 from memvirt.vmkernel.simulation import PageState, SimulatedGuest, SimulatedMachine, Simulation
@@ -109,19 +110,19 @@ class Watched(SimulatedGuest):
 
     asked = 0
 
-    def reclaimable(self, ppns: Ppns) -> Flags:
+    def reclaimable(self, ppns: PpnArray) -> Flags:
         self.asked += ppns.size
         return super().reclaimable(ppns)
 
-    def idle(self, ppns: Ppns) -> Flags:
+    def idle(self, ppns: PpnArray) -> Flags:
         self.asked += ppns.size
         return super().idle(ppns)
 
-    def untouched(self, ppns: Ppns) -> Flags:
+    def untouched(self, ppns: PpnArray) -> Flags:
         self.asked += ppns.size
         return super().untouched(ppns)
 
-    def reclaimable_pages(self) -> Ppns:
+    def reclaimable_pages(self) -> PpnArray:
         raise AssertionError("all pages of a VM were looked at")
 
     shared_pages = reclaimable_pages

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from memvirt.address import MpnArray
 from memvirt.compiled import compiled
 
-Mpns = np.ndarray[tuple[int], np.dtype[np.uint32]]
+Links = np.ndarray[tuple[int], np.dtype[np.uint32]]
 END = 0xFFFF_FFFF  # no next frame
 
 
@@ -36,13 +37,13 @@ class FreeList:
     ``mpns`` are put on it in order: the last of them is taken first.
     """
 
-    def __init__(self, links: Mpns, mpns: Mpns) -> None:
+    def __init__(self, links: Links, mpns: MpnArray) -> None:
         self._links = links
         self._first = END
         self.count = 0
         self.put(mpns)
 
-    def put(self, mpns: Mpns) -> None:
+    def put(self, mpns: MpnArray) -> None:
         """Put frames (distinct, none of them on the list) on it; the last is the first to go."""
         if mpns.size == 0:
             return
@@ -51,16 +52,16 @@ class FreeList:
         self._first = int(mpns[-1])
         self.count += int(mpns.size)
 
-    def take(self, count: int) -> Mpns:
+    def take(self, count: int) -> MpnArray:
         """Take ``count`` frames off, which the caller knows there are."""
         taken = np.zeros(count, np.uint32)
         if count:
             _follow(self._links, self._first, taken)
             self._first = int(self._links[taken[-1]])
             self.count -= count
-        return taken
+        return MpnArray(taken)
 
-    def remove(self, mpns: Mpns) -> None:
+    def remove(self, mpns: MpnArray) -> None:
         """Take these off, wherever they are; the others keep their order. Looks at the whole list.
 
         All of them are on it: that is the caller's promise.
@@ -71,11 +72,11 @@ class FreeList:
         self.count = 0
         self.put(rest)
 
-    def mpns(self) -> Mpns:
+    def mpns(self) -> MpnArray:
         """The frames in the order in which they will be taken.
 
         Ends early, after a number that is no frame's, if a link is damaged.
         """
         found = np.zeros(self.count, np.uint32)
         size = _follow(self._links, self._first, found)
-        return found[: size + 1] if size < self.count else found
+        return MpnArray(found[: size + 1] if size < self.count else found)

@@ -18,12 +18,16 @@ from typing import Any
 
 import numpy as np
 
-from memvirt.address import PAGE_BYTES, PAGE_SHIFT, MachinePageNumber
+from memvirt.address import PAGE_BYTES, PAGE_SHIFT, MachinePageNumber, MpnArray
 from memvirt.errors import MemvirtError
+from memvirt.size import format_size
 
+from .frame_arrays import note_taken, zero_frames
 from .free_list import FreeList
 
-Frames = np.ndarray[tuple[int], np.dtype[np.uint32]]
+__all__ = ["FrameKind", "MachineMemory", "MachineMemoryExhausted", "MachineMemoryStatistics"]
+
+MpnsLike = Sequence[MachinePageNumber] | MpnArray | MachinePageNumber
 FrameDetails = np.ndarray[tuple[int], np.dtype[np.int32]]
 NOBODY = -1
 
@@ -119,12 +123,17 @@ class MachineMemory:
         self._mapping = mmap.mmap(-1, PAGE_BYTES if metadata_only else frames * PAGE_BYTES)
         self._metadata_only = metadata_only
         self.content = np.frombuffer(self._mapping, np.uint8)
-        order: Frames = np.arange(frames - 1, -1, -1, dtype=np.uint32)
+        self._host_address = int(self.content.ctypes.data)
+        order = MpnArray(np.arange(frames - 1, -1, -1, dtype=np.uint32))
         if scatter_seed is not None:
             np.random.default_rng(scatter_seed).shuffle(order)
         self._free = FreeList(self._detail.view(np.uint32), order)
         self._allocations = 0
         self._frees = 0
+
+    def __repr__(self) -> str:
+        size, free = format_size(self.bytes), format_size(self.free_frames << PAGE_SHIFT)
+        return f"<{type(self).__name__}: {size} in {self.frames} frames, {free} free>"
 
     @property
     def free_frames(self) -> int:
@@ -137,9 +146,9 @@ class MachineMemory:
     @property
     def host_address(self) -> int:
         """Host address of frame 0, valid as long as this object."""
-        return int(self.content.ctypes.data)
+        return self._host_address
 
-    def free_list(self) -> Frames:
+    def free_list(self) -> MpnArray:
         """MPNs of the free frames, in the order in which they will be allocated."""
         return self._free.mpns()
 
@@ -166,17 +175,17 @@ class MachineMemory:
         """By MPN: bytes of a block of compressed content in a COMPRESSED frame."""
         return self._detail
 
-    def share_salt(self, mpns: Any) -> Any:
+    def share_salt(self, mpns: MpnsLike) -> Any:
         """The salt of SHARED frames: only VMs of that salt use them."""
         return -1 - self._detail[mpns]
 
-    def set_share_salt(self, mpns: Any, salt: int) -> None:
+    def set_share_salt(self, mpns: MpnsLike, salt: int) -> None:
         """Let SHARED frames be used by VMs of ``salt`` (0 or more) only."""
         self._detail[mpns] = -1 - salt
 
     # ----------------------------------------------------------------------------------------------
 
-    def page(self, mpn: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+    def page(self, mpn: MachinePageNumber) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
         """A view of the 4096 bytes of frame ``mpn``."""
         if not 0 <= mpn < self.frames or self._metadata_only:
             raise IndexError(f"no content at MPN {mpn:#x}: this machine has {self.frames} frames")
@@ -184,7 +193,7 @@ class MachineMemory:
 
     def allocate(
         self, count: int = 1, *, kind: FrameKind, owner: int = NOBODY, detail: int = 0
-    ) -> Frames:
+    ) -> MpnArray:
         """Take ``count`` free frames, zeroed, each with one reference; all or none.
 
         ``detail`` is the number that frames of this kind keep (for SHARED use ``set_share_salt``).
@@ -218,22 +227,20 @@ class MachineMemory:
             if whole.size == 0:
                 raise MachineMemoryExhausted(count, self._free.count)
             first = int(whole[0])
-            mpns = np.arange(first, first + count, dtype=np.uint32)
-            self._free.remove(mpns)
-            self._take(mpns, kind, owner, detail)
+            taken = MpnArray(np.arange(first, first + count, dtype=np.uint32))
+            self._free.remove(taken)
+            self._take(taken, kind, owner, detail)
             return MachinePageNumber(first)
 
-    def _take(self, mpns: Frames, kind: FrameKind, owner: int, detail: int) -> None:
-        self.kind[mpns] = kind
-        self.owner[mpns] = owner
-        self._detail[mpns] = detail
-        if kind is FrameKind.SHARED:
-            self.references[mpns] = 1
+    def _take(self, mpns: MpnArray, kind: FrameKind, owner: int, detail: int) -> None:
+        # One reference: of a SHARED frame that is in the word for its owner.
+        holder = NOBODY - 1 if kind is FrameKind.SHARED else owner
+        note_taken(mpns, self.kind, self.owner, self._detail, int(kind), holder, detail)
         self._allocations += mpns.size
         if not self._metadata_only:
-            self.content.reshape(-1, PAGE_BYTES)[mpns] = 0
+            zero_frames(self._host_address, mpns)
 
-    def add_references(self, mpns: Sequence[int] | Frames | int) -> None:
+    def add_references(self, mpns: MpnsLike) -> None:
         """One more mapping of a SHARED frame for each time it is listed.
 
         Raises ValueError, with nothing changed, if one is free or of another kind.
@@ -247,7 +254,7 @@ class MachineMemory:
                 raise ValueError(f"MPN {mpn:#x} is {kind}: it cannot gain a reference")
             self.owner[frames] -= times.astype(np.int32)
 
-    def release(self, mpns: Sequence[int] | Frames | int) -> int:
+    def release(self, mpns: MpnsLike) -> int:
         """Drop one reference of a frame each time it is listed; those without any become free.
 
         Returns how many did. Raises ValueError, with nothing changed, for more references than
@@ -268,9 +275,9 @@ class MachineMemory:
             self._frees += int(freed.size)
             return int(freed.size)
 
-    def owned_by(self, owner: int) -> Frames:
+    def owned_by(self, owner: int) -> MpnArray:
         """MPNs of the frames that belong to VM ``owner``."""
-        return np.flatnonzero(self.owner == owner).astype(np.uint32)
+        return MpnArray(np.flatnonzero(self.owner == owner).astype(np.uint32))
 
     def statistics(self) -> MachineMemoryStatistics:
         with self._lock:

@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .protocols import GuestMemory, Ppns
+from memvirt.address import PpnArray
+
+from .protocols import GuestMemory
 from .random_pages import FEW, distinct
 
 SLOW_GAIN, FAST_GAIN = 0.125, 0.5
@@ -32,7 +34,7 @@ class Activity:
     slow: float = 1.0
     fast: float = 1.0
     periods: int = 0
-    _sample: Ppns = field(default_factory=lambda: np.zeros(0, np.int64))
+    _sample: PpnArray = field(default_factory=lambda: PpnArray(np.zeros(0, np.int64)))
 
     def touched_fraction(self) -> float:
         """Part of the running period's sample that has been touched so far."""
@@ -67,5 +69,5 @@ class Activity:
             self._sample = distinct(pages, self.pages, self.random)
         else:
             count = min(self.pages, pages)
-            self._sample = self.random.choice(pages, count, replace=False)
+            self._sample = PpnArray(self.random.choice(pages, count, replace=False))
         sampling.begin_sample(self._sample)

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from .protocols import Ppns
+from memvirt.address import PpnArray
 
 # PPNs of a VM that may be looked at all together: some tens of microseconds. VMs with more are
 # sampled, and pages of theirs are chosen, by ``distinct`` numbers.
 FEW = 1 << 16
 
 
-def distinct(below: int, count: int, random: np.random.Generator) -> Ppns:
+def distinct(below: int, count: int, random: np.random.Generator) -> PpnArray:
     """``count`` random numbers below ``below``, all different: one in each of as many strata.
 
     ``count`` is at most ``below``. Where the first stratum begins is random, so that each number
@@ -25,4 +25,4 @@ def distinct(below: int, count: int, random: np.random.Generator) -> Ppns:
     numbers = (parts[:count] * width).astype(np.int64)
     numbers += np.arange(start, start + count * width, width)
     numbers %= below
-    return numbers
+    return PpnArray(numbers)

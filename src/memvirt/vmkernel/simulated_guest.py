@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from memvirt.address import MachinePageNumber, MpnArray, PhysicalPageNumber, PpnArray
+
 from .managed import MAXIMUM_GRANT
 from .protocols import (
     Balloon,
@@ -22,14 +24,12 @@ from .protocols import (
     Hashes,
     KeptPages,
     MemoryUsage,
-    Mpns,
     Place,
-    Ppns,
 )
 
 _UNIQUE = 1 << 40  # above: hashes of pages that equal no other
 _CHUNK = 1 << 14  # PPNs looked at together in search of those that are not resident
-_NONE: Ppns = np.zeros(0, np.int64)
+_NONE = PpnArray(np.zeros(0, np.int64))
 
 
 class PageState(IntEnum):
@@ -81,7 +81,7 @@ class SimulatedMachine:
     def put_back(self, count: int) -> None:
         self.used -= count
 
-    def new_shared(self, salt: int) -> int:
+    def new_shared(self, salt: int) -> MachinePageNumber:
         """A shared frame with one reference; its number."""
         mpn = self.shared
         if mpn == self.references.size:
@@ -91,9 +91,9 @@ class SimulatedMachine:
         self.references[mpn], self.salts[mpn] = 1, salt
         self.shared += 1
         self.reference_changes += 1
-        return mpn
+        return MachinePageNumber(mpn)
 
-    def add_references(self, mpns: Mpns) -> None:
+    def add_references(self, mpns: MpnArray) -> None:
         """One more for each time a shared frame is listed."""
         np.add.at(self.references, mpns, 1)
         self.reference_changes += 1
@@ -119,11 +119,11 @@ class _Marks:
 
     def __init__(self, pages: int) -> None:
         self.set = np.zeros(pages, np.bool_)
-        self._new: list[Ppns] = []  # marked since the guest last ran
-        self._kept: list[Ppns] = []  # marked, and beyond what it touched
+        self._new: list[PpnArray] = []  # marked since the guest last ran
+        self._kept: list[PpnArray] = []  # marked, and beyond what it touched
         self._touched = 0
 
-    def mark(self, ppns: Ppns) -> None:
+    def mark(self, ppns: PpnArray) -> None:
         self.set[ppns] = True
         self._new.append(ppns)
 
@@ -140,7 +140,7 @@ class _Marks:
                 self._kept.append(ppns[~below])
         self._new = []
         if len(self._kept) > 64:  # the same page may be marked again and again
-            self._kept = [np.flatnonzero(self.set)]
+            self._kept = [PpnArray(np.flatnonzero(self.set))]
 
 
 class SimulatedGuest:
@@ -193,7 +193,7 @@ class SimulatedGuest:
         # PPNs below the cursor are resident, but for those in ``_gone`` (ascending) and ``_taken``.
         self._cursor = 0
         self._gone = _NONE
-        self._taken: list[Ppns] = []
+        self._taken: list[PpnArray] = []
         self._usage: MemoryUsage | None = None  # None: something has changed
         self._usage_of = -1  # the references it was computed with
         self._kept: dict[str, KeptPages] = {}  # empty: something of it has changed
@@ -213,13 +213,13 @@ class SimulatedGuest:
             self.faults += pages
         return satisfied
 
-    def _missing(self, end: int, most: int) -> tuple[Ppns, bool]:
+    def _missing(self, end: int, most: int) -> tuple[PpnArray, bool]:
         """The first PPNs below ``end`` that are not resident, up to ``most``; and if these are all.
 
         They are brought back now: that is the caller's promise.
         """
         if self._taken:
-            gone = np.concatenate((self._gone, *self._taken))
+            gone = PpnArray(np.concatenate((self._gone, *self._taken)))
             gone.sort()
             self._gone = gone[np.append(gone[1:] != gone[:-1], True)] if gone.size else gone
             self._taken = []
@@ -234,16 +234,16 @@ class SimulatedGuest:
         most -= first
         while self._cursor < end:
             chunk = self._state[self._cursor : min(self._cursor + _CHUNK, end)]
-            absent = np.flatnonzero(_IS_ABSENT[chunk]) + self._cursor
+            absent = PpnArray(np.flatnonzero(_IS_ABSENT[chunk]) + self._cursor)
             parts.append(absent[:most])
             if absent.size > most:
                 self._cursor = int(absent[most])
-                return np.concatenate(parts), False
+                return PpnArray(np.concatenate(parts)), False
             most -= int(absent.size)
             self._cursor += chunk.size
-        return np.concatenate(parts) if len(parts) > 1 else parts[0], True
+        return PpnArray(np.concatenate(parts)) if len(parts) > 1 else parts[0], True
 
-    def _bring_back(self, ppns: Ppns) -> None:
+    def _bring_back(self, ppns: PpnArray) -> None:
         """Make pages private, wherever they were; their frames are taken already."""
         zipped, swapped = self._counts[_COMPRESSED], self._counts[_SWAPPED]
         self._set(ppns, _PRIVATE)
@@ -259,11 +259,11 @@ class SimulatedGuest:
 
         Raises NoFrames.
         """
-        missing = np.flatnonzero(self._state[: -(-pages // self.granule)] == _UNMAPPED)
+        missing = PpnArray(np.flatnonzero(self._state[: -(-pages // self.granule)] == _UNMAPPED))
         self.machine.take(int(missing.size) * self.granule)
         self._set(missing, _PRIVATE)
 
-    def _set(self, ppns: Any, state: int) -> None:
+    def _set(self, ppns: PpnArray, state: int) -> None:
         """Move pages to ``state``, keeping the counts and the frames of the cache right."""
         if len(ppns) == 0:
             return
@@ -339,35 +339,35 @@ class SimulatedGuest:
         writes, reads = totals["writes"] * each, totals["reads"] * each
         return {"compress": compressed, "swap": KeptPages(swapped, 0, writes, reads)}
 
-    def begin_sample(self, ppns: Ppns) -> None:
+    def begin_sample(self, ppns: PpnArray) -> None:
         self._sample, self._touched = ppns, 0
 
-    def untouched(self, ppns: Ppns) -> Flags:
+    def untouched(self, ppns: PpnArray) -> Flags:
         """As ``ActivitySampling``, of the last sample."""
         beyond = np.asarray(ppns >= self._touched)
         return beyond if ppns is self._sample else beyond & np.isin(ppns, self._sample)
 
-    def watch(self, ppns: Ppns) -> None:
+    def watch(self, ppns: PpnArray) -> None:
         self._watched.mark(ppns)
 
-    def idle(self, ppns: Ppns) -> Flags:
+    def idle(self, ppns: PpnArray) -> Flags:
         return self._watched.set[ppns]
 
-    def private(self, ppns: Ppns) -> Ppns:
+    def private(self, ppns: PpnArray) -> PpnArray:
         return ppns[self._state[ppns] == _PRIVATE]
 
-    def reclaimable(self, ppns: Ppns) -> Flags:
+    def reclaimable(self, ppns: PpnArray) -> Flags:
         return np.asarray(self._state[ppns] == _PRIVATE)
 
-    def reclaimable_pages(self) -> Ppns:
-        return np.flatnonzero(self._state == _PRIVATE)
+    def reclaimable_pages(self) -> PpnArray:
+        return PpnArray(np.flatnonzero(self._state == _PRIVATE))
 
-    def shared_pages(self) -> Ppns:
-        return np.flatnonzero(self._state == _SHARED)
+    def shared_pages(self) -> PpnArray:
+        return PpnArray(np.flatnonzero(self._state == _SHARED))
 
-    def evict(self, ppns: Ppns, places: Sequence[Place]) -> Eviction:
+    def evict(self, ppns: PpnArray, places: Sequence[Place]) -> Eviction:
         names = {place.name for place in places}
-        resident = self.private(np.asarray(ppns, np.int64))
+        resident = self.private(PpnArray(np.asarray(ppns, np.int64)))
         room = 2 * (self._cache_max - self._compressed_frames()) // self.granule
         squeezed, swapped = resident[:0], resident
         if room > 0 and self._compressible and "compress" in names:
@@ -387,26 +387,26 @@ class SimulatedGuest:
         return Eviction(placed, refused * self.granule)
 
     def restore(self, most: int) -> int:
-        kept = np.flatnonzero(self._state >= _COMPRESSED)[: most // self.granule]
+        kept = PpnArray(np.flatnonzero(self._state >= _COMPRESSED)[: most // self.granule])
         pages = int(kept.size) * self.granule
         self.machine.take(pages)
         self._bring_back(kept)
         return pages
 
-    def hash_pages(self, ppns: Ppns) -> Hashes:
+    def hash_pages(self, ppns: PpnArray) -> Hashes:
         common = (ppns * 0x85EBCA77 >> 9) % 1000 < self._common * 1000
         unique = _UNIQUE + (self.vm_id << 40) + ppns
         return np.where(common, ppns + 1, unique).astype(np.uint64)
 
-    def make_shared(self, ppn: int) -> int:
+    def make_shared(self, ppn: PhysicalPageNumber) -> MachinePageNumber:
         mpn = self.machine.new_shared(self.share_salt)
-        self._use_shared(np.array([ppn]), mpn)
+        self._use_shared(PpnArray(np.array([ppn])), mpn)
         return mpn
 
-    def may_share(self, mpns: Mpns) -> Flags:
+    def may_share(self, mpns: MpnArray) -> Flags:
         return np.asarray(self.machine.salts[mpns] == self.share_salt)
 
-    def share(self, ppns: Ppns, mpns: Mpns) -> Ppns:
+    def share(self, ppns: PpnArray, mpns: MpnArray) -> PpnArray:
         fit = self._state[ppns] == _PRIVATE
         pages, frames = ppns[fit], mpns[fit]
         if pages.size:
@@ -415,13 +415,13 @@ class SimulatedGuest:
             self.machine.put_back(int(pages.size) * self.granule)
         return pages
 
-    def _use_shared(self, ppns: Ppns, mpns: Any) -> None:
+    def _use_shared(self, ppns: PpnArray, mpns: Any) -> None:
         if self._frame.size == 0:
             self._frame = np.zeros(self.pages, np.int64)
         self._frame[ppns] = mpns
         self._set(ppns, _SHARED)
 
-    def mapped_to(self, mpns: list[int]) -> int:
+    def mapped_to(self, mpns: Sequence[MachinePageNumber]) -> int:
         return 0  # no page is said to be zero
 
     def settle(self) -> None:

@@ -17,7 +17,9 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from .protocols import GuestMemory, PageReclaim, Ppns
+from memvirt.address import PpnArray
+
+from .protocols import GuestMemory, PageReclaim
 from .random_pages import FEW, distinct
 
 _CHANCE = 4  # pages given a second chance for each page expected to be taken
@@ -26,7 +28,7 @@ _WATCHED_MAXIMUM = 1 << 14  # pages of a VM remembered to be watched, the last o
 _TRIES = 16  # PPNs of a list that cost as much as one that is drawn and tested
 _DRAWS = 8
 _SPARE = 1.1  # numbers drawn for each that should be needed
-_NONE: Ppns = np.zeros(0, np.int64)
+_NONE = PpnArray(np.zeros(0, np.int64))
 
 
 class VictimPolicy(Protocol):
@@ -34,7 +36,7 @@ class VictimPolicy(Protocol):
 
     def choose(
         self, guest: GuestMemory, resident: int, count: int, random: np.random.Generator
-    ) -> Ppns:
+    ) -> PpnArray:
         """``count`` PPNs whose eviction frees a frame each; the VM has ``resident``, which is more.
 
         ``draw`` gives random ones, ``guest.reclaim.reclaimable_pages`` all there are.
@@ -51,7 +53,7 @@ class RandomVictims:
 
     def choose(
         self, guest: GuestMemory, resident: int, count: int, random: np.random.Generator
-    ) -> Ppns:
+    ) -> PpnArray:
         return draw(guest, resident, count, random)
 
     def prepare(self, guest: GuestMemory, expected: int, random: np.random.Generator) -> None:
@@ -66,11 +68,11 @@ class IdleVictims:
 
     def __init__(self) -> None:
         # Of VMs with many pages: those that were watched, in order; some are not idle any more.
-        self._watched: WeakKeyDictionary[GuestMemory, Ppns] = WeakKeyDictionary()
+        self._watched: WeakKeyDictionary[GuestMemory, PpnArray] = WeakKeyDictionary()
 
     def choose(
         self, guest: GuestMemory, resident: int, count: int, random: np.random.Generator
-    ) -> Ppns:
+    ) -> PpnArray:
         reclaim, sampling = guest.reclaim, guest.sampling
         if sampling is None or reclaim is None:
             return draw(guest, resident, count, random)
@@ -79,23 +81,23 @@ class IdleVictims:
             idle = sampling.idle(pages)
             quiet = random.permutation(pages[idle])[:count]
             others = random.permutation(pages[~idle])[: count - quiet.size]
-            return np.concatenate((quiet, others))
+            return PpnArray(np.concatenate((quiet, others)))
         known = self._watched.get(guest, _NONE)
         known = self._watched[guest] = known[sampling.idle(known)]
         quiet = known[reclaim.reclaimable(known)][:count]  # those idle for longest
         others = draw(guest, resident - quiet.size, count - quiet.size, random, but=quiet)
-        return np.concatenate((quiet, others))
+        return PpnArray(np.concatenate((quiet, others)))
 
     def prepare(self, guest: GuestMemory, expected: int, random: np.random.Generator) -> None:
         watched = give_second_chance(guest, expected, random)
         if guest.pages > FEW and watched.size:
-            known = np.concatenate((self._watched.get(guest, _NONE), watched))
+            known = PpnArray(np.concatenate((self._watched.get(guest, _NONE), watched)))
             self._watched[guest] = known[-_WATCHED_MAXIMUM:]
 
 
 def choose_victims(
     guest: GuestMemory, count: int, policy: VictimPolicy, random: np.random.Generator
-) -> Ppns:
+) -> PpnArray:
     """PPNs of up to ``count`` pages of the VM whose eviction frees frames, as ``policy`` has it.
 
     Pages that others share too come last: each frees only its part of a frame. None of a VM from
@@ -112,10 +114,11 @@ def choose_victims(
     if pages.size > count:
         return policy.choose(guest, pages.size, count, random)
     others = np.setdiff1d(reclaim.shared_pages(), pages)
-    return np.concatenate((pages, random.permutation(others)[: count - pages.size]))
+    some = random.permutation(others)[: count - pages.size]
+    return PpnArray(np.concatenate((pages, some)))
 
 
-def give_second_chance(guest: GuestMemory, expected: int, random: np.random.Generator) -> Ppns:
+def give_second_chance(guest: GuestMemory, expected: int, random: np.random.Generator) -> PpnArray:
     """Watch random private pages from now on, some for each of ``expected`` PPNs; returns which.
 
     The guest pays a hidden fault for each one it touches.
@@ -130,7 +133,7 @@ def give_second_chance(guest: GuestMemory, expected: int, random: np.random.Gene
     else:
         pages = reclaim.reclaimable_pages()
         pages = pages[~sampling.idle(pages)]
-        chosen = random.choice(pages, min(count, pages.size), replace=False)
+        chosen = PpnArray(random.choice(pages, min(count, pages.size), replace=False))
     if chosen.size:
         sampling.watch(chosen)
     return chosen
@@ -150,8 +153,8 @@ def draw(
     count: int,
     random: np.random.Generator,
     *,
-    but: Ppns = _NONE,
-) -> Ppns:
+    but: PpnArray = _NONE,
+) -> PpnArray:
     """Up to ``count`` random PPNs, distinct and not of ``but``, whose eviction frees a frame each.
 
     ``resident``: how many of those the VM has, about. The guest must have ``reclaim``.
@@ -162,8 +165,8 @@ def draw(
     if not _worth_drawing(guest, resident, count):
         pages = guest.reclaim.reclaimable_pages()
         if but.size:
-            pages = np.setdiff1d(pages, but, assume_unique=True)
-        return np.asarray(random.choice(pages, min(count, pages.size), replace=False))
+            pages = PpnArray(np.setdiff1d(pages, but, assume_unique=True))
+        return PpnArray(random.choice(pages, min(count, pages.size), replace=False))
     return _by_number(guest, guest.reclaim, resident, count, random, but)
 
 
@@ -173,8 +176,8 @@ def _by_number(
     resident: int,
     count: int,
     random: np.random.Generator,
-    but: Ppns,
-) -> Ppns:
+    but: PpnArray,
+) -> PpnArray:
     """As ``draw``: numbers at random, of which those that will do are kept.
 
     Fewer than ``count`` come of it only if the VM has far less than ``resident``.
@@ -188,7 +191,7 @@ def _by_number(
         for taken in (but, chosen):
             if taken.size:
                 numbers = numbers[~np.isin(numbers, taken)]
-        chosen = np.concatenate((chosen, numbers[:missing]))
+        chosen = PpnArray(np.concatenate((chosen, numbers[:missing])))
         if chosen.size == count:
             break
     return chosen
