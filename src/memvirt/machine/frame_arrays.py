@@ -68,6 +68,9 @@ if config.DISABLE_JIT:
     def order_stores() -> None:
         pass
 
+    def store_zero(address: int) -> None:
+        ctypes.memset(int(address), 0, 8)
+
 
 @compiled
 def zero_frames(memory_at: int, mpns: _U32) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from memvirt.machine.memory import FrameKind, Frames, MachineMemory
+from memvirt.address import MachinePageNumber, MpnArray, PhysicalPageNumber
+from memvirt.machine.memory import FrameKind, MachineMemory
 from memvirt.mmu.host_ranges import host_address
 from memvirt.record import record_word
 
@@ -32,8 +33,8 @@ class FrameReserve:
         self.machine = machine
         self.managed = False
         self._vm_id = vm_id
-        self._stack = np.zeros(RESERVE_CAPACITY, np.uint32)
-        self._given_up: list[Frames] = []
+        self._stack = MpnArray(np.zeros(RESERVE_CAPACITY, np.uint32))
+        self._given_up: list[MpnArray] = []
         self._count = record_word(record, "reserve_count")
         record[0].reserve_at = host_address(self._stack, f"reserve of VM {vm_id}")
 
@@ -75,21 +76,20 @@ class FrameReserve:
         fair = max(minimum - self.count, self.machine.free_frames // 8)
         self.grant(min(RESERVE_FRAMES - self.count, fair))
 
-    def take(self, ppn: int) -> int:
+    def take(self, ppn: PhysicalPageNumber) -> MachinePageNumber:
         """A zeroed frame for ``ppn``. Raises FramesWanted or MachineMemoryExhausted."""
         if not self.managed:
-            return int(
-                self.machine.allocate(kind=FrameKind.GUEST, owner=self._vm_id, detail=ppn)[0]
-            )
+            mpns = self.machine.allocate(kind=FrameKind.GUEST, owner=self._vm_id, detail=ppn)
+            return MachinePageNumber(int(mpns[0]))
         if self.count == 0:
             raise FramesWanted
         self._count[0] -= 1
-        mpn = int(self._stack[self.count])
+        mpn = MachinePageNumber(int(self._stack[self.count]))
         self.machine.kind[mpn] = FrameKind.GUEST
         self.machine.guest_ppn[mpn] = ppn
         return mpn
 
-    def put_back(self, mpn: int) -> None:
+    def put_back(self, mpn: MachinePageNumber) -> None:
         """Return a frame that ``take`` gave and that is still zeroed."""
         if not self.managed:
             self.machine.release(mpn)
@@ -98,10 +98,10 @@ class FrameReserve:
         self._stack[self.count] = mpn
         self._count[0] += 1
 
-    def give_up(self, mpns: Frames | int) -> None:
+    def give_up(self, mpns: MpnArray | MachinePageNumber) -> None:
         """Release frames, at once or, if the VM is managed, when it next settles."""
         if self.managed:
-            self._given_up.append(np.atleast_1d(np.asarray(mpns, np.uint32)))
+            self._given_up.append(MpnArray(np.atleast_1d(np.asarray(mpns, np.uint32))))
         else:
             self.machine.release(mpns)
 
@@ -109,7 +109,7 @@ class FrameReserve:
         """Release what the VM has given up while it ran; returns how many references."""
         if not self._given_up:
             return 0
-        frames = np.concatenate(self._given_up)
+        frames = MpnArray(np.concatenate(self._given_up))
         self._given_up = []
         self.machine.release(frames)
         return int(frames.size)

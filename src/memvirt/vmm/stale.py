@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-PpnArray = np.ndarray[Any, np.dtype[np.int64]]
+from memvirt.address import MpnArray, PpnArray
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,13 +23,17 @@ class Stale:
 
     flush: bool
     ppns: PpnArray
-    mpns: PpnArray
+    mpns: MpnArray
     shared: np.ndarray[Any, np.dtype[np.bool_]]
 
 
-_NO_PAGES = np.zeros(0, np.int64)
-_NOTHING = Stale(False, _NO_PAGES, _NO_PAGES, _NO_PAGES.astype(bool))
-_FLUSH_ONLY = Stale(True, _NO_PAGES, _NO_PAGES, _NO_PAGES.astype(bool))
+def _no_pages(flush: bool) -> Stale:
+    none = np.zeros(0, np.int64)
+    return Stale(flush, PpnArray(none), MpnArray(none), none.astype(bool))
+
+
+_NOTHING = _no_pages(False)
+_FLUSH_ONLY = _no_pages(True)
 
 
 class StaleLog:
@@ -38,7 +42,7 @@ class StaleLog:
     def __init__(self) -> None:
         self._flush = False
         self._ppns: list[PpnArray] = []
-        self._mpns: list[np.ndarray[Any, Any]] = []
+        self._mpns: list[MpnArray] = []
         self._shared: list[np.ndarray[Any, np.dtype[np.bool_]]] = []
 
     def flush(self) -> None:
@@ -48,7 +52,7 @@ class StaleLog:
     def add(
         self,
         ppns: PpnArray,
-        mpns: np.ndarray[Any, Any],
+        mpns: MpnArray,
         shared: np.ndarray[Any, np.dtype[np.bool_]] | None = None,
     ) -> None:
         """Pages ``ppns`` leave frames ``mpns``, or their content there changes (arrays of their
@@ -66,8 +70,8 @@ class StaleLog:
             return _FLUSH_ONLY if flush else _NOTHING
         stale = Stale(
             flush,
-            np.concatenate(self._ppns),
-            np.concatenate(self._mpns).astype(np.int64),
+            PpnArray(np.concatenate(self._ppns)),
+            MpnArray(np.concatenate(self._mpns).astype(np.int64)),
             np.concatenate(self._shared),
         )
         self._ppns, self._mpns, self._shared = [], [], []

@@ -12,7 +12,7 @@ from unicorn import unicorn_const as uc_const
 from unicorn import x86_const
 from unicorn.unicorn_py3 import unicorn as unicorn_binding
 
-from memvirt.address import PAGE_BYTES
+from memvirt.address import PAGE_BYTES, MachinePageNumber, PhysicalPageNumber
 from memvirt.cpu.processor import (
     ExitReason,
     ProcessorError,
@@ -315,7 +315,7 @@ class UnicornProcessor:
         for i in np.flatnonzero(may_hold_code).tolist():
             ppn = stale.ppns[i]
             if stale.shared[i] or flags[ppn] & EXECUTED:
-                drop_code_at(self._state_at, int(stale.mpns[i]))
+                drop_code_at(self._state_at, MachinePageNumber(int(stale.mpns[i])))
                 flags[ppn] = 0
 
     def drop_all_code(self) -> None:
@@ -331,9 +331,8 @@ class UnicornProcessor:
         """What the compiled loop left for, in the words of every processor."""
         state, vmm = self.state, self.vmm.state
         if left == NEED_PAGE:
-            return ProcessorExit(
-                ExitReason.NEED_PAGE, ppn=int(vmm.exit_ppn), write=bool(vmm.exit_write)
-            )
+            ppn = PhysicalPageNumber(int(vmm.exit_ppn))
+            return ProcessorExit(ExitReason.NEED_PAGE, ppn=ppn, write=bool(vmm.exit_write))
         if left == run_loop.LEFT_QUANTUM and state.stop_asked:
             return ProcessorExit(ExitReason.STOP_REQUESTED)
         if left == run_loop.LEFT_IO:

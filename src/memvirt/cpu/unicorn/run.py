@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from unicorn import unicorn_const
 
+from memvirt.address import GuestVirtualAddress, MachinePageNumber
 from memvirt.compiled import compiled
 from memvirt.mmu.access import (
     FLUSH_AND_RETRY,
@@ -84,7 +85,7 @@ def flush_translations(engine: EngineState) -> None:
 
 
 @compiled
-def drop_code(engine: EngineState, mpn: int) -> None:
+def drop_code(engine: EngineState, mpn: MachinePageNumber) -> None:
     """Drop translated code of frame ``mpn``, and all cached translations.
 
     The engine finds code by guest virtual address, so for a moment every virtual address is
@@ -109,7 +110,7 @@ def flush_translations_at(state_at: int) -> None:
 
 
 @compiled
-def drop_code_at(state_at: int, mpn: int) -> None:
+def drop_code_at(state_at: int, mpn: MachinePageNumber) -> None:
     drop_code(engine_at(state_at), mpn)
 
 
@@ -204,7 +205,7 @@ def _after_translation(engine: EngineState) -> int:
     engine.translation_status = OK
     if status == TRUE_FAULT:
         engine.exits_page_fault += 1
-        exact = engine.fault_gva | (load64(engine.fault_address_at) & 0xFFF)
+        exact = GuestVirtualAddress(engine.fault_gva | (load64(engine.fault_address_at) & 0xFFF))
         store64(engine.registers_at + _CR2, exact)
         engine.fault_gva = exact
         raise_event(engine, VECTOR_PF, mmu.fault_error)
