@@ -14,7 +14,8 @@ from memvirt.vmkernel.options import MemoryOptions
 from memvirt.vmkernel.protocols import Flags, Place
 from memvirt.vmkernel.random_pages import FEW, distinct
 from memvirt.vmkernel.samples import HostState
-from memvirt.vmkernel.simulation import PageState, SimulatedGuest, SimulatedMachine, Simulation
+from memvirt.vmkernel.simulated_guest import PageState
+from memvirt.vmkernel.simulation import SimulatedGuest, SimulatedMachine, Simulation
 from memvirt.vmkernel.victims import (
     IdleVictims,
     RandomVictims,

@@ -24,10 +24,10 @@ from __future__ import annotations
 from .admission import VmSettings
 from .managed import MAXIMUM_GRANT, Condition, ManagedVm
 from .options import MemoryOptions
-from .simulated_guest import NoFrames, PageState, SimulatedGuest, SimulatedMachine
+from .simulated_guest import NoFrames, SimulatedGuest, SimulatedMachine
 from .vmkernel import VmKernel
 
-__all__ = ["NoFrames", "PageState", "SimulatedGuest", "SimulatedMachine", "Simulation"]
+__all__ = ["NoFrames", "SimulatedGuest", "SimulatedMachine", "Simulation"]
 
 _PARTS = 64  # times VMs may wait for frames in one step: with granules, which bring more, fewer
 _FEWEST_PARTS = 4
