@@ -48,3 +48,14 @@ def record_dtype(description: type[Record]) -> Any:
 def new_record(dtype: Any) -> Any:
     """A zeroed array of shape (1,); its element 0 is the record the compiled functions take."""
     return np.zeros(1, dtype)
+
+
+def record_word(record: Any, *path: str) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """The int64 field at ``path`` of what ``new_record`` made, as an array of shape (1,).
+
+    For Python that reads a field often: an attribute of the record itself takes 2 microseconds.
+    """
+    for name in path:
+        record = record[name]
+    assert record.dtype == np.int64
+    return record

@@ -21,6 +21,8 @@ from memvirt.address import PAGE_BYTES, PAGE_SHIFT, MachinePageNumber, MpnArray
 from memvirt.errors import MemvirtError
 from memvirt.size import format_size
 
+from .frame_arrays import note_taken, zero_frames
+
 __all__ = ["FrameKind", "MachineMemory", "MachineMemoryExhausted", "MachineMemoryStatistics"]
 
 MpnsLike = Sequence[MachinePageNumber] | MpnArray | MachinePageNumber
@@ -97,6 +99,7 @@ class MachineMemory:
         self._mapping = mmap.mmap(-1, PAGE_BYTES if metadata_only else frames * PAGE_BYTES)
         self._metadata_only = metadata_only
         self.content = np.frombuffer(self._mapping, np.uint8)
+        self._host_address = int(self.content.ctypes.data)
         # A stack: the next frame to allocate is the last element before ``_free_count``.
         self._free = MpnArray(np.arange(frames - 1, -1, -1, dtype=np.uint32))
         if scatter_seed is not None:
@@ -120,7 +123,7 @@ class MachineMemory:
     @property
     def host_address(self) -> int:
         """Host address of frame 0, valid as long as this object."""
-        return int(self.content.ctypes.data)
+        return self._host_address
 
     # One word a frame, whose meaning depends on its kind: each meaning has a name. ----------------
 
@@ -207,13 +210,11 @@ class MachineMemory:
             return MachinePageNumber(first)
 
     def _take(self, mpns: MpnArray, kind: FrameKind, owner: int, detail: int) -> None:
-        self.kind[mpns] = kind
-        self.owner[mpns] = owner
-        self._detail[mpns] = detail
-        self.references[mpns] = 1
+        arrays = self.kind, self.owner, self._detail, self.references
+        note_taken(mpns, *arrays, int(kind), owner, detail)
         self._allocations += mpns.size
         if not self._metadata_only:
-            self.content.reshape(-1, PAGE_BYTES)[mpns] = 0
+            zero_frames(self._host_address, mpns)
 
     def add_references(self, mpns: MpnsLike) -> None:
         """One more mapping of an allocated frame for each time it is listed.

@@ -37,6 +37,7 @@ from memvirt.platform.boot.image import BootImage, InitialState, StartMode
 from memvirt.platform.boot.protocol import Protocol, boot_protocol
 from memvirt.platform.pc import Pc, new_pc, pc_serial_input
 from memvirt.platform.uart import uart_drain
+from memvirt.record import record_word
 from memvirt.size import format_size, parse_size
 from memvirt.vmm.balloon import BalloonedPages
 from memvirt.vmm.monitor import PagingMode, VirtualMachineMonitor
@@ -110,6 +111,7 @@ class VirtualMachine:
         self.serial_log = bytearray()
         self._serial = serial
         self.pc: Pc = new_pc(self.memory)
+        self._console_bytes = record_word(self.pc, "uart", "output_count")
         try:
             self.processor: Processor = processor(self.vmm, self.pc)
         except BaseException:
@@ -332,8 +334,8 @@ class VirtualMachine:
     wakes_on_input = False
 
     def _drain_serial(self) -> None:
-        data = uart_drain(self.pc[0].uart)
-        if data:
+        if self._console_bytes[0]:
+            data = uart_drain(self.pc[0].uart)
             self.serial_log += data
             if self._serial is not None:
                 self._serial(data)

@@ -38,7 +38,7 @@ from memvirt.mmu.page_state import (
     FLAG_WRITE_CACHED,
     FLAGS_UNTIL_TOUCHED,
 )
-from memvirt.record import new_record
+from memvirt.record import new_record, record_word
 
 from .content import SWAP, PageContents
 from .eviction import Eviction, EvictionOrder, default_order, evict
@@ -85,8 +85,9 @@ class VirtualMachineMonitor:
         self.share_salt = 0
         self._record = new_record(VMM_DTYPE)
         self.state: VmmState = self._record[0]
+        self._shadow_stale = record_word(self._record, "shadow", "stale")
         self._address = host_address(self._record, f"state of the VMM of VM {vm_id}")
-        self.reserve = FrameReserve(machine, vm_id, self.state)
+        self.reserve = FrameReserve(machine, vm_id, self._record)
         self.contents = PageContents(machine, self.pmap, self.reserve, vm_id, self._invalidate)
         self.contents.set_store(SWAP, backing if backing is not None else HeldPages())
         self.counts = dict.fromkeys(COUNTED, 0)
@@ -114,7 +115,7 @@ class VirtualMachineMonitor:
 
     def take_stale(self) -> Stale:
         """What to drop before the processor runs again; asking forgets it."""
-        return self._stale.take(flush=bool(self.state.shadow.stale))
+        return self._stale.take(flush=bool(self._shadow_stale[0]))
 
     def _invalidate(self, ppns: PpnArray, *, breaking: bool = True) -> None:
         """Take back all translations of resident pages whose frames are about to change.

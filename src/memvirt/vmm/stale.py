@@ -27,6 +27,15 @@ class Stale:
     shared: np.ndarray[Any, np.dtype[np.bool_]]
 
 
+def _no_pages(flush: bool) -> Stale:
+    none = np.zeros(0, np.int64)
+    return Stale(flush, PpnArray(none), MpnArray(none), none.astype(bool))
+
+
+_NOTHING = _no_pages(False)
+_FLUSH_ONLY = _no_pages(True)
+
+
 class StaleLog:
     """Collects what becomes stale until the processor asks."""
 
@@ -55,13 +64,15 @@ class StaleLog:
 
     def take(self, *, flush: bool = False) -> Stale:
         """All of it; asking forgets it. ``flush`` adds a reason to flush."""
-        none = np.zeros(0, np.int64)
-        stale = Stale(
-            self._flush or flush,
-            PpnArray(np.concatenate([none, *self._ppns])),
-            MpnArray(np.concatenate([none, *self._mpns]).astype(np.int64)),
-            np.concatenate([none.astype(bool), *self._shared]),
-        )
+        flush |= self._flush
         self._flush = False
+        if not self._ppns:  # as before most runs
+            return _FLUSH_ONLY if flush else _NOTHING
+        stale = Stale(
+            flush,
+            PpnArray(np.concatenate(self._ppns)),
+            MpnArray(np.concatenate(self._mpns).astype(np.int64)),
+            np.concatenate(self._shared),
+        )
         self._ppns, self._mpns, self._shared = [], [], []
         return stale

@@ -23,6 +23,7 @@ from memvirt.mmu.native import (
     store32,
     store64,
 )
+from memvirt.platform.control import PORT_POST
 from memvirt.platform.pc import mmio_read, mmio_write
 from memvirt.platform.pc import pc_interrupt_pending as interrupt_pending
 from memvirt.platform.ports import (
@@ -322,7 +323,8 @@ def on_out(handle: int, port: int, size: int, value: int, user: int) -> None:
         # not even the rest of its block.
         engine.io_status = status
         abort_instruction(engine)
-    _after_device(engine)
+    if port64 != PORT_POST or size64 != 1:  # a latch: Linux writes to it to pass time
+        _after_device(engine)
 
 
 @callback("uint64(int64, uint64, uint32, int64)")
