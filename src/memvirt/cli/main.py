@@ -17,6 +17,7 @@ import typer
 from memvirt import __version__
 
 from .boot_command import boot_command
+from .manage_command import manage_command
 from .map_command import map_command
 from .page_command import page_command
 from .plan_commands import analyze_command, plan_command
@@ -62,6 +63,7 @@ app.command("analyze", short_help="Say what is in the memory of VMs, and what wo
 app.command("page", short_help="Page a running VM of QEMU from outside (experimental).")(
     page_command
 )
+app.command("manage", short_help="Manage this host's live VMs as ESXi does.")(manage_command)
 
 
 def main() -> None:

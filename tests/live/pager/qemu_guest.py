@@ -55,6 +55,8 @@ class VerifyingVm:
         command_line: str = "memory=64 churn=16",
         backend: str = "share=on",
         disks: bool = True,
+        kind: str = "memfd",
+        reporting: bool = True,
         extra: tuple[str, ...] = (),
     ) -> None:
         self.name = f"paged-{os.getpid()}-{directory.name}"
@@ -65,7 +67,7 @@ class VerifyingVm:
             # It, and with it its pager, does not outlive a test run that is killed.
             "setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64",
             "-name", self.name, "-accel", "tcg,thread=multi", "-smp", "2",
-            "-m", memory, "-object", f"memory-backend-memfd,id=ram,size={memory},{backend}",
+            "-m", memory, "-object", f"memory-backend-{kind},id=ram,size={memory},{backend}",
             "-machine", "q35,memory-backend=ram", "-nodefaults", "-no-user-config", "-nographic",
             "-kernel", str(kernel), "-initrd", str(initrd),
             "-append", f"console=ttyS0 quiet panic=-1 {command_line}",
@@ -73,7 +75,9 @@ class VerifyingVm:
             # The pager takes the first one, the test the second.
             "-qmp", f"unix:{directory / 'qmp'},server=on,wait=off",
             "-qmp", f"unix:{self.monitor_path},server=on,wait=off",
-            "-device", "virtio-balloon-pci,id=balloon,free-page-reporting=on", *extra,
+            "-device",
+            f"virtio-balloon-pci,id=balloon,free-page-reporting={'on' if reporting else 'off'}",
+            *extra,
         ]  # fmt: skip
         if disks:
             for name, cache in (
