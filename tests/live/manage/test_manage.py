@@ -14,7 +14,13 @@ import pytest
 from typer.testing import CliRunner
 
 from memvirt.cli.main import app
+from memvirt.cli.manage import host_plan
+from memvirt.live.manage.ledger import Ledger
+from memvirt.live.manage.manager import Manager
+from memvirt.scenario.scenario import parse_scenario
 from memvirt.vmkernel.events import Mechanism
+from memvirt.vmkernel.managed import ManagedVm
+from memvirt.vmkernel.samples import HostState
 from tests.live.pager.qemu_guest import VerifyingVm, until
 
 from .conftest import StartVm, actual
@@ -126,3 +132,76 @@ def test_balloons_follow_and_everything_is_put_back(
     for vm in (low, high):
         vm.wait_for_progress(("memory",))
         vm.assert_nothing_wrong()
+
+
+@pytest.mark.usefixtures("ledger_directory")
+def test_pages_go_to_swap_of_who_has_too_much_and_come_back(
+    start_vm: StartVm, tmp_path: Path, ledger_directory: Path, zram_swap: int
+) -> None:
+    """Three VMs of equal shares without balloons: the idle one is taxed, none is taken below its
+    reservation, all verify their memory, and nothing is left in swap at the end."""
+    idle, busy, reserved = (
+        start_vm(name, used=64, churn=16) for name in ("idle", "busy", "reserved")
+    )
+    vms = (idle, busy, reserved)
+    for vm in vms:
+        vm.wait_until_ready()
+        vm.wait_for_progress(("memory", "churn"))
+    with idle.monitor() as monitor:
+        monitor.execute("stop")
+    before = {vm.name: consumed(vm) for vm in vms}
+    keys = [(idle, ""), (busy, ""), (reserved, 'reservation = "192M"')]
+    budget = sum(before.values()) + 160
+    text = host_file(f"{budget}M", keys, "balloon = false").replace('"off"', '"auto"')
+    text = text.replace("Mem.SamplePeriod = 4", "Mem.SamplePeriod = 2.5\nMem.MinFreePct = 20")
+    plan = host_plan(parse_scenario(text, "host.toml"))
+    with Ledger() as ledger:
+        manager = Manager(plan, ledger)
+        try:
+            if manager.sampling_problem:
+                pytest.skip(manager.sampling_problem)
+
+            def managed(vm: VerifyingVm) -> ManagedVm:
+                return next(entry for entry in manager.kernel.vms if entry.name == vm.name)
+
+            def measured() -> bool:
+                manager.step()
+                return all(entry.activity.periods >= 2 for entry in manager.kernel.vms)
+
+            until(measured, "working sets are known")
+            assert managed(idle).activity.estimate < 0.05
+            assert managed(busy).activity.estimate > managed(idle).activity.estimate + 0.1
+
+            def taken() -> bool:
+                manager.machine.update = less  # type: ignore[method-assign]
+                manager.step()
+                return managed(idle).usage.kept_in("swap").pages > 4000
+
+            look = manager.machine.update
+
+            def less(used: int) -> object:
+                return look(used + (120 << 8))  # somebody else takes 120 MiB
+
+            until(taken, "pages of the idle VM are in swap")
+            assert manager.kernel.state.worst >= HostState.SOFT
+            out = {vm.name: managed(vm).usage.kept_in("swap").pages for vm in vms}
+            assert out[idle.name] > 2 * out[busy.name]
+            assert out[reserved.name] == 0
+            reasons = {e.reason for e in manager.kernel.events if e.mechanism == Mechanism.SWAP}
+            assert reasons
+            manager.machine.update = look  # type: ignore[method-assign]
+
+            def returned() -> bool:
+                manager.step()
+                return any(e.mechanism == Mechanism.RESTORE for e in manager.kernel.events)
+
+            until(returned, "memory comes back when pressure is gone")
+        finally:
+            assert manager.close()
+        assert ledger.record.empty
+    with idle.monitor() as monitor:
+        monitor.execute("cont")
+    for vm in vms:
+        vm.wait_for_progress(("memory",))
+        vm.assert_nothing_wrong()
+    assert not (ledger_directory / "changes.json").exists()
