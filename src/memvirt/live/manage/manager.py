@@ -16,6 +16,7 @@ from typing import Self
 from memvirt.address import PAGE_BYTES
 from memvirt.live.discovery import DiscoveredVm, discover
 from memvirt.live.errors import LiveError, MonitorError, ProcessGone
+from memvirt.live.kernel_pages import KernelPages
 from memvirt.live.vm import LiveVm, open_kernel_pages
 from memvirt.live.working_set import FrameWatcher, choose_watcher
 from memvirt.live.working_set_way import WorkingSetWay
@@ -59,7 +60,8 @@ class Manager:
     """Manages the VMs of ``plan``. Use as a context manager, or ``close`` it.
 
     With ``dry_run`` everything is decided and nothing done: the VMkernel goes on as if each guest
-    had obeyed at once. ``ledger`` is None then only. Raises ManageError, LiveError.
+    had obeyed at once. ``ledger`` is None then only. ``watcher`` is used for sampling instead of the
+    host's own, and closed at the end. Raises ManageError, LiveError.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Manager:
         dry_run: bool = False,
         clock: Callable[[], float] = time.monotonic,
         found: Callable[[], list[DiscoveredVm]] = discover,
+        watcher: FrameWatcher | None = None,
     ) -> None:
         if (ledger is None) != dry_run:
             raise ValueError("a ledger is needed unless nothing is done")
@@ -94,7 +97,7 @@ class Manager:
         self._discovered_at = float("-inf")
         self._stepped_at: float | None = None
         self._closed = False
-        self._sampler, self.sampling_problem = _sampler(plan, self._pages)
+        self._sampler, self.sampling_problem = _sampler(plan, self._pages, watcher)
         if self._sampler is None:
             self._note(
                 "", f"working sets are unknown: {self.sampling_problem}; all count as active"
@@ -392,14 +395,16 @@ def _options(plan: HostPlan) -> MemoryOptions:
     return plan.options.model_copy(update={"reclaim": tuple(reclaim), "large_pages": False})
 
 
-def _sampler(plan: HostPlan, pages: object) -> tuple[Sampler | None, str]:
+def _sampler(
+    plan: HostPlan, pages: KernelPages | None, watcher: FrameWatcher | None
+) -> tuple[Sampler | None, str]:
     """What samples working sets here, or None and why there is nothing."""
     if plan.working_set is WorkingSetWay.CLEAR_REFS:
         raise ManageError("working_set clear-refs cannot tell of single pages; it is for watching")
-    watcher: FrameWatcher | None
-    watcher, _, problem = choose_watcher(plan.working_set)
     if watcher is None:
-        return None, problem
+        watcher, _, problem = choose_watcher(plan.working_set)
+        if watcher is None:
+            return None, problem
     # The answer has to be there when the VMkernel asks for it.
     seconds = max(plan.options.sample_period - 2 * plan.interval, 1.0)
-    return Sampler(watcher, pages, seconds), ""  # type: ignore[arg-type]
+    return Sampler(watcher, pages, seconds), ""
