@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 PLAN_STAMP := $(VENV)/.installed-plan
 
-.PHONY: run test lint types unit checked bench packages guests linux-guest docs acceptance plan-demo clean
+.PHONY: run test lint types unit checked bench packages guests linux-guest docs acceptance plan-demo live-demo clean
 
 run: $(STAMP)
 	$(BIN)/memvirt run
@@ -57,6 +57,10 @@ plan-demo: $(PLAN_STAMP)
 	-$(BIN)/memvirt plan build/plan-demo/fleet.csv --host 352G --what-if memory=+64G \
 	    --what-if sharing=on --workers 1 --html build/plan-demo/plan.html
 	$(BIN)/memvirt analyze build/plan-demo/dumps --workers 1 --html build/plan-demo/analysis.html
+
+# Three VMs of QEMU: watched, forecast, managed under pressure, verified, restored. Needs root.
+live-demo: linux-guest $(DEV_STAMP)
+	$(BIN)/python -m tests.live.demo
 
 bench: linux-guest $(DEV_STAMP)
 	$(BIN)/python -m bench

@@ -57,9 +57,10 @@ class VerifyingVm:
         disks: bool = True,
         kind: str = "memfd",
         reporting: bool = True,
+        name: str = "",
         extra: tuple[str, ...] = (),
     ) -> None:
-        self.name = f"paged-{os.getpid()}-{directory.name}"
+        self.name = name or f"paged-{os.getpid()}-{directory.name}"
         self.serial = directory / "serial.log"
         self.monitor_path = directory / "qmp-of-the-test"
         # An exact line of arguments: what each of them is for is told by its name.
@@ -80,16 +81,16 @@ class VerifyingVm:
             *extra,
         ]  # fmt: skip
         if disks:
-            for name, cache in (
+            for disk, cache in (
                 ("a", "cache=none,aio=native"),
                 ("b", "cache=writeback"),
                 ("c", "cache=none,aio=threads"),
             ):
-                image = directory / f"{name}.img"
+                image = directory / f"{disk}.img"
                 with image.open("wb") as file:
                     file.truncate(DISK_BYTES)
-                drive = f"file={image},format=raw,if=none,id={name},{cache}"
-                arguments += ["-drive", drive, "-device", f"virtio-blk-pci,drive={name}"]
+                drive = f"file={image},format=raw,if=none,id={disk},{cache}"
+                arguments += ["-drive", drive, "-device", f"virtio-blk-pci,drive={disk}"]
         self.log = (directory / "qemu.log").open("wb")
         self.process = subprocess.Popen(
             arguments,

@@ -60,8 +60,8 @@ class Manager:
     """Manages the VMs of ``plan``. Use as a context manager, or ``close`` it.
 
     With ``dry_run`` everything is decided and nothing done: the VMkernel goes on as if each guest
-    had obeyed at once. ``ledger`` is None then only. ``watcher`` is used for sampling instead of the
-    host's own, and closed at the end. Raises ManageError, LiveError.
+    had obeyed at once. ``ledger`` is None then only. ``watcher`` samples instead of what the host
+    has, and is closed at the end. Raises ManageError, LiveError.
     """
 
     def __init__(
