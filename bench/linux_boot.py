@@ -3,11 +3,18 @@
 
 The same kernel, initramfs, memory and command line. What is timed is the whole process, as a user
 starts it: to the first line of the guest's init, and from the begin of each workload to its
-verdict, in the host's time. ``make linux-guest`` must have been run.
+verdict, in the host's time; and the CPU time of the whole process, which other work on the machine
+disturbs less. memvirt runs on its own build of the engine and on the package index's, each run
+beside QEMU's. ``make linux-guest`` must have been run.
+
+QEMU hangs in its boot where a loaded machine lets it calibrate the time-stamp counter: all get the
+frequencies (``lpj``, ``tsc_early_khz``) on the command line.
 """
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 import threading
@@ -24,8 +31,9 @@ _TIMEOUT = 60
 
 @dataclass
 class Timing:
-    """Host seconds since the start of the process, or of each workload."""
+    """Host seconds since the process began, or each workload; CPU seconds of all."""
 
+    cpu: float = 0.0
     boot: float = 0.0
     total: float = 0.0
     workloads: dict[str, float] = field(default_factory=dict)
@@ -53,15 +61,26 @@ def qemu_command(parameters: str) -> list[str]:
     ]  # fmt: skip
 
 
-def time_run(command: list[str]) -> Timing:
+def frequencies() -> str:
+    """Kernel parameters that spare a guest its calibration loops (Debian's kernels: 250 Hz)."""
+    found = re.search(r"cpu MHz\s*:\s*([0-9.]+)", Path("/proc/cpuinfo").read_text())
+    khz = int(float(found[1]) * 1000) if found else 2_000_000
+    return f"lpj={khz * 4} tsc_early_khz={khz}"
+
+
+def time_run(command: list[str], engine: str) -> Timing:
     """Run ``command`` to its end, watching the guest's console."""
     timing, begun, began = Timing(), "", 0.0
     start = time.perf_counter()
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL,
+        env=os.environ | {"MEMVIRT_ENGINE": engine},
     ) as process:
         assert process.stdout is not None
-        watchdog = threading.Timer(_TIMEOUT, process.kill)  # QEMU has been seen to hang in its boot
+        watchdog = threading.Timer(_TIMEOUT, process.kill)  # QEMU has hung in its boot
         watchdog.start()
         for raw in process.stdout:
             now = time.perf_counter()
@@ -74,18 +93,20 @@ def time_run(command: list[str]) -> Timing:
                 timing.workloads[begun] = now - began
             elif line == "linux-guest: verdict: success":
                 timing.verified = True
-        process.wait()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        timing.cpu = usage.ru_utime + usage.ru_stime
         watchdog.cancel()
     timing.total = time.perf_counter() - start
     return timing
 
 
-def best(command: list[str]) -> Timing:
-    """The least of each figure over REPEATS runs."""
-    runs = [time_run(command) for _ in range(REPEATS)]
+def least(runs: list[Timing], name: str) -> Timing:
+    """The least of each figure. Exits if a guest did not verify."""
     if not all(run.verified for run in runs):
-        sys.exit(f"a guest did not verify: {' '.join(command)}")
+        sys.exit(f"a guest did not verify: {name}")
     return Timing(
+        cpu=min(run.cpu for run in runs),
         boot=min(run.boot for run in runs),
         total=min(run.total for run in runs),
         workloads={name: min(run.workloads[name] for run in runs) for name in WORKLOADS},
@@ -94,22 +115,30 @@ def best(command: list[str]) -> Timing:
 
 
 def report(parameters: str) -> None:
-    """Time the three and print them side by side."""
-    qemu = best(qemu_command(parameters))
-    columns = [("qemu", qemu)]
-    for paging in ("shadow", "nested"):
-        columns.append((paging, best(memvirt_command(paging, parameters))))
-    print(f"Seconds of the host, best of {REPEATS} runs; kernel parameters: {parameters or '-'}")
-    print(f"  {'':<12}{'qemu':>8}{'shadow':>9}{'nested':>9}{'shadow/qemu':>14}{'nested/qemu':>14}")
-    rows = [("to init", [timing.boot for _, timing in columns])]
-    rows += [(name, [timing.workloads[name] for _, timing in columns]) for name in WORKLOADS]
-    rows.append(("workloads", [sum(t.workloads.values()) for _, t in columns]))
-    rows.append(("all", [timing.total for _, timing in columns]))
-    for name, (peer, shadow, nested) in rows:
-        print(
-            f"  {name:<12}{peer:8.2f}{shadow:9.2f}{nested:9.2f}"
-            f"{shadow / peer:13.2f}x{nested / peer:13.2f}x"
-        )
+    """Time all, in turn so that other work on the machine meets all alike; print side by side."""
+    given = f"{frequencies()} {parameters}".strip()
+    kinds = {
+        "qemu": (qemu_command(given), ""),
+        "shadow": (memvirt_command("shadow", given), "own"),
+        "nested": (memvirt_command("nested", given), "own"),
+        "wheel": (memvirt_command("nested", given), "wheel"),
+    }
+    runs: dict[str, list[Timing]] = {name: [] for name in kinds}
+    for _ in range(REPEATS):
+        for name, (command, engine) in kinds.items():
+            runs[name].append(time_run(command, engine))
+    timings = {name: least(of_kind, name) for name, of_kind in runs.items()}
+    print(f"Seconds of the host, best of {REPEATS} runs; kernel parameters: {given}")
+    print("shadow, nested: memvirt's build of the engine; wheel: the package index's, nested")
+    print(f"  {'':<12}" + "".join(f"{name:>9}" for name in kinds) + f"{'ratios to QEMU':>24}")
+    rows = [("CPU, all", [timing.cpu for timing in timings.values()])]
+    rows.append(("to init", [timing.boot for timing in timings.values()]))
+    rows += [(name, [t.workloads[name] for t in timings.values()]) for name in WORKLOADS]
+    rows.append(("workloads", [sum(t.workloads.values()) for t in timings.values()]))
+    rows.append(("all", [timing.total for timing in timings.values()]))
+    for name, (peer, *ours) in rows:
+        figures = "".join(f"{value:9.2f}" for value in (peer, *ours))
+        print(f"  {name:<12}{figures}" + "".join(f"{value / peer:8.2f}" for value in ours))
 
 
 def main() -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.engine.own_build import own_build_only
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 sys.path.insert(0, str(ROOT / "docs"))
@@ -32,6 +34,7 @@ def test_links(link: str) -> None:
     assert (ROOT / link).is_file()
 
 
+@own_build_only
 @pytest.mark.parametrize("transcript", TRANSCRIPTS, ids=lambda transcript: transcript.command)
 def test_transcripts(transcript: Transcript) -> None:
     printed = run(transcript.command)

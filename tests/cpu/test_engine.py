@@ -10,6 +10,7 @@ import unicorn
 from unicorn import unicorn_const, x86_const
 
 from memvirt.cpu.unicorn import registers as reg
+from memvirt.cpu.unicorn.own_build import IS_OWN_BUILD
 from memvirt.cpu.unicorn.version import (
     VERIFIED_VERSION,
     EngineLayoutError,
@@ -58,6 +59,8 @@ def test_a_register_elsewhere_is_refused(
     name: str, shift: int, engine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each offset that is fixed, eight bytes off: the check must see it."""
+    if IS_OWN_BUILD and name == "_TLB_ENTRIES_USED":
+        pytest.skip("used only where the records are searched for: this build states their place")
     monkeypatch.setattr(reg, name, getattr(reg, name) + shift)
     with pytest.raises(EngineLayoutError) as raised:
         reg.locate_registers(engine)

@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from memvirt.address import GuestVirtualAddress
 from memvirt.images import image_path
 from memvirt.machine.machine import Machine
 from memvirt.machine.memory import MachineMemoryExhausted
@@ -27,6 +28,7 @@ from memvirt.vmm.check import Violation, check_machine
 from .console import STDIO, Console
 from .errors import UsageError
 from .interruption import Interruption
+from .warm import warm
 
 _LAST_LINES, _MOST_LINES = 24, 100
 # Ends that registers and walks explain.
@@ -96,7 +98,7 @@ def death_report(vm: VirtualMachine) -> str:
     for name in ("rip", "cr2"):
         lines.append(f"--- walk of {name.upper()}")
         try:
-            lines.append(render(map_address(view, view.registers[name])))
+            lines.append(render(map_address(view, GuestVirtualAddress(view.registers[name]))))
         except ValueError as error:
             lines.append(str(error))
     return "\n".join(lines)
@@ -124,6 +126,7 @@ def boot(
     files = {"--stats": stats, "--snapshot": snapshot}
     files["--serial"] = None if serial == STDIO else Path(serial)
     check_outputs(files, {"the image": image_path(options.image), "--initrd": options.initrd})
+    warm()
     console = Console(serial)
     vm = make_vm(options, console)
     if vm.boot_image is not None and vm.boot_image.added_parameters:

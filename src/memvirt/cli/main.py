@@ -15,14 +15,17 @@ from typing import Annotated
 import typer
 
 from memvirt import __version__
+from memvirt.cpu.factory import describe_processor
 
 from .boot_command import boot_command
+from .errors import user_errors
 from .manage_command import manage_command
 from .map_command import map_command
 from .page_command import page_command
 from .plan_commands import analyze_command, plan_command
 from .run_command import run_command
 from .schema_command import schema_command
+from .warm_command import warm_command
 from .watch_command import watch_command
 
 app = typer.Typer(
@@ -36,6 +39,8 @@ app = typer.Typer(
 def _version(wanted: bool) -> None:
     if wanted:
         print(f"memvirt {__version__}")
+        with user_errors():
+            print(f"engine: {describe_processor()}")
         raise typer.Exit
 
 
@@ -63,6 +68,7 @@ app.command("analyze", short_help="Say what is in the memory of VMs, and what wo
 app.command("page", short_help="Page a running VM of QEMU from outside (experimental).")(
     page_command
 )
+app.command("warm", short_help="Compile for this machine ahead of the first use.")(warm_command)
 app.command("manage", short_help="Manage this host's live VMs as ESXi does.")(manage_command)
 
 

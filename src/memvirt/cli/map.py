@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import json
 
+from memvirt.address import GuestVirtualAddress
 from memvirt.observe.address_map import map_address, render
 from memvirt.observe.snapshot import load_snapshot
 from memvirt.observe.view import VmView, live_view
 
 from .boot import BootOptions, make_vm
 from .errors import UsageError
+from .warm import warm
 
 _LONGEST_QUANTUM_NS = 10_000_000
 
@@ -22,6 +24,7 @@ def snapshot_view(path: str) -> VmView:
 
 def booted_view(options: BootOptions, run_for: float) -> VmView:
     """The VM of ``options`` after ``run_for`` virtual seconds, or at its end."""
+    warm()
     vm = make_vm(options, None)
     end_ns = int(run_for * 1e9)
     while vm.outcome is None and vm.virtual_ns < end_ns:
@@ -36,7 +39,7 @@ def print_map(view: VmView, address: str, as_json: bool) -> None:
     except ValueError:
         raise UsageError(f"{address} is no address; write for instance 0x100000") from None
     try:
-        result = map_address(view, gva)
+        result = map_address(view, GuestVirtualAddress(gva))
     except ValueError as error:
         raise UsageError(str(error)) from error
     print(json.dumps(result.as_json(), indent=2) if as_json else render(result))

@@ -1,19 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The processor a VM gets if nobody chooses another."""
+"""The processor a VM gets if nobody chooses another.
+
+The processor's kernels are imported when the first one is made: what only describes it waits for no
+compiler.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
-from memvirt.vmm.monitor import VirtualMachineMonitor
+from .processor import Processor, ProcessorError
+from .unicorn.library import EngineChoiceError, find_engine
 
-from .processor import Processor
-from .unicorn.processor import UnicornProcessor
+if TYPE_CHECKING:
+    from memvirt.compiled import Callback
+    from memvirt.platform.pc import Pc
+    from memvirt.vmm.monitor import VirtualMachineMonitor
 
 
-def software_processor(vmm: VirtualMachineMonitor, pc: Any) -> Processor:
+def software_processor(vmm: VirtualMachineMonitor, pc: Pc) -> Processor:
     """The embedded software processor: real x86-64 code, no privileges needed.
 
     Raises ProcessorError or EngineLayoutError where the installed engine cannot be used.
     """
+    from .unicorn.processor import UnicornProcessor  # noqa: PLC0415  compiles kernels
+
     return UnicornProcessor(vmm, pc)
+
+
+def processor_callbacks() -> list[Callback]:
+    """What C calls in the software processor, in the order it is defined.
+
+    Asking each for its address compiles all that a VM's processor runs.
+    """
+    from memvirt.compiled import CALLBACKS  # noqa: PLC0415
+
+    from .unicorn import processor  # noqa: F401, PLC0415  defines them
+
+    return list(CALLBACKS)
+
+
+def describe_processor() -> str:
+    """The software processor's engine and whose build of it is used, for people to read.
+
+    Raises ProcessorError where the environment asks for a build that is not there.
+    """
+    try:
+        return str(find_engine())
+    except EngineChoiceError as error:
+        raise ProcessorError(str(error)) from None

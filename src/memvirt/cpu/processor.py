@@ -12,14 +12,31 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
+from memvirt.address import PhysicalPageNumber
 from memvirt.errors import MemvirtError
-from memvirt.vmm.monitor import VirtualMachineMonitor
+
+if TYPE_CHECKING:
+    from memvirt.platform.pc import Pc
+    from memvirt.vmm.monitor import VirtualMachineMonitor
+
+__all__ = [
+    "ExitReason",
+    "Processor",
+    "ProcessorError",
+    "ProcessorExit",
+    "ProcessorFactory",
+    "ProcessorStatistics",
+    "SegmentState",
+]
 
 
 class ProcessorError(MemvirtError, RuntimeError):
     """The processor cannot do what it was asked; the message says why."""
+
+
+_NO_PAGE = PhysicalPageNumber(0)
 
 
 class ExitReason(Enum):
@@ -43,7 +60,7 @@ class ProcessorExit:
     """One exit. The fields beyond ``reason`` have a meaning where their comment says so."""
 
     reason: ExitReason
-    ppn: int = 0  # NEED_PAGE
+    ppn: PhysicalPageNumber = _NO_PAGE  # NEED_PAGE
     write: bool = False  # NEED_PAGE: for a store
     vector: int = 0  # TRIPLE_FAULT: what was being delivered
     instruction_bytes: int = 0  # BACKDOOR, BALLOON: length of the IN, which RIP still points at
@@ -63,8 +80,10 @@ class SegmentState:
 @dataclass(frozen=True, slots=True)
 class ProcessorStatistics:
     """What one processor did since power-on. Exits are stops of the engine, by reason; those for
-    memory in shadow or nested mode are in the VM's memory statistics."""
+    memory in shadow or nested mode are in the VM's memory statistics. ``implementation`` says which
+    processor ran, and whose build of it."""
 
+    implementation: str
     virtual_ns: int
     code_bytes: int
     engine_starts: int
@@ -156,5 +175,5 @@ class Processor(Protocol):
         ...
 
 
-ProcessorFactory = Callable[[VirtualMachineMonitor, Any], Processor]
+ProcessorFactory: TypeAlias = "Callable[[VirtualMachineMonitor, Pc], Processor]"
 """Makes the processor of a VM from its VMM and its PC (the array ``platform.pc.new_pc`` makes)."""

@@ -119,6 +119,8 @@ def define_check() -> Any:
     """Compile ``memvirt_check_access`` and make its symbol known. Keep the result alive."""
     callback = ctypes.cast(_on_violation, ctypes.c_void_p).value
     assert callback is not None
+    llvm.initialize_native_target()  # Numba does so with its first kernel: this may be sooner
+    llvm.initialize_native_asmprinter()
     target = llvm.Target.from_default_triple().create_target_machine(opt=2)
     module = _check_module(int(TABLE.cell.ctypes.data), callback)
     compiled = llvm.create_mcjit_compiler(llvm.parse_assembly(str(module)), target)

@@ -11,6 +11,8 @@ from memvirt.size import format_size
 from memvirt.vm.virtual_machine import VirtualMachine
 from memvirt.vmm.statistics import MemoryStatistics
 
+__all__ = ["VmStatistics", "as_json", "render", "vm_statistics"]
+
 
 @dataclass(frozen=True, slots=True)
 class VmStatistics:
@@ -70,5 +72,6 @@ def render(statistics: VmStatistics) -> str:
             f"exits          {exits or 'none'}",
             f"delivered      {processor.exceptions_delivered:,} exceptions, "
             f"{processor.interrupts_delivered:,} interrupts",
+            f"processor      {processor.implementation}",
         )
     )

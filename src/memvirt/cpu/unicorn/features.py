@@ -37,7 +37,6 @@ NOT_MODELLED = (
     HiddenFeature("AVX", 1, "c", 28, "as XSAVE"),
     HiddenFeature("RDRAND", 1, "c", 30, "not reproducible"),
     HiddenFeature("MCE", 1, "d", 7, "no machine checks"),
-    HiddenFeature("SEP", 1, "d", 11, "the engine skips sysenter"),
     HiddenFeature("MTRR", 1, "d", 12, "no memory types by range"),
     HiddenFeature("MCA", 1, "d", 14, "no machine checks"),
     HiddenFeature("HTT", 1, "d", 28, "one logical processor"),
@@ -67,6 +66,7 @@ NOT_MODELLED = (
 # while OSFXSR is clear; but it is part of SSE4.2, which whole distributions ask for.)
 _AS_SSE = "the engine refuses it while CR4.OSFXSR is clear or CR0.EM or CR0.TS is set"
 STOCK_ENGINE_WRONG = (
+    HiddenFeature("SEP", 1, "d", 11, "the engine skips sysenter"),
     HiddenFeature("MOVBE", 1, "c", 22, _AS_SSE),
     HiddenFeature("BMI1", 7, "b", 3, _AS_SSE),
     HiddenFeature("BMI2", 7, "b", 8, _AS_SSE),

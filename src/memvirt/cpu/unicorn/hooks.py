@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The C callbacks through which the engine reaches the MMU and the platform.
 
-Each is compiled with Numba's ``cfunc``, takes no lock and never enters Python. ``user`` is the
+Each is compiled for C (``callback``), takes no lock and never enters Python. ``user`` is the
 address of the engine's state. A callback that cannot finish says why there and stops the engine;
 the run loop goes on from there.
 """
 
 from __future__ import annotations
 
-from numba import cfunc, types
+from numba import types
 from unicorn import unicorn_const
 
-from memvirt.compiled import compiled
+from memvirt.address import GuestVirtualAddress
+from memvirt.compiled import callback, compiled
 from memvirt.mmu.access import FETCH, OK, READ, WRITE
 from memvirt.mmu.entry import CR0_PE
 from memvirt.mmu.native import (
@@ -22,6 +23,7 @@ from memvirt.mmu.native import (
     store32,
     store64,
 )
+from memvirt.platform.control import PORT_POST
 from memvirt.platform.pc import mmio_read, mmio_write
 from memvirt.platform.pc import pc_interrupt_pending as interrupt_pending
 from memvirt.platform.ports import (
@@ -75,7 +77,7 @@ def interrupts_enabled(engine: EngineState) -> bool:
 
 
 @compiled
-def note_large_page(engine: EngineState, gva: int, size: int) -> None:
+def note_large_page(engine: EngineState, gva: GuestVirtualAddress, size: int) -> None:
     """Tell the engine's TLB that a page it caches is part of a large one.
 
     ``invlpg`` of any address in a large page must drop all of it (SDM vol. 3A section 4.10.4.1),
@@ -94,8 +96,8 @@ def note_large_page(engine: EngineState, gva: int, size: int) -> None:
         store64(record + 8, mask)
 
 
-@cfunc("boolean(int64, int64, int32, int64, int64)", cache=True)
-def on_tlb_fill(handle: int, page: int, kind: int, entry: int, user: int) -> bool:
+@callback("boolean(int64, int64, int32, int64, int64)")
+def on_tlb_fill(handle: int, page: GuestVirtualAddress, kind: int, entry: int, user: int) -> bool:
     """``UC_HOOK_TLB_FILL``: ``entry`` is the address of a ``TlbEntry``."""
     translation = tlb_entry_at(entry)
     engine = engine_at(user)
@@ -120,8 +122,8 @@ def on_tlb_fill(handle: int, page: int, kind: int, entry: int, user: int) -> boo
     return False
 
 
-@cfunc("void(int64, int64, int32, int64)", cache=True)
-def on_deadline(handle: int, gva: int, size: int, user: int) -> None:
+@callback("void(int64, int64, int32, int64)")
+def on_deadline(handle: int, gva: GuestVirtualAddress, size: int, user: int) -> None:
     """``UC_HOOK_BLOCK``, when virtual time has come (``block_counter``): stop, or go on until an
     interrupt can be taken."""
     engine = engine_at(user)
@@ -146,7 +148,7 @@ def on_deadline(handle: int, gva: int, size: int, user: int) -> None:
     call_c1(engine.emu_stop_at, (handle,))
 
 
-@cfunc("void(int64, int32, int64)", cache=True)
+@callback("void(int64, int32, int64)")
 def on_exception(handle: int, vector: int, user: int) -> None:
     """``UC_HOOK_INTR``: an exception or ``int n``; its error code lies in the register file."""
     engine = engine_at(user)
@@ -158,7 +160,7 @@ def on_exception(handle: int, vector: int, user: int) -> None:
     call_c1(engine.emu_stop_at, (handle,))
 
 
-@cfunc("void(int64, int64)", cache=True)
+@callback("void(int64, int64)")
 def on_syscall(handle: int, user: int) -> None:
     """``UC_HOOK_INSN`` for ``syscall``."""
     engine = engine_at(user)
@@ -167,7 +169,7 @@ def on_syscall(handle: int, user: int) -> None:
     call_c1(engine.emu_stop_at, (handle,))
 
 
-@cfunc("int32(int64, int64)", cache=True)
+@callback("int32(int64, int64)")
 def on_cpuid(handle: int, user: int) -> int:
     """``UC_HOOK_INSN`` for ``cpuid``: the VM's own table; 1 skips the engine's answer."""
     engine = engine_at(user)
@@ -190,7 +192,7 @@ def on_cpuid(handle: int, user: int) -> int:
     return 1
 
 
-@cfunc("int32(int64, int64)", cache=True)
+@callback("int32(int64, int64)")
 def on_time_stamp(handle: int, user: int) -> int:
     """``UC_HOOK_INSN`` for ``rdtsc``: virtual time."""
     engine = engine_at(user)
@@ -227,11 +229,11 @@ def _port_permitted(engine: EngineState, port: int, size: int) -> bool:
     mmu.implicit_supervisor = 1
     status, denied = OK, limit < 103
     if not denied:
-        status = read_guest(engine, base + 0x66, bits_at, 2)
+        status = read_guest(engine, GuestVirtualAddress(base + 0x66), bits_at, 2)
         offset = (engine.permissions & 0xFFFF) + (port >> 3)
         denied = status == OK and offset + 1 > limit
         if status == OK and not denied:
-            status = read_guest(engine, base + offset, bits_at, 2)
+            status = read_guest(engine, GuestVirtualAddress(base + offset), bits_at, 2)
             bits = (engine.permissions & 0xFFFF) >> (port & 7)
             denied = bits & ((1 << size) - 1) != 0
     mmu.implicit_supervisor = 0
@@ -257,7 +259,8 @@ def _instruction_bytes(engine: EngineState) -> int:
     if load32(state + _HFLAGS) & reg.HF_CS64 == 0:
         start = (start + load64(state + reg.CS + reg.SEGMENT_BASE)) & _U32
     for length in range(1, 16):
-        status = read_guest(engine, start + length - 1, engine.state_at + INSTRUCTION, 1)
+        gva = GuestVirtualAddress(start + length - 1)
+        status = read_guest(engine, gva, engine.state_at + INSTRUCTION, 1)
         if status != OK:
             return 0
         if engine.instruction & 0xFF == 0xED:
@@ -284,7 +287,7 @@ def _call_hypervisor(engine: EngineState, kind: int, port: int) -> None:
     abort_instruction(engine)
 
 
-@cfunc("uint32(int64, uint32, int32, int64)", cache=True)
+@callback("uint32(int64, uint32, int32, int64)")
 def on_in(handle: int, port: int, size: int, user: int) -> int:
     """``UC_HOOK_INSN`` for ``in``."""
     engine = engine_at(user)
@@ -304,7 +307,7 @@ def on_in(handle: int, port: int, size: int, user: int) -> int:
     return types.uint32(value & _U32)
 
 
-@cfunc("void(int64, uint32, int32, uint32, int64)", cache=True)
+@callback("void(int64, uint32, int32, uint32, int64)")
 def on_out(handle: int, port: int, size: int, value: int, user: int) -> None:
     """``UC_HOOK_INSN`` for ``out``. A write the device cannot take yet is done again later."""
     engine = engine_at(user)
@@ -320,10 +323,11 @@ def on_out(handle: int, port: int, size: int, value: int, user: int) -> None:
         # not even the rest of its block.
         engine.io_status = status
         abort_instruction(engine)
-    _after_device(engine)
+    if port64 != PORT_POST or size64 != 1:  # a latch: Linux writes to it to pass time
+        _after_device(engine)
 
 
-@cfunc("uint64(int64, uint64, uint32, int64)", cache=True)
+@callback("uint64(int64, uint64, uint32, int64)")
 def on_apic_read(handle: int, offset: int, size: int, user: int) -> int:
     """A load from the local APIC's page."""
     engine = engine_at(user)
@@ -333,7 +337,7 @@ def on_apic_read(handle: int, offset: int, size: int, user: int) -> int:
     return types.uint64(value)
 
 
-@cfunc("void(int64, uint64, uint32, uint64, int64)", cache=True)
+@callback("void(int64, uint64, uint32, uint64, int64)")
 def on_apic_write(handle: int, offset: int, size: int, value: int, user: int) -> None:
     """A store to the local APIC's page."""
     engine = engine_at(user)
@@ -344,12 +348,12 @@ def on_apic_write(handle: int, offset: int, size: int, value: int, user: int) ->
     _after_device(engine)
 
 
-@cfunc("uint64(int64, uint64, uint32, int64)", cache=True)
+@callback("uint64(int64, uint64, uint32, int64)")
 def on_hole_read(handle: int, offset: int, size: int, user: int) -> int:
     """A load where no device answers: the open bus reads as ones."""
     return types.uint64(0xFFFF_FFFF_FFFF_FFFF)
 
 
-@cfunc("void(int64, uint64, uint32, uint64, int64)", cache=True)
+@callback("void(int64, uint64, uint32, uint64, int64)")
 def on_hole_write(handle: int, offset: int, size: int, value: int, user: int) -> None:
     """A store where no device answers goes nowhere."""

@@ -12,7 +12,7 @@ from unicorn import unicorn_const as uc_const
 from unicorn import x86_const
 from unicorn.unicorn_py3 import unicorn as unicorn_binding
 
-from memvirt.address import PAGE_BYTES
+from memvirt.address import PAGE_BYTES, MachinePageNumber, PhysicalPageNumber
 from memvirt.cpu.processor import (
     ExitReason,
     ProcessorError,
@@ -26,8 +26,9 @@ from memvirt.names import choose
 from memvirt.platform.ports import IO_BACKDOOR, IO_BALLOON
 from memvirt.record import new_record
 from memvirt.vmm.monitor import PagingMode, VirtualMachineMonitor
+from memvirt.vmm.stale import Stale
 
-from . import hooks
+from . import ENGINE, hooks
 from . import registers as reg
 from . import run as run_loop
 from .block_counter import block_counter_address
@@ -35,10 +36,11 @@ from .cpuid import cpuid_table
 from .engine_state import ENGINE_DTYPE, EXECUTED, NO_EVENT, EngineState
 from .features import hidden_features
 from .guest_memory import access_entry
-from .run import drop_code, flush_translations, run
+from .own_build import IS_OWN_BUILD, count_blocks, used_engine
+from .run import drop_code_at, flush_translations_at, run_at
 from .tlb_fill import LAPIC_GPA
 from .version import check_engine_version
-from .virtual_time import PORT_ACCESS_NS, TIME_STAMP_NS, virtual_now
+from .virtual_time import PORT_ACCESS_NS, TIME_STAMP_NS, virtual_now_at
 
 _UC_CTL_TLB_VIRTUAL = uc_const.UC_TLB_VIRTUAL
 _TB_FLUSH = uc_const.UC_CTL_TB_FLUSH | uc_const.UC_CTL_IO_WRITE << 30
@@ -78,6 +80,8 @@ class UnicornProcessor:
         self._record = new_record(ENGINE_DTYPE)
         self.state: EngineState = self._record[0]
         self._page_flags = np.zeros(vmm.pmap.pages, np.uint8)
+        if ENGINE.problem:
+            raise ProcessorError(ENGINE.problem)
         check_engine_version()
         self._engine: unicorn.Uc | None = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
         self.engine.ctl_set_cpu_model(x86_const.UC_CPU_X86_ICELAKE_SERVER)
@@ -109,7 +113,7 @@ class UnicornProcessor:
 
     def _probe(self) -> None:
         """Find the register file and CPUID answers on this engine before it is used."""
-        self.cpuid = cpuid_table(self.engine, hidden_features(stock_engine=True))
+        self.cpuid = cpuid_table(self.engine, hidden_features(stock_engine=not IS_OWN_BUILD))
         self.engine.ctl_set_tlb_mode(_UC_CTL_TLB_VIRTUAL)
         self._check(_library.uc_ctl(self._handle, reg.CTL_TLB_FLUSH), "flushing translations")
         self.registers = reg.locate_registers(self.engine)
@@ -147,7 +151,7 @@ class UnicornProcessor:
 
     def _set_up_state(self) -> None:
         state, registers = self.state, self.registers
-        state.state_at = host_address(self._record, "engine state")
+        self._state_at = state.state_at = host_address(self._record, "engine state")
         state.vmm_at = self.vmm.state_address
         state.pc_at = host_address(self._pc, "virtual PC")
         state.page_flags_at = host_address(self._page_flags, "page flags of the engine")
@@ -200,7 +204,10 @@ class UnicornProcessor:
 
         if not self._flat:
             hook(uc_const.UC_HOOK_TLB_FILL, hooks.on_tlb_fill.address)
-        hook(uc_const.UC_HOOK_BLOCK, block_counter_address(hooks.on_deadline.address))
+        if IS_OWN_BUILD:
+            count_blocks(self._handle, self._record, hooks.on_deadline.address)
+        else:
+            hook(uc_const.UC_HOOK_BLOCK, block_counter_address(hooks.on_deadline.address))
         hook(uc_const.UC_HOOK_INTR, hooks.on_exception.address)
         for instruction, callback in (
             (x86_const.UC_X86_INS_SYSCALL, hooks.on_syscall),
@@ -274,7 +281,7 @@ class UnicornProcessor:
 
     @property
     def virtual_ns(self) -> int:
-        return int(virtual_now(self.state))
+        return int(virtual_now_at(self._state_at))
 
     @property
     def halted_ns(self) -> int:
@@ -297,15 +304,19 @@ class UnicornProcessor:
             if stale.ppns.size:
                 self.drop_all_code()
             return
+        if stale.ppns.size:
+            self._drop_code(stale)
+        if stale.flush:
+            flush_translations_at(self._state_at)
+
+    def _drop_code(self, stale: Stale) -> None:
         flags = self._page_flags
         may_hold_code = stale.shared | (flags[stale.ppns] & EXECUTED != 0)
         for i in np.flatnonzero(may_hold_code).tolist():
             ppn = stale.ppns[i]
             if stale.shared[i] or flags[ppn] & EXECUTED:
-                drop_code(self.state, int(stale.mpns[i]))
+                drop_code_at(self._state_at, MachinePageNumber(int(stale.mpns[i])))
                 flags[ppn] = 0
-        if stale.flush:
-            flush_translations(self.state)
 
     def drop_all_code(self) -> None:
         """Drop all translated code, whatever frame it came from."""
@@ -314,15 +325,14 @@ class UnicornProcessor:
     def run(self) -> ProcessorExit:
         self.engine  # noqa: B018  # as in _word
         self.drop_stale()
-        return self._exit(int(run(self.state, self._pc[0])))
+        return self._exit(int(run_at(self._state_at)))
 
     def _exit(self, left: int) -> ProcessorExit:
         """What the compiled loop left for, in the words of every processor."""
         state, vmm = self.state, self.vmm.state
         if left == NEED_PAGE:
-            return ProcessorExit(
-                ExitReason.NEED_PAGE, ppn=int(vmm.exit_ppn), write=bool(vmm.exit_write)
-            )
+            ppn = PhysicalPageNumber(int(vmm.exit_ppn))
+            return ProcessorExit(ExitReason.NEED_PAGE, ppn=ppn, write=bool(vmm.exit_write))
         if left == run_loop.LEFT_QUANTUM and state.stop_asked:
             return ProcessorExit(ExitReason.STOP_REQUESTED)
         if left == run_loop.LEFT_IO:
@@ -346,6 +356,7 @@ class UnicornProcessor:
     def statistics(self) -> ProcessorStatistics:
         state = self.state
         return ProcessorStatistics(
+            implementation=used_engine(),
             virtual_ns=self.virtual_ns,
             exits={name: int(getattr(state, f"exits_{name}")) for name in _EXITS},
             exceptions_by_vector={

@@ -22,6 +22,7 @@ from typing import Any
 import unicorn
 from unicorn import unicorn_const, x86_const
 
+from .own_build import Layout, layout_of
 from .version import EngineLayoutError
 
 # Offsets in the CPU state structure. Each segment: selector u32, base u64, limit u32, flags u32.
@@ -133,6 +134,11 @@ def locate_registers(engine: unicorn.Uc) -> RegisterFile:
 
     Maps one page at 0 for a moment. Raises EngineLayoutError.
     """
+    layout = layout_of(engine._uch)
+    if layout is not None:
+        found = _from_layout(layout)
+        _verify(engine, found.base)
+        return found
     handle = int(ctypes.cast(engine._uch, ctypes.c_void_p).value or 0)
     memory = os.open("/proc/self/mem", os.O_RDONLY)
     try:
@@ -170,6 +176,42 @@ def locate_registers(engine: unicorn.Uc) -> RegisterFile:
         )
     finally:
         os.close(memory)
+
+
+def _from_layout(layout: Layout) -> RegisterFile:
+    """The register file as memvirt's own build states it, if compiled kernels agree with it."""
+    for name, expected in (
+        ("rip", RIP),
+        ("flags", RAW_FLAGS),
+        ("hidden_flags", HFLAGS),
+        ("segments", SEGMENTS),
+        ("segment_bytes", SEGMENT_BYTES),
+        ("cr0", CR0),
+        ("cr2", CR2),
+        ("cr3", CR3),
+        ("cr4", CR4),
+        ("efer", EFER),
+        ("tlb_record_bytes", TLB_RECORD_BYTES),
+        ("mmu_indexes", MMU_INDEXES),
+        ("exception_in_flight", EXCEPTION_IN_FLIGHT),
+    ):
+        stated = int(getattr(layout, name))
+        if stated != expected:
+            raise EngineLayoutError(
+                f"memvirt's build of the engine states {stated:#x} as {name}, and memvirt expects "
+                f"{expected:#x}: run make engine"
+            )
+    return RegisterFile(
+        base=layout.registers,
+        large_pages=layout.large_pages,
+        fault_address=layout.fault_address,
+        error_code=layout.error_code,
+        star=layout.star,
+        lstar=layout.lstar,
+        cstar=layout.cstar,
+        fmask=layout.fmask,
+        kernel_gs_base=layout.kernel_gs_base,
+    )
 
 
 def _large_page_records(memory: int, base: int) -> int:

@@ -12,17 +12,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from memvirt.address import PpnArray
 from memvirt.live.errors import LiveError
 from memvirt.live.host_memory import HostPages, read_host_pages
 from memvirt.live.page_states import LivePageState
-from memvirt.vmkernel.protocols import Eviction, Place, Ppns
+from memvirt.vmkernel.protocols import Eviction, Place
 
 from .pageout import PAGEOUT, WILLNEED, Adviser, pageable, runs_of
 
 if TYPE_CHECKING:
     from .guest import LiveGuest
 
-_NO_PAGES = np.zeros(0, np.int64)
+_NO_PAGES = PpnArray(np.zeros(0, np.int64))
 _SWAP_MARGIN = 1024  # pages of swap that are left to others
 
 
@@ -83,19 +84,18 @@ class KernelReclaim:
         """Dry run: pages that would be in swap."""
         return int(np.count_nonzero(self._pretended))
 
-    def reclaimable_pages(self) -> Ppns:
+    def reclaimable_pages(self) -> PpnArray:
         """Private pages. Merged ones cannot be sent away by advice."""
         states = self._guest.states
         if states is None:
             return _NO_PAGES
-        return np.flatnonzero(
-            (states.state == LivePageState.PRIVATE) & self._pageable & ~self._pretended
-        )
+        private = states.state == LivePageState.PRIVATE
+        return PpnArray(np.flatnonzero(private & self._pageable & ~self._pretended))
 
-    def shared_pages(self) -> Ppns:
+    def shared_pages(self) -> PpnArray:
         return _NO_PAGES
 
-    def evict(self, ppns: Ppns, places: Sequence[Place]) -> Eviction:
+    def evict(self, ppns: PpnArray, places: Sequence[Place]) -> Eviction:
         """Send pages to swap, if the host's policy has that; what stays is refused."""
         wanted = int(ppns.size)
         if all(place.name != "swap" for place in places):
@@ -109,7 +109,7 @@ class KernelReclaim:
             self.trouble = "the host's swap space is full"
             return Eviction(refused=wanted)
         try:
-            self._advise(taken, PAGEOUT)
+            self._advise(PpnArray(taken), PAGEOUT)
             self._guest.rescan()
         except (LiveError, OSError) as error:
             self.trouble = str(error)
@@ -138,7 +138,7 @@ class KernelReclaim:
         if pages.size == 0:
             return 0
         try:
-            self._advise(pages, WILLNEED)
+            self._advise(PpnArray(pages), WILLNEED)
             self._guest.rescan()
         except (LiveError, OSError) as error:
             self.trouble = str(error)
@@ -153,7 +153,7 @@ class KernelReclaim:
     def submit_writes(self) -> None:
         """Nothing: the kernel writes by itself."""
 
-    def _advise(self, pages: Ppns, advice: int) -> None:
+    def _advise(self, pages: PpnArray, advice: int) -> None:
         if self._adviser is None:
             self._adviser = Adviser(self._guest.vm.pid)
         self._adviser.advise(runs_of(self._guest.vm.layout, pages), advice)

@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from memvirt.address import PpnArray
 from memvirt.live.errors import LiveError
 from memvirt.live.kernel_pages import KernelPages
 from memvirt.live.vm import LiveVm
 from memvirt.live.working_set import FrameWatcher, SampledVm, WatchedPages, watch_pages
-from memvirt.vmkernel.protocols import Flags, Ppns
+from memvirt.vmkernel.protocols import Flags
 
 _KNOWN_PART = 0.5  # of a sample that has to be known
 
@@ -34,21 +35,21 @@ class VmSampling:
         self._pages: Any = None  # of the last round that ended
         self._untouched: Any = None
 
-    def begin_sample(self, ppns: Ppns) -> None:
+    def begin_sample(self, ppns: PpnArray) -> None:
         """The next round watches these pages."""
         self.drawn = np.array(ppns, np.int64)
         self._pages = None
 
-    def untouched(self, ppns: Ppns) -> Flags | None:
+    def untouched(self, ppns: PpnArray) -> Flags | None:
         """As the protocol has it; ``ppns`` are the last sample's."""
         if self._pages is None or not np.array_equal(self._pages, ppns):
             return None
         return np.asarray(self._untouched)
 
-    def watch(self, ppns: Ppns) -> None:
+    def watch(self, ppns: PpnArray) -> None:
         """Nothing: Linux keeps what it knows of single pages to itself; victims are random."""
 
-    def idle(self, ppns: Ppns) -> Flags:
+    def idle(self, ppns: PpnArray) -> Flags:
         return np.zeros(np.shape(ppns), np.bool_)
 
     def ended(self, pages: Any, seen: WatchedPages) -> None:
