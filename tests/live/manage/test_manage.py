@@ -158,6 +158,7 @@ def test_balloons_follow_and_everything_is_put_back(
         vm.assert_nothing_wrong()
 
 
+@pytest.mark.acceptance
 @pytest.mark.usefixtures("ledger_directory")
 def test_pages_go_to_swap_of_who_has_too_much_and_come_back(
     start_vm: StartVm, tmp_path: Path, ledger_directory: Path, zram_swap: int

@@ -32,7 +32,7 @@ from .guest import GuestOptions, LiveGuest
 from .ksm_control import KsmControl
 from .ledger import Ledger
 from .machine import LiveMachine
-from .mechanisms import BRING_BACK, NO_BALLOON, register
+from .mechanisms import BRING_BACK, NO_BALLOON, registered
 from .plan import HostPlan, VmPlan, admit_all
 from .restore import restore_all, restore_vm
 from .sampling import Sampler
@@ -76,7 +76,6 @@ class Manager:
     ) -> None:
         if (ledger is None) != dry_run:
             raise ValueError("a ledger is needed unless nothing is done")
-        register()
         self.plan = plan
         self.dry_run = dry_run
         self._ledger = ledger
@@ -86,7 +85,8 @@ class Manager:
             raise ManageError(problem)
         group = MemoryCgroup(plan.cgroup) if plan.cgroup else None
         self.machine = LiveMachine(plan.memory, cgroup=group)
-        self.kernel = VmKernel(self.machine, _options(plan), seed=plan.seed)
+        with registered():
+            self.kernel = VmKernel(self.machine, _options(plan), seed=plan.seed)
         try:
             admit_all(replace(plan, memory=self.machine.frames), self.kernel.min_free)
         except ValueError as error:

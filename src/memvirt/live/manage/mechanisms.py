@@ -11,6 +11,9 @@ before the guest has to wait for it.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 from memvirt.vmkernel.ballooning import DEFLATE_PERCENT
 from memvirt.vmkernel.events import Mechanism
 from memvirt.vmkernel.host_state import CLEAR_PERCENT
@@ -84,8 +87,16 @@ class BringBack(ReclaimMechanism):
                 host.record(vm, Mechanism.RESTORE, restored, f"state {state}: memory to spare")
 
 
-def register() -> None:
-    """Make the two known by name; may be called again."""
-    if NO_BALLOON not in RECLAIM.names():
-        RECLAIM.register(NO_BALLOON, lambda options: PageWithoutBalloon())
-        RECLAIM.register(BRING_BACK, lambda options: BringBack())
+@contextlib.contextmanager
+def registered() -> Iterator[None]:
+    """Make the two known by name inside the block, in which a VMkernel is made.
+
+    Not for longer: other hosts' VMs have nothing these could act upon.
+    """
+    RECLAIM.register(NO_BALLOON, lambda options: PageWithoutBalloon())
+    RECLAIM.register(BRING_BACK, lambda options: BringBack())
+    try:
+        yield
+    finally:
+        RECLAIM.unregister(NO_BALLOON)
+        RECLAIM.unregister(BRING_BACK)
