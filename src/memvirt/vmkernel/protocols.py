@@ -158,8 +158,11 @@ class ActivitySampling(Protocol):
         """Notice the next access to each of these pages."""
         ...
 
-    def untouched(self, ppns: PpnArray) -> Flags:
-        """Which of ``ppns`` have been sampled and not accessed since."""
+    def untouched(self, ppns: PpnArray) -> Flags | None:
+        """Which of ``ppns`` have been sampled and not accessed since.
+
+        None while that is not known: what could not be measured is not idle.
+        """
         ...
 
     def watch(self, ppns: PpnArray) -> None:
