@@ -23,7 +23,7 @@ import numpy as np
 
 from memvirt.address import PAGE_BYTES, MachinePageNumber, MpnArray, PhysicalPageNumber, PpnArray
 from memvirt.machine.content import Pages
-from memvirt.machine.memory import NOBODY, FrameKind, MachineMemory
+from memvirt.machine.memory import FrameKind, MachineMemory
 
 from .pmap import KEPT, RESIDENT, PageState, Pmap, is_resident
 from .reserve import FrameReserve
@@ -223,7 +223,7 @@ class PageContents:
         self.invalidate(ppns)
         mpns = self.pmap.mpns_of(ppns)
         self.machine.kind[mpns] = FrameKind.SHARED
-        self.machine.owner[mpns] = NOBODY
+        self.machine.references[mpns] = 1
         self.machine.set_share_salt(mpns, salt)
         self.pmap.state[ppns] = PageState.SHARED
         return mpns
