@@ -11,7 +11,7 @@ ENGINE ?= own
 # What shows that memvirt also runs on the engine as the package index has it.
 FALLBACK_TESTS := tests/cpu tests/engine tests/guests/test_differential.py tests/guests/test_bundled_image.py
 
-.PHONY: run test lint types unit checked fallback engine bench packages guests linux-guest docs acceptance plan-demo clean
+.PHONY: run test lint types unit checked fallback engine bench packages guests linux-guest docs acceptance plan-demo live-demo clean
 
 run: $(ENGINE_STAMP)
 	$(BIN)/memvirt run
@@ -76,6 +76,10 @@ plan-demo: $(PLAN_STAMP)
 	-$(BIN)/memvirt plan build/plan-demo/fleet.csv --host 352G --what-if memory=+64G \
 	    --what-if sharing=on --workers 1 --html build/plan-demo/plan.html
 	$(BIN)/memvirt analyze build/plan-demo/dumps --workers 1 --html build/plan-demo/analysis.html
+
+# Three VMs of QEMU: watched, forecast, managed under pressure, verified, restored. Needs root.
+live-demo: linux-guest $(DEV_STAMP)
+	$(BIN)/python -m tests.live.demo
 
 bench: linux-guest $(DEV_STAMP) $(ENGINE_STAMP)
 	$(BIN)/python -m bench

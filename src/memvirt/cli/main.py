@@ -19,6 +19,7 @@ from memvirt.cpu.factory import describe_processor
 
 from .boot_command import boot_command
 from .errors import user_errors
+from .manage_command import manage_command
 from .map_command import map_command
 from .page_command import page_command
 from .plan_commands import analyze_command, plan_command
@@ -68,6 +69,7 @@ app.command("page", short_help="Page a running VM of QEMU from outside (experime
     page_command
 )
 app.command("warm", short_help="Compile for this machine ahead of the first use.")(warm_command)
+app.command("manage", short_help="Manage this host's live VMs as ESXi does.")(manage_command)
 
 
 def main() -> None:

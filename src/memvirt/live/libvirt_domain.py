@@ -114,6 +114,18 @@ class LibvirtMonitor:
             )
         return answer["return"]
 
+    def set_memory(self, memory_bytes: int) -> None:
+        """Let the guest have so much memory, by libvirt's own call (setmem), so that libvirt knows.
+
+        Raises MonitorError.
+        """
+        import libvirt  # noqa: PLC0415
+
+        try:
+            self._domain.setMemoryFlags(memory_bytes >> 10, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+        except libvirt.libvirtError as error:
+            raise MonitorError(f"{self.name}: setmem: libvirt says: {error}") from error
+
     def human(self, line: str, *, cpu_index: int | None = None) -> str:
         """A command of the human monitor, for what QMP has no command for."""
         arguments: dict[str, Any] = {"command-line": line}

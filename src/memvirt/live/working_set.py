@@ -26,7 +26,7 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
-from memvirt.address import HostVirtualAddress, MpnArray
+from memvirt.address import HostVirtualAddress
 
 from .activity import LiveActivity
 from .damon import Damon, damon_problem
@@ -101,11 +101,14 @@ class SampledVm:
         self.process.close()
 
 
-@dataclass
-class _Watched:
-    vm: SampledVm
-    indices: Any  # RAM page indices, sorted
-    mpns: MpnArray  # their frames; 0 without one
+@dataclass(frozen=True)
+class WatchedPages:
+    """What became known of some pages of one VM. Arrays have the length of what was asked."""
+
+    name: str
+    known: Any  # of which pages it is known whether they were touched
+    touched: Any  # which were; False where it is not known
+    error: str = ""  # why nothing is known
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +143,51 @@ def _frames_of(vm: SampledVm, indices: Any, kernel: KernelPages | None) -> Any:
     return mpns
 
 
+def watch_pages(
+    watcher: FrameWatcher,
+    drawn: Sequence[tuple[SampledVm, Any]],
+    seconds: float,
+    kernel: KernelPages | None,
+) -> list[WatchedPages]:
+    """Watch pages of VMs, by RAM page index, for ``seconds``; waits as long.
+
+    A page without a frame is untouched, unless it has one at the end. A merged frame counts as
+    touched with any of its pages. For a VM that ends meanwhile, or whose frames this user may not
+    see, nothing is known. ``kernel`` tells the host's page of zeroes from frames.
+    """
+    watched: list[tuple[SampledVm, Any, Any]] = []
+    results: dict[str, WatchedPages] = {}
+
+    def nothing(vm: SampledVm, indices: Any, error: str) -> WatchedPages:
+        none = np.zeros(indices.size, np.bool_)
+        return WatchedPages(vm.name, none, none, error)
+
+    for vm, indices in drawn:
+        try:
+            watched.append((vm, indices, _frames_of(vm, indices, kernel)))
+        except (LiveError, OSError) as error:
+            results[vm.name] = nothing(vm, indices, str(error))
+    frames = [int(mpn) for _, _, mpns in watched for mpn in mpns if mpn]
+    answers = watcher.touched(frames, seconds) if frames else {}
+    for vm, indices, before in watched:
+        try:
+            after = _frames_of(vm, indices, kernel)
+        except (LiveError, OSError) as error:
+            results[vm.name] = nothing(vm, indices, str(error))
+            continue
+        had = before != 0
+        told = np.array([answers.get(int(mpn)) is not None for mpn in before], np.bool_)
+        said = np.array([bool(answers.get(int(mpn))) for mpn in before], np.bool_)
+        moved = had & ~told & (before != after)  # the frame has gone to somebody else
+        known = ~had | told | moved
+        touched = np.where(had, said, after != 0)
+        if had.any() and not (known & had).any():
+            results[vm.name] = nothing(vm, indices, "the kernel said nothing of its pages")
+        else:
+            results[vm.name] = WatchedPages(vm.name, known, touched)
+    return [results[vm.name] for vm, _ in drawn]
+
+
 def sample_frames(
     watcher: FrameWatcher,
     vms: Sequence[SampledVm],
@@ -148,41 +196,20 @@ def sample_frames(
     random: np.random.Generator,
     kernel: KernelPages | None,
 ) -> list[PeriodResult]:
-    """One period by random sampling; waits ``seconds``.
+    """One period by random sampling, as ``watch_pages`` has it; waits ``seconds``.
 
-    A page without a frame counts as untouched, unless it has one at the end. A merged frame counts
-    as touched with any of its pages. A VM that ends meanwhile, or whose frames this user may not
-    see, gets a result with an error. ``kernel`` tells the host's page of zeroes from frames.
+    A VM of which nothing is known gets a result with an error.
     """
-    watched, results = [], []
+    drawn: list[tuple[SampledVm, Any]] = []
+    results = []
     for vm in vms:
         try:
-            indices = draw_sample(vm, pages, random)
-            watched.append(_Watched(vm, indices, _frames_of(vm, indices, kernel)))
+            drawn.append((vm, draw_sample(vm, pages, random)))
         except (LiveError, OSError) as error:
             results.append(PeriodResult(vm.name, 0, 0, str(error)))
-    frames = [int(mpn) for item in watched for mpn in item.mpns if mpn]
-    answers = watcher.touched(frames, seconds) if frames else {}
-    for item in watched:
-        try:
-            after = _frames_of(item.vm, item.indices, kernel)
-        except (LiveError, OSError) as error:
-            results.append(PeriodResult(item.vm.name, 0, 0, str(error)))
-            continue
-        had, known = item.mpns != 0, 0
-        touched = 0
-        for mpn, now in zip(item.mpns[had], after[had], strict=True):
-            answer = answers.get(int(mpn))
-            if answer is None and mpn == now:
-                continue  # the kernel said nothing of it
-            known += 1
-            touched += bool(answer)
-        came = int(np.count_nonzero(~had & (after != 0)))
-        without = int(np.count_nonzero(~had))
-        if known == 0 and had.any():
-            results.append(PeriodResult(item.vm.name, 0, 0, "the kernel said nothing of its pages"))
-            continue
-        results.append(PeriodResult(item.vm.name, known + without, touched + came))
+    for seen in watch_pages(watcher, drawn, seconds, kernel):
+        known, touched = np.count_nonzero(seen.known), np.count_nonzero(seen.touched)
+        results.append(PeriodResult(seen.name, int(known), int(touched), seen.error))
     return results
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -116,6 +117,57 @@ class MachineOptions(_Model):
     )
 
 
+class LiveOptions(_Model):
+    """How ``memvirt manage`` treats this host; ``memvirt run`` passes it by."""
+
+    interval: float = Field(default=1, ge=0.1, le=60, description="seconds between two decisions")
+    cgroup: str = Field(
+        default="", description="control group whose memory limit bounds machine memory, too"
+    )
+    balloon: bool = Field(default=True, description="use balloons")
+    pageout: bool = Field(default=True, description="send pages to the host's swap or zram")
+    ksm: bool = Field(
+        default=False, description="switch KSM on while it runs, if the VMs' salts allow it"
+    )
+    block: bool = Field(
+        default=False, description="in state low, stop VMs above their targets, as ESXi does"
+    )
+    working_set: Literal["auto", "damon", "idle", "off"] = Field(
+        default="auto", description="how working sets are sampled"
+    )
+    scan_percent: float = Field(
+        default=2, ge=0.1, le=100, description="of a processor, for looking at all pages"
+    )
+    balloon_patience: float = Field(
+        default=15, ge=1, description="seconds without progress until a balloon has stopped short"
+    )
+    balloon_retry: float = Field(
+        default=120, ge=1, description="seconds until a balloon that stopped short is tried again"
+    )
+
+
+def _pattern(value: str) -> str:
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise ValueError(f"should be a regular expression: {error}") from error
+    return value
+
+
+class LiveVmOptions(_Model):
+    """How ``memvirt manage`` finds this VM; all that is given must fit. Without any, by name."""
+
+    qmp: str = Field(default="", description="path of its QMP socket")
+    domain: str = Field(default="", description="its libvirt domain")
+    command_line: Annotated[str, BeforeValidator(_pattern)] = Field(
+        default="", description="regular expression, searched in QEMU's arguments"
+    )
+    cgroup: str = Field(
+        default="", description="its control group: the kernel's own reclaim then spares its "
+        "reservation",
+    )  # fmt: skip
+
+
 class RemapOptions(_Model):
     """What is done to the guests' pages while they run, beyond what management needs."""
 
@@ -153,6 +205,9 @@ class VmOptions(_Model):
     limit: Size | None = Field(default=None, description="most machine memory it may have")
     group: str = Field(default="", description="VMs of one group may share pages")
     start: float = Field(default=0, ge=0, description="virtual seconds until it is powered on")
+    live: LiveVmOptions = Field(
+        default=LiveVmOptions(), description="for memvirt manage: how it is found on this host"
+    )
 
     @model_validator(mode="after")
     def _amounts_fit(self) -> VmOptions:
@@ -169,6 +224,9 @@ class Scenario(_Model):
     machine: MachineOptions = Field(description="the host")
     vm: tuple[VmOptions, ...] = Field(min_length=1, description="the VMs, a table each")
     remap: RemapOptions = Field(default=RemapOptions(), description="remapping for its own sake")
+    live: LiveOptions = Field(
+        default=LiveOptions(), description="for memvirt manage: how this host is managed"
+    )
     seed: int = Field(default=1, ge=0, description="seed of all that policies decide by chance")
     timeout: float = Field(default=600, gt=0, description="seconds of host time for the whole run")
     check: bool = Field(default=True, description="run the consistency checker as it goes")
@@ -240,6 +298,8 @@ def _model_at(location: Location) -> Any:
     }  # fmt: skip
     model: Any = Scenario
     for part in location:
+        if part == "live":
+            model = LiveVmOptions if model is VmOptions else LiveOptions
         model = field.get(str(part), model)
     return model
 
@@ -342,7 +402,9 @@ def key_tables() -> str:
         ("[[machine.resize]]", ResizeOptions),
         ("[machine.Mem]", MemoryOptions),
         ("[[vm]]", VmOptions),
+        ("[vm.live]", LiveVmOptions),
         ("[remap]", RemapOptions),
+        ("[live]", LiveOptions),
     ):
         parts.append(f"## `{title}`\n\n| key | default | meaning |\n|---|---|---|")
         for name, field in model.model_fields.items():

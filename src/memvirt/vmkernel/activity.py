@@ -16,8 +16,10 @@ import numpy as np
 from memvirt.address import PpnArray
 
 from .protocols import GuestMemory
+from .random_pages import FEW, distinct
 
 SLOW_GAIN, FAST_GAIN = 0.125, 0.5
+_MISSED = 3  # periods in a row without a measurement, after which the last one counts no more
 
 
 @dataclass
@@ -25,6 +27,7 @@ class Activity:
     """The estimate for one VM.
 
     A VM that has not been sampled yet, or whose accesses cannot be noticed, counts as fully active.
+    A period that could not be measured changes nothing, the third in a row makes it active again.
     """
 
     guest: GuestMemory
@@ -33,14 +36,22 @@ class Activity:
     slow: float = 1.0
     fast: float = 1.0
     periods: int = 0
+    missed: int = 0  # periods in a row that could not be measured
     _sample: PpnArray = field(default_factory=lambda: PpnArray(np.zeros(0, np.int64)))
 
     def touched_fraction(self) -> float:
         """Part of the running period's sample that has been touched so far."""
+        touched = self._measure()
+        return self.fast if touched is None else touched
+
+    def _measure(self) -> float | None:
         sampling = self.guest.sampling
         if self._sample.size == 0 or sampling is None:
-            return self.fast
-        return 1 - float(np.count_nonzero(sampling.untouched(self._sample))) / self._sample.size
+            return None
+        untouched = sampling.untouched(self._sample)
+        if untouched is None:
+            return None
+        return 1 - float(np.count_nonzero(untouched)) / self._sample.size
 
     @property
     def next(self) -> float:
@@ -57,12 +68,22 @@ class Activity:
         sampling = self.guest.sampling
         if sampling is None:
             return
-        if self._sample.size:
-            touched = self.touched_fraction()
+        touched = self._measure()
+        if touched is None:
+            self.missed += self._sample.size > 0
+            if self.missed == _MISSED:
+                self.slow = self.fast = 1.0
+                self.periods = 0
+        else:
+            self.missed = 0
             first = self.periods == 0
             self.slow = touched if first else self.slow + SLOW_GAIN * (touched - self.slow)
             self.fast = touched if first else self.fast + FAST_GAIN * (touched - self.fast)
             self.periods += 1
-        count = min(self.pages, self.guest.pages)
-        self._sample = PpnArray(np.sort(self.random.choice(self.guest.pages, count, replace=False)))
+        pages = self.guest.pages
+        if pages > FEW and pages >= 2 * self.pages:
+            self._sample = distinct(pages, self.pages, self.random)
+        else:
+            count = min(self.pages, pages)
+            self._sample = PpnArray(self.random.choice(pages, count, replace=False))
         sampling.begin_sample(self._sample)

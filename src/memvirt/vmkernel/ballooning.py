@@ -3,7 +3,8 @@
 
 In state *soft* the balloons are to bring free memory back to the border of clear; better states
 let them deflate. In *hard* and *low* they keep what they have: a guest that has to act would be too
-slow.
+slow. Only where nothing else can be taken from a VM (another kernel manages it and has no swap) its
+balloon goes on: slow is better than not at all.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ class BalloonMechanism(ReclaimMechanism):
     def adjust(self, host: ReclaimContext, free: int) -> None:
         """Set the targets of all balloons for the state the host is in."""
         if host.host_state is HostState.SOFT:
-            self._inflate(host, host.shortage(free, CLEAR_PERCENT))
+            self._inflate(host, host.shortage(free, CLEAR_PERCENT), _drivers(host))
+        elif host.host_state > HostState.SOFT:
+            only = [vm for vm in _drivers(host) if vm.guest.reclaim is None]
+            self._inflate(host, host.shortage(free, CLEAR_PERCENT), only)
         elif host.host_state < HostState.SOFT:
             self._deflate(host, free - host.border(DEFLATE_PERCENT))
         for vm in _drivers(host):
@@ -34,11 +38,11 @@ class BalloonMechanism(ReclaimMechanism):
             if vm.room < vm.settings.maximum * _LIMIT_MARGIN and beyond > 0:
                 self._set(host, vm, max(vm.balloon_target, beyond), "close to its limit")
 
-    def _inflate(self, host: ReclaimContext, need: int) -> None:
-        drivers = _drivers(host)
+    def _inflate(self, host: ReclaimContext, need: int, drivers: list[ManagedVm]) -> None:
         for vm, pages in zip(drivers, host.revoke(drivers, need), strict=True):
             if pages > 0:
-                reason = f"state soft: {need} pages wanted of VMs with a balloon driver"
+                state = host.host_state.name.lower()
+                reason = f"state {state}: {need} pages wanted of VMs with a balloon driver"
                 self._set(host, vm, vm.balloon_size + pages, reason)
 
     def _deflate(self, host: ReclaimContext, spare: int) -> None:

@@ -34,15 +34,11 @@ def needs_userfaultfd() -> None:
         pytest.skip("paging another process needs root (CAP_SYS_PTRACE, CAP_CHECKPOINT_RESTORE)")
 
 
-@pytest.fixture(scope="session")
-def verifying_guest(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Debian's kernel, and an initramfs with ``guest/verify.c`` as its init."""
-    if shutil.which("qemu-system-x86_64") is None:
-        pytest.skip("qemu-system-x86_64 is not installed (make packages)")
+def make_verifying_guest(made: Path) -> tuple[Path, Path]:
+    """Paths of Debian's kernel and of the initramfs, which is made in ``made``."""
     build = _ROOT / "build" / "linux-guest"
     if not (build / "vmlinuz").exists():
         subprocess.run([_ROOT / "guests/linux/build.sh"], check=True, capture_output=True)
-    made = tmp_path_factory.mktemp("verifying-guest")
     command = ["gcc", "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-static", "-s"]
     subprocess.run([*command, "-o", made / "init", _HERE / "guest/verify.c"], check=True)
     drivers = next((build / "packages/lib/modules").glob("*/kernel/drivers"))
@@ -51,6 +47,14 @@ def verifying_guest(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Pat
     archive = _ROOT / "guests/linux/initramfs.py"
     subprocess.run(["python3", archive, initrd, f"init={made / 'init'}", *items], check=True)
     return build / "vmlinuz", initrd
+
+
+@pytest.fixture(scope="session")
+def verifying_guest(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Debian's kernel, and an initramfs with ``guest/verify.c`` as its init."""
+    if shutil.which("qemu-system-x86_64") is None:
+        pytest.skip("qemu-system-x86_64 is not installed (make packages)")
+    return make_verifying_guest(tmp_path_factory.mktemp("verifying-guest"))
 
 
 @pytest.fixture

@@ -55,9 +55,12 @@ class VerifyingVm:
         command_line: str = "memory=64 churn=16",
         backend: str = "share=on",
         disks: bool = True,
+        kind: str = "memfd",
+        reporting: bool = True,
+        name: str = "",
         extra: tuple[str, ...] = (),
     ) -> None:
-        self.name = f"paged-{os.getpid()}-{directory.name}"
+        self.name = name or f"paged-{os.getpid()}-{directory.name}"
         self.serial = directory / "serial.log"
         self.monitor_path = directory / "qmp-of-the-test"
         # An exact line of arguments: what each of them is for is told by its name.
@@ -65,7 +68,7 @@ class VerifyingVm:
             # It, and with it its pager, does not outlive a test run that is killed.
             "setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64",
             "-name", self.name, "-accel", "tcg,thread=multi", "-smp", "2",
-            "-m", memory, "-object", f"memory-backend-memfd,id=ram,size={memory},{backend}",
+            "-m", memory, "-object", f"memory-backend-{kind},id=ram,size={memory},{backend}",
             "-machine", "q35,memory-backend=ram", "-nodefaults", "-no-user-config", "-nographic",
             "-kernel", str(kernel), "-initrd", str(initrd),
             "-append", f"console=ttyS0 quiet panic=-1 {command_line}",
@@ -73,19 +76,21 @@ class VerifyingVm:
             # The pager takes the first one, the test the second.
             "-qmp", f"unix:{directory / 'qmp'},server=on,wait=off",
             "-qmp", f"unix:{self.monitor_path},server=on,wait=off",
-            "-device", "virtio-balloon-pci,id=balloon,free-page-reporting=on", *extra,
+            "-device",
+            f"virtio-balloon-pci,id=balloon,free-page-reporting={'on' if reporting else 'off'}",
+            *extra,
         ]  # fmt: skip
         if disks:
-            for name, cache in (
+            for disk, cache in (
                 ("a", "cache=none,aio=native"),
                 ("b", "cache=writeback"),
                 ("c", "cache=none,aio=threads"),
             ):
-                image = directory / f"{name}.img"
+                image = directory / f"{disk}.img"
                 with image.open("wb") as file:
                     file.truncate(DISK_BYTES)
-                drive = f"file={image},format=raw,if=none,id={name},{cache}"
-                arguments += ["-drive", drive, "-device", f"virtio-blk-pci,drive={name}"]
+                drive = f"file={image},format=raw,if=none,id={disk},{cache}"
+                arguments += ["-drive", drive, "-device", f"virtio-blk-pci,drive={disk}"]
         self.log = (directory / "qemu.log").open("wb")
         self.process = subprocess.Popen(
             arguments,

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Eviction of a live VM's pages to the host's swap: ``vmkernel.protocols.PageReclaim``.
+
+The guest is not asked and notices nothing but the time its next access takes. The host's swap is
+whatever it has: zram (then it is compression), zswap before a disk, a disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from memvirt.address import PpnArray
+from memvirt.live.errors import LiveError
+from memvirt.live.host_memory import HostPages, read_host_pages
+from memvirt.live.page_states import LivePageState
+from memvirt.vmkernel.protocols import Eviction, Flags, Place
+
+from .pageout import PAGEOUT, WILLNEED, Adviser, pageable, runs_of
+
+if TYPE_CHECKING:
+    from .guest import LiveGuest
+
+_NO_PAGES = PpnArray(np.zeros(0, np.int64))
+_SWAP_MARGIN = 1024  # pages of swap that are left to others
+
+
+class HostSwap:
+    """The swap space of this host, looked at anew when asked."""
+
+    def __init__(self, host_pages: Callable[[], HostPages] = read_host_pages) -> None:
+        self._host_pages = host_pages
+
+    @property
+    def total(self) -> int:
+        return self._host_pages().swap_total
+
+    @property
+    def free(self) -> int:
+        """Pages that may still be sent there."""
+        pages = self._host_pages()
+        return max(pages.swap_total - pages.swap_used - _SWAP_MARGIN, 0)
+
+
+class KernelReclaim:
+    """Pages of one VM by the host's kernel. Page numbers are RAM page indices.
+
+    ``put_total`` and ``taken_total`` count pages this object sent away and brought back.
+    """
+
+    def __init__(self, guest: LiveGuest, swap: HostSwap, *, dry_run: bool) -> None:
+        self._guest = guest
+        self._swap = swap
+        self._dry_run = dry_run
+        self._adviser: Adviser | None = None
+        self._pageable = pageable(guest.vm.layout)
+        self._pretended = np.zeros(guest.pages, np.bool_)
+        self.put_total = 0
+        self.taken_total = 0
+        self.out = 0  # pages sent away by memvirt and not seen back
+        self.trouble = ""
+
+    def close(self) -> None:
+        """Give the process's descriptor back; may be called again."""
+        if self._adviser is not None:
+            self._adviser.close()
+            self._adviser = None
+
+    @property
+    def impossible(self) -> str:
+        """Why no page of this VM can go to swap; "" if some can."""
+        if not self._pageable.any():
+            return "its memory is of a kind that is never swapped"
+        if self._guest.has_pager:
+            return "its memory has a pager (userfaultfd)"
+        if self._swap.total == 0:
+            return "this host has no swap space; zram gives it some"
+        return ""
+
+    @property
+    def pretended(self) -> int:
+        """Dry run: pages that would be in swap."""
+        return int(np.count_nonzero(self._pretended))
+
+    def reclaimable_pages(self) -> PpnArray:
+        """Private pages. Merged ones cannot be sent away by advice."""
+        states = self._guest.states
+        if states is None:
+            return _NO_PAGES
+        private = states.state == LivePageState.PRIVATE
+        return PpnArray(np.flatnonzero(private & self._pageable & ~self._pretended))
+
+    def reclaimable(self, ppns: PpnArray) -> Flags:
+        """Which of ``ppns`` are private and can be sent away by advice."""
+        states = self._guest.states
+        if states is None:
+            return np.zeros(ppns.size, np.bool_)
+        private = states.state[ppns] == LivePageState.PRIVATE
+        return np.asarray(private & self._pageable[ppns] & ~self._pretended[ppns])
+
+    def shared_pages(self) -> PpnArray:
+        return _NO_PAGES
+
+    def evict(self, ppns: PpnArray, places: Sequence[Place]) -> Eviction:
+        """Send pages to swap, if the host's policy has that; what stays is refused."""
+        wanted = int(ppns.size)
+        if all(place.name != "swap" for place in places):
+            return Eviction(refused=wanted)
+        taken = np.asarray(ppns[: self._swap.free], np.int64)
+        if self._dry_run:
+            self._pretended[taken] = True
+            self._guest.rescan()
+            return Eviction({"swap": int(taken.size)}, wanted - int(taken.size))
+        if taken.size == 0:
+            self.trouble = "the host's swap space is full"
+            return Eviction(refused=wanted)
+        try:
+            self._advise(PpnArray(taken), PAGEOUT)
+            self._guest.rescan()
+        except (LiveError, OSError) as error:
+            self.trouble = str(error)
+            return Eviction(refused=wanted)
+        states = self._guest.states
+        assert states is not None
+        gone = int(np.count_nonzero(states.state[taken] == LivePageState.SWAPPED))
+        self.put_total += gone
+        self.out += gone
+        self.trouble = "" if gone else "the host's kernel keeps the pages it was asked to send away"
+        return Eviction({"swap": gone}, wanted - gone)
+
+    def restore(self, most: int) -> int:
+        """Bring swapped pages back, those that memvirt sent away; returns how many came."""
+        if self._dry_run:
+            pages = np.flatnonzero(self._pretended)[:most]
+            self._pretended[pages] = False
+            self._guest.rescan()
+            return int(pages.size)
+        states = self._guest.states
+        if states is None:
+            return 0
+        pages = np.flatnonzero((states.state == LivePageState.SWAPPED) & self._pageable)
+        self.out = min(self.out, int(pages.size))  # the guest has fetched the others itself
+        pages = pages[: min(most, self.out)]
+        if pages.size == 0:
+            return 0
+        try:
+            self._advise(PpnArray(pages), WILLNEED)
+            self._guest.rescan()
+        except (LiveError, OSError) as error:
+            self.trouble = str(error)
+            return 0
+        after = self._guest.states
+        assert after is not None
+        back = int(np.count_nonzero(after.state[pages] != LivePageState.SWAPPED))
+        self.taken_total += back
+        self.out -= back
+        return back
+
+    def submit_writes(self) -> None:
+        """Nothing: the kernel writes by itself."""
+
+    def _advise(self, pages: PpnArray, advice: int) -> None:
+        if self._adviser is None:
+            self._adviser = Adviser(self._guest.vm.pid)
+        self._adviser.advise(runs_of(self._guest.vm.layout, pages), advice)

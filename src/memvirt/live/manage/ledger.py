@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What was changed on this host and what it was before, on disk before anything is changed.
+
+Whoever manages holds a lock on the file beside it, which ends with the process. A record whose lock
+is free is the work of a manager that died: the next one goes on with it, or puts everything back.
+The record lies under /run: nothing of what it speaks of outlives a boot.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from memvirt.live.errors import LiveError
+from memvirt.live.process import Process
+
+DEFAULT_DIRECTORY = Path("/run/memvirt/manage")
+_FORMAT = 1
+
+
+class AlreadyManaged(LiveError):
+    """Another process manages the VMs of this host."""
+
+
+@dataclass
+class VmRecord:
+    """One VM that was changed: the process, and what was before. None was not changed."""
+
+    pid: int
+    started: int  # clock ticks after the boot: with it a process number is unique
+    name: str
+    balloon: int | None = None  # bytes the guest had (``actual``)
+    stopped: bool = False  # by us
+    paged_out: int = 0  # pages we sent to swap and did not bring back
+
+
+@dataclass
+class Record:
+    """All that was changed."""
+
+    vms: list[VmRecord] = field(default_factory=list)
+    settings: dict[str, str] = field(default_factory=dict)  # by file of the kernel
+
+    @property
+    def empty(self) -> bool:
+        return not self.vms and not self.settings
+
+
+def start_time(pid: int) -> int:
+    """Start time of a process, in clock ticks after the boot. Raises ProcessGone."""
+    with Process(pid) as process:
+        return int(process.read("stat").rpartition(b")")[2].split()[19])
+
+
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+class Ledger:
+    """The record in ``directory``, held by this process. Use as a context manager.
+
+    Raises AlreadyManaged if another process holds it, LiveError for a damaged record.
+    """
+
+    def __init__(self, directory: Path | None = None) -> None:
+        chosen = os.environ.get("MEMVIRT_MANAGE_DIR")
+        self.directory = directory or (Path(chosen) if chosen else DEFAULT_DIRECTORY)
+        self.path = self.directory / "changes.json"
+        self.directory.mkdir(parents=True, exist_ok=True, mode=0o755)
+        self._lock = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(self._lock)
+            raise AlreadyManaged(
+                f"{self.directory}: another memvirt manage is running; stop it first"
+            ) from error
+        try:
+            self.record = self._read()
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let others manage; the record stays for them if it is not empty."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def _read(self) -> Record:
+        try:
+            fields: dict[str, Any] = json.loads(self.path.read_text())
+            if fields["format"] != _FORMAT:
+                raise LiveError(f"{self.path}: written by another version of memvirt")
+            if fields["boot"] != _boot():
+                return Record()  # what it speaks of ended with that boot
+            vms = [VmRecord(**vm) for vm in fields["vms"]]
+            return Record(vms, {str(path): str(old) for path, old in fields["settings"].items()})
+        except FileNotFoundError:
+            return Record()
+        except (ValueError, KeyError, TypeError) as error:
+            raise LiveError(
+                f"{self.path}: damaged ({error}); look at the balloons and at KSM yourself, then "
+                "remove it"
+            ) from error
+
+    def vm(self, pid: int) -> VmRecord:
+        """The record of a process, a new one if nothing of it was changed yet. Raises ProcessGone.
+
+        Change it, then ``save``.
+        """
+        started = start_time(pid)
+        for vm in self.record.vms:
+            if (vm.pid, vm.started) == (pid, started):
+                return vm
+        vm = VmRecord(pid, started, f"process {pid}")
+        self.record.vms.append(vm)
+        return vm
+
+    def forget(self, vm: VmRecord) -> None:
+        """Everything of a VM is as it was, or it has ended."""
+        if vm in self.record.vms:
+            self.record.vms.remove(vm)
+            self.save()
+
+    def change_setting(self, path: Path, value: str) -> None:
+        """Write ``value`` into a file of the kernel's, what was there kept on record before.
+
+        Raises OSError, with nothing changed.
+        """
+        old = path.read_text().strip()
+        if str(path) not in self.record.settings:
+            self.record.settings[str(path)] = old
+            self.save()
+        path.write_text(value)
+
+    def save(self) -> None:
+        """Bring the record to disk, whole or not at all."""
+        if self.record.empty:
+            self.path.unlink(missing_ok=True)
+            return
+        fields = {"format": _FORMAT, "boot": _boot(), **asdict(self.record)}
+        number, name = tempfile.mkstemp(prefix=".changes.", dir=self.directory)
+        try:
+            with os.fdopen(number, "w") as file:
+                json.dump(fields, file, indent=1)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(name, self.path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+            raise

@@ -1,0 +1,410 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ESXi's policy on the live VMs of this host.
+
+``step`` is a quiescent point: VMs and host are measured, the VMkernel decides, its decisions are
+carried out. What is changed is on record before (``ledger``); ``close`` puts it back. The VMs run
+on all the time: only their memory is managed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Self
+
+from memvirt.address import PAGE_BYTES
+from memvirt.live.discovery import DiscoveredVm, discover
+from memvirt.live.errors import LiveError, MonitorError, ProcessGone
+from memvirt.live.kernel_pages import KernelPages
+from memvirt.live.vm import LiveVm, open_kernel_pages
+from memvirt.live.working_set import FrameWatcher, choose_watcher
+from memvirt.live.working_set_way import WorkingSetWay
+from memvirt.vmkernel.admission import AdmissionError
+from memvirt.vmkernel.managed import Condition, ManagedVm
+from memvirt.vmkernel.options import MemoryOptions
+from memvirt.vmkernel.samples import Sample
+from memvirt.vmkernel.vmkernel import VmKernel
+
+from .cgroup import MemoryCgroup
+from .eviction import HostSwap
+from .guest import GuestOptions, LiveGuest
+from .ksm_control import KsmControl
+from .ledger import Ledger
+from .machine import LiveMachine
+from .mechanisms import BRING_BACK, NO_BALLOON, registered
+from .plan import HostPlan, VmPlan, admit_all
+from .restore import restore_all, restore_vm
+from .sampling import Sampler
+
+_DISCOVER_SECONDS = 5.0
+MANAGE = "manage"  # the name of events that no mechanism of the VMkernel is behind
+
+
+class ManageError(LiveError):
+    """What was asked for cannot be done; the message says what would be right."""
+
+
+@dataclass(eq=False)
+class _Entry:
+    """One VM of the plan: what is known of it, and what was said of it last."""
+
+    plan: VmPlan
+    guest: LiveGuest | None = None
+    managed: ManagedVm | None = None
+    said: str = ""
+    retry_at: float = 0.0
+
+
+class Manager:
+    """Manages the VMs of ``plan``. Use as a context manager, or ``close`` it.
+
+    With ``dry_run`` everything is decided and nothing done: the VMkernel goes on as if each guest
+    had obeyed at once. ``ledger`` is None then only. ``watcher`` samples instead of what the host
+    has, and is closed at the end. Raises ManageError, LiveError.
+    """
+
+    def __init__(
+        self,
+        plan: HostPlan,
+        ledger: Ledger | None,
+        *,
+        dry_run: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+        found: Callable[[], list[DiscoveredVm]] = discover,
+        watcher: FrameWatcher | None = None,
+    ) -> None:
+        if (ledger is None) != dry_run:
+            raise ValueError("a ledger is needed unless nothing is done")
+        self.plan = plan
+        self.dry_run = dry_run
+        self._ledger = ledger
+        self._clock, self._discover = clock, found
+        self._pages, problem = open_kernel_pages()
+        if self._pages is None:
+            raise ManageError(problem)
+        group = MemoryCgroup(plan.cgroup) if plan.cgroup else None
+        self.machine = LiveMachine(plan.memory, cgroup=group)
+        with registered():
+            self.kernel = VmKernel(self.machine, _options(plan), seed=plan.seed)
+        try:
+            admit_all(replace(plan, memory=self.machine.frames), self.kernel.min_free)
+        except ValueError as error:
+            self._pages.close()
+            raise ManageError(str(error)) from error
+        self.swap = HostSwap()
+        self._entries = [_Entry(vm) for vm in plan.vms]
+        self._discovered_at = float("-inf")
+        self._stepped_at: float | None = None
+        self._closed = False
+        self._sampler, self.sampling_problem = _sampler(plan, self._pages, watcher)
+        if self._sampler is None:
+            self._note(
+                "", f"working sets are unknown: {self.sampling_problem}; all count as active"
+            )
+        if self.swap.total == 0 and plan.pageout:
+            self._note("", "this host has no swap space: only balloons reclaim; zram gives it some")
+        self.ksm = KsmControl(self.kernel, ledger, self._note, dry_run=dry_run, wanted=plan.ksm)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _note(self, name: str, text: str) -> None:
+        """An event of our own, with its reason."""
+        self.kernel.events.record(self.kernel.time_ns, name, MANAGE, 0, text)
+
+    def _say(self, entry: _Entry, text: str) -> None:
+        """As ``_note``, but not the same thing twice in a row."""
+        if text != entry.said:
+            entry.said = text
+            if text:
+                self._note(entry.plan.name, text)
+
+    # VMs that come and go -----------------------------------------------------------------------
+
+    def _look_for_vms(self, now: float) -> None:
+        if now - self._discovered_at < _DISCOVER_SECONDS:
+            return
+        self._discovered_at = now
+        vms = self._discover()
+        claimed: dict[int, str] = {
+            entry.guest.vm_id: entry.plan.name
+            for entry in self._entries if entry.guest is not None
+        }  # fmt: skip
+        for entry in self._entries:
+            if entry.guest is not None or now < entry.retry_at:
+                continue
+            fitting = [vm for vm in vms if entry.plan.selector.fits(vm)]
+            if not fitting:
+                self._say(entry, f"is not running (looked for by {entry.plan.selector})")
+            elif len(fitting) > 1:
+                pids = ", ".join(str(vm.pid) for vm in fitting)
+                self._say(entry, f"left alone: processes {pids} all fit {entry.plan.selector}")
+            elif fitting[0].pid in claimed:
+                other = claimed[fitting[0].pid]
+                self._say(entry, f"left alone: process {fitting[0].pid} is VM {other} already")
+            else:
+                claimed[fitting[0].pid] = entry.plan.name
+                self._adopt(entry, fitting[0], now)
+        self.ksm.update([entry.guest for entry in self._entries if entry.guest], vms)
+
+    def _adopt(self, entry: _Entry, found: DiscoveredVm, now: float) -> None:
+        """Open a VM and let the VMkernel manage it, or say why not and try again later."""
+        entry.retry_at = now + 2 * _DISCOVER_SECONDS
+        try:
+            vm = LiveVm(found)
+        except LiveError as error:
+            self._say(entry, f"left alone: {error}")
+            return
+        settings = entry.plan.settings
+        if vm.layout.pages != settings.memory:
+            self._say(
+                entry,
+                f"left alone: it has {vm.layout.pages} pages of memory, the file says "
+                f"{settings.memory}",
+            )
+            vm.close()
+            return
+        plan = self.plan
+        options = GuestOptions(
+            plan.balloon, plan.pageout, plan.scan_share, plan.balloon_patience,
+            plan.balloon_retry, self.dry_run,
+        )  # fmt: skip
+        sampling = self._sampler.add(vm) if self._sampler is not None else None
+        guest = LiveGuest(vm, self._pages, self.swap, options, sampling)
+        try:
+            guest.look(now, wanted=True)
+            if guest.unmeasured:
+                raise LiveError(guest.unmeasured)
+            self.kernel.admission.admit(settings, guest.overhead)
+        except (LiveError, AdmissionError) as error:
+            self._say(entry, f"left alone: {error}")
+            self._leave(guest)
+            return
+        managed = self.kernel.power_on(guest, settings, guest.overhead)
+        managed.balloon_target = guest.device.size
+        self._take_over(guest, now)
+        entry.guest, entry.managed = guest, managed
+        self._protect(entry)
+
+    def _protect(self, entry: _Entry) -> None:
+        """Tell the kernel's own reclaim to spare a VM's reservation, where it has a group."""
+        if not entry.plan.cgroup or self._ledger is None:
+            return
+        try:
+            file = MemoryCgroup(entry.plan.cgroup).protection
+            wanted = entry.plan.settings.reservation * PAGE_BYTES
+            self._ledger.change_setting(file, str(wanted))
+            self._note(entry.plan.name, f"{file}: {wanted}, its reservation")
+        except (LiveError, OSError) as error:
+            self._note(entry.plan.name, f"its reservation is not known to the kernel: {error}")
+
+    def _take_over(self, guest: LiveGuest, now: float) -> None:
+        """Go on with what a manager that died has left on record."""
+        if self._ledger is None:
+            return
+        for record in self._ledger.record.vms:
+            if record.pid == guest.vm_id:
+                guest.evictor.out = record.paged_out
+                if record.stopped:
+                    guest.execute("cont")
+                    record.stopped = False
+                self._note(guest.name, "taken over from a manager that ended without a word")
+
+    def _leave(self, guest: LiveGuest) -> None:
+        if self._sampler is not None:
+            self._sampler.remove(guest.vm)
+        guest.close()
+
+    def _gone(self, entry: _Entry) -> None:
+        assert entry.guest is not None
+        if entry.managed is not None:
+            self.kernel.power_off(entry.managed)
+        if self._ledger is not None:
+            for record in self._ledger.record.vms:
+                if record.pid == entry.guest.vm_id:
+                    self._ledger.forget(record)
+                    break
+        self._leave(entry.guest)
+        entry.guest = entry.managed = None
+        entry.said, entry.retry_at = "", 0.0
+
+    # The quiescent point ------------------------------------------------------------------------
+
+    def step(self) -> None:
+        """Measure, decide, act. Raises LiveError only if nothing at all can be done."""
+        now = self._clock()
+        elapsed = 0.0 if self._stepped_at is None else now - self._stepped_at
+        self._stepped_at = now
+        self._look_for_vms(now)
+        self._measure(now)
+        self.kernel.balance(int(elapsed * 1e9))
+        self._act(now)
+        if self._sampler is not None:
+            self._sampler.begin()
+        self.ksm.adjust(self.kernel.state.state)
+
+    def _measure(self, now: float) -> None:
+        for entry in self._entries:
+            guest, managed = entry.guest, entry.managed
+            if guest is None or managed is None:
+                continue
+            try:
+                guest.look(now)
+            except ProcessGone:
+                self._gone(entry)
+                continue
+            except LiveError as error:
+                guest.unmeasured = str(error)
+            problems = [guest.unmeasured, guest.monitor_problem]
+            if guest.sampling is not None and (error_text := getattr(guest.sampling, "error", "")):
+                problems.append(f"working set unknown: {error_text}")
+            self._say(entry, "; ".join(problem for problem in problems if problem))
+            self._look_at_balloon(guest, managed, now)
+            managed.over_limit = (
+                not guest.unmeasured and managed.guest.usage().consumed > managed.settings.maximum
+            )
+        used = sum(entry.guest.charged for entry in self._entries if entry.guest is not None)
+        self.machine.update(used)
+
+    def _look_at_balloon(self, guest: LiveGuest, managed: ManagedVm, now: float) -> None:
+        device, settings = guest.device, managed.settings
+        # A balloon of pages the guest had not touched frees nothing: without this bound it could
+        # grow until what is left is less than the reservation.
+        most = int(settings.memory * self.kernel.options.ctl_max_percent / 100)
+        most = min(most, settings.memory - settings.reservation)
+        if device.connected and device.stops_short(now):
+            self._note(
+                guest.name,
+                f"balloon stopped short at {device.size} of {managed.balloon_target} pages: the "
+                "guest gives no more",
+            )
+            managed.balloon_target = device.target
+        managed.balloon_max = most if device.ceiling is None else min(most, device.ceiling)
+
+    def _act(self, now: float) -> None:
+        """Carry out what was decided and is not done yet."""
+        for entry in self._entries:
+            guest, managed = entry.guest, entry.managed
+            if guest is None or managed is None:
+                continue
+            if self.dry_run:
+                guest.pretend()
+                continue
+            try:
+                self._remember(guest)
+                guest.act(now)
+                self._block(guest, managed)
+            except ProcessGone:
+                self._gone(entry)
+            except (MonitorError, OSError) as error:
+                guest.monitor_problem = str(error)
+                self._say(entry, str(error))
+
+    def _remember(self, guest: LiveGuest) -> None:
+        """What is about to be changed of a VM goes on record first."""
+        assert self._ledger is not None
+        wanted = guest.device.wanted
+        if wanted is None and guest.evictor.out == 0 and not self._on_record(guest):
+            return
+        record = self._ledger.vm(guest.vm_id)
+        before = (record.balloon, record.paged_out)
+        record.name = guest.name
+        if wanted is not None and record.balloon is None:
+            record.balloon = (guest.pages - guest.device.held) << 12
+        record.paged_out = guest.evictor.out
+        if before != (record.balloon, record.paged_out):
+            self._ledger.save()
+
+    def _on_record(self, guest: LiveGuest) -> bool:
+        assert self._ledger is not None
+        return any(record.pid == guest.vm_id for record in self._ledger.record.vms)
+
+    def _block(self, guest: LiveGuest, managed: ManagedVm) -> None:
+        """State low: stop a VM above its target, if that was asked for; let it go on later."""
+        assert self._ledger is not None
+        blocked = managed.condition is Condition.BLOCKED
+        on_record = self._on_record(guest)
+        stopped = on_record and self._ledger.vm(guest.vm_id).stopped
+        if blocked and not stopped:
+            if not self.plan.block:
+                return
+            if guest.run_state == "running":
+                record = self._ledger.vm(guest.vm_id)
+                record.name, record.stopped = guest.name, True
+                self._ledger.save()
+                guest.execute("stop")
+        elif stopped and not blocked:
+            guest.execute("cont")
+            self._ledger.vm(guest.vm_id).stopped = False
+            self._ledger.save()
+
+    # ----------------------------------------------------------------------------------------------
+
+    def sample(self) -> Sample:
+        """What the VMkernel knows now, in esxtop's columns."""
+        return self.kernel.sample()
+
+    @property
+    def guests(self) -> dict[str, LiveGuest]:
+        """The VMs that are managed now, by name."""
+        return {entry.plan.name: entry.guest for entry in self._entries if entry.guest is not None}
+
+    def close(self) -> bool:
+        """Put everything back and release everything; True if all is as it was."""
+        if self._closed:
+            return True
+        self._closed = True
+        if self._sampler is not None:
+            self._sampler.close()
+        if self._ledger is not None:
+            for entry in self._entries:
+                if entry.guest is not None and self._on_record(entry.guest):
+                    self._ledger.vm(entry.guest.vm_id).paged_out = entry.guest.evictor.out
+        for entry in self._entries:
+            if entry.guest is not None:
+                entry.guest.close()
+        if self._pages is not None:
+            self._pages.close()
+        if self._ledger is None:
+            return True
+        return restore_all(self._ledger, lambda line: self._note("", line))
+
+    def restore_others(self) -> None:
+        """Put back what is on record of VMs that are not managed any more."""
+        if self._ledger is None:
+            return
+        mine = {entry.guest.vm_id for entry in self._entries if entry.guest is not None}
+        for record in list(self._ledger.record.vms):
+            if record.pid not in mine:
+                restore_vm(self._ledger, record, lambda line: self._note("", line))
+
+
+def _options(plan: HostPlan) -> MemoryOptions:
+    """The host's options, with the mechanisms of live VMs and without those they cannot have."""
+    reclaim = [name for name in plan.options.reclaim if name not in (NO_BALLOON, BRING_BACK)]
+    if not plan.balloon:
+        reclaim = [name for name in reclaim if name != "balloon"]
+    if not plan.pageout:
+        reclaim = [name for name in reclaim if name != "swap"]
+    elif "swap" in reclaim:
+        reclaim += [NO_BALLOON, BRING_BACK]
+    return plan.options.model_copy(update={"reclaim": tuple(reclaim), "large_pages": False})
+
+
+def _sampler(
+    plan: HostPlan, pages: KernelPages | None, watcher: FrameWatcher | None
+) -> tuple[Sampler | None, str]:
+    """What samples working sets here, or None and why there is nothing."""
+    if plan.working_set is WorkingSetWay.CLEAR_REFS:
+        raise ManageError("working_set clear-refs cannot tell of single pages; it is for watching")
+    if watcher is None:
+        watcher, _, problem = choose_watcher(plan.working_set)
+        if watcher is None:
+            return None, problem
+    # The answer has to be there when the VMkernel asks for it.
+    seconds = max(plan.options.sample_period - 2 * plan.interval, 1.0)
+    return Sampler(watcher, pages, seconds), ""

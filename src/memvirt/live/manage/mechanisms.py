@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two reclaim mechanisms of live VMs, registered with the VMkernel like any other.
+
+``no-balloon``: OSDI 2002, section 6.3: in state soft "the system reclaims memory using ballooning,
+and resorts to paging only in cases where ballooning is not possible". For a live VM that is the
+case more often than for ESXi's: there may be no device or no driver, and a balloon may stop short.
+
+``bring-back``: what was sent to swap comes back when there is plenty of memory, a part at a time,
+before the guest has to wait for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from memvirt.vmkernel.ballooning import DEFLATE_PERCENT
+from memvirt.vmkernel.events import Mechanism
+from memvirt.vmkernel.host_state import CLEAR_PERCENT
+from memvirt.vmkernel.managed import ManagedVm
+from memvirt.vmkernel.mechanisms import ReclaimContext, ReclaimMechanism
+from memvirt.vmkernel.policies import RECLAIM
+from memvirt.vmkernel.protocols import Place
+from memvirt.vmkernel.samples import HostState
+from memvirt.vmkernel.victims import RandomVictims, choose_victims
+
+from .guest import LiveGuest
+
+NO_BALLOON, BRING_BACK = "no-balloon", "bring-back"
+_SWAP = Place("swap")
+_PART = 4  # of what is to spare is brought back at a time
+_STEP_PAGES = 16_384  # most pages of one VM brought back at a time
+
+
+class PageWithoutBalloon(ReclaimMechanism):
+    """In state soft, pages of VMs whose balloon cannot give what it should go to swap."""
+
+    def adjust(self, host: ReclaimContext, free: int) -> None:
+        if host.host_state is not HostState.SOFT:
+            return
+        need = host.shortage(free, CLEAR_PERCENT)
+        for vm, pages in zip(host.vms, host.revoke(host.vms, need), strict=True):
+            why = _why_no_balloon(vm)
+            reclaim = vm.guest.reclaim
+            if not why or reclaim is None or pages <= 0:
+                continue
+            victims = choose_victims(vm.guest, pages, RandomVictims(), vm.random)
+            if victims.size == 0:
+                continue
+            placed = reclaim.evict(victims, [_SWAP]).placed.get("swap", 0)
+            vm.refresh()
+            if placed:
+                host.record(vm, Mechanism.SWAP, placed, f"state soft: {why}")
+
+
+def _why_no_balloon(vm: ManagedVm) -> str:
+    """Why a VM's balloon cannot give more; "" if it can, or could not be asked just now."""
+    guest = vm.guest
+    if not isinstance(guest, LiveGuest) or guest.unmeasured:
+        return ""
+    if guest.device.ceiling is not None:
+        return f"its balloon stopped short at {guest.device.ceiling} pages"
+    if guest.balloon is None or not guest.device.connected:
+        return guest.monitor_problem or "it has no balloon"
+    return ""
+
+
+class BringBack(ReclaimMechanism):
+    """In states better than soft, evicted pages come back as far as there is memory to spare."""
+
+    def adjust(self, host: ReclaimContext, free: int) -> None:
+        if host.host_state >= HostState.SOFT:
+            return
+        spare = (free - host.border(DEFLATE_PERCENT)) // _PART
+        for vm in host.vms:
+            guest = vm.guest
+            if spare <= 0:
+                return
+            if not isinstance(guest, LiveGuest) or guest.reclaim is None:
+                continue
+            most = min(spare, vm.room, guest.evictor.out or guest.evictor.pretended, _STEP_PAGES)
+            restored = guest.reclaim.restore(most) if most > 0 else 0
+            if restored:
+                vm.refresh()
+                spare -= restored
+                state = host.host_state.name.lower()
+                host.record(vm, Mechanism.RESTORE, restored, f"state {state}: memory to spare")
+
+
+@contextlib.contextmanager
+def registered() -> Iterator[None]:
+    """Make the two known by name inside the block, in which a VMkernel is made.
+
+    Not for longer: other hosts' VMs have nothing these could act upon.
+    """
+    RECLAIM.register(NO_BALLOON, lambda options: PageWithoutBalloon())
+    RECLAIM.register(BRING_BACK, lambda options: BringBack())
+    try:
+        yield
+    finally:
+        RECLAIM.unregister(NO_BALLOON)
+        RECLAIM.unregister(BRING_BACK)

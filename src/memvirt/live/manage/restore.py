@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Putting back what was changed, from the record on disk: after a clean end, or after a death."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from memvirt.live.discovery import discover
+from memvirt.live.errors import CommandError, LiveError, ProcessGone
+from memvirt.live.host_memory import read_host_pages
+from memvirt.live.page_states import LivePageState
+from memvirt.live.vm import LiveVm, open_kernel_pages
+from memvirt.size import format_size
+
+from .guest import set_balloon
+from .ledger import Ledger, VmRecord, start_time
+from .pageout import WILLNEED, Adviser, runs_of
+
+BALLOON_SECONDS = 20.0  # for a guest to take its memory back
+_NEAR = 1 << 20  # bytes of ``actual`` that make no difference
+_MOST_BACK = 0.5  # of the host's available memory that pages from swap may take
+
+
+def restore_all(
+    ledger: Ledger,
+    say: Callable[[str], object],
+    wait: Callable[[float], object] = time.sleep,
+) -> bool:
+    """Put everything back that is on record; one line to ``say`` for each thing.
+
+    True if all of it is as it was. What failed stays on record, for the next try.
+    """
+    done = True
+    for path, old in list(ledger.record.settings.items()):
+        try:
+            if Path(path).read_text().strip() != old:
+                Path(path).write_text(old)
+            say(f"{path}: {old} again")
+        except FileNotFoundError:
+            say(f"{path}: is not there any more")
+        except OSError as error:
+            say(f"{path}: cannot be set back to {old}: {error.strerror}")
+            done = False
+            continue
+        del ledger.record.settings[path]
+        ledger.save()
+    for record in list(ledger.record.vms):
+        done &= restore_vm(ledger, record, say, wait)
+    return done
+
+
+def restore_vm(
+    ledger: Ledger,
+    record: VmRecord,
+    say: Callable[[str], object],
+    wait: Callable[[float], object] = time.sleep,
+) -> bool:
+    """Put one VM back; True, and forgotten, if it is as it was or has ended."""
+    try:
+        if start_time(record.pid) != record.started:
+            raise ProcessGone(f"process {record.pid} is gone")
+        found = discover([record.pid])
+        if not found:
+            raise ProcessGone(f"process {record.pid} is gone")
+        with LiveVm(found[0]) as vm:
+            for line in _restore(vm, record, wait):
+                say(f"{record.name}: {line}")
+    except ProcessGone:
+        say(f"{record.name}: has ended")
+    except (LiveError, OSError) as error:
+        say(f"{record.name}: not as it was: {error}")
+        return False
+    ledger.forget(record)
+    return True
+
+
+def _restore(vm: LiveVm, record: VmRecord, wait: Callable[[float], object]) -> Iterator[str]:
+    """Raises LiveError if something cannot be put back."""
+    if record.stopped:
+        status = vm.ask().execute("query-status")["status"]
+        if status == "paused":
+            vm.ask().execute("cont")
+            yield "runs again"
+        record.stopped = False
+    failure = ""
+    if record.balloon is not None:
+        size = format_size(record.balloon)
+        if _deflate(vm, record.balloon, wait):
+            yield f"has its {size} again"
+        else:
+            failure = f"its guest does not take its {size} back"
+    if record.paged_out:
+        back, left = _bring_back(vm, record.paged_out)
+        yield f"{back} pages brought back from swap"
+        if left:
+            yield f"{left} pages stay in swap: this host has no memory to spare for them"
+    if failure:
+        raise LiveError(failure)
+
+
+def _deflate(vm: LiveVm, memory_bytes: int, wait: Callable[[float], object]) -> bool:
+    """True once the guest has ``memory_bytes`` again."""
+    try:
+        now = int(vm.ask().execute("query-balloon")["actual"])
+    except CommandError as error:
+        if error.error_class == "DeviceNotActive":
+            return True  # the device has been unplugged, and its pages with it
+        raise
+    set_balloon(vm, memory_bytes)
+    deadline = time.monotonic() + BALLOON_SECONDS
+    while abs(now - memory_bytes) > _NEAR:
+        if time.monotonic() > deadline:
+            return False
+        wait(0.05)
+        now = int(vm.ask().execute("query-balloon")["actual"])
+    return True
+
+
+def _bring_back(vm: LiveVm, pages: int) -> tuple[int, int]:
+    """Bring up to ``pages`` back from swap; how many came, and how many had to stay there."""
+    kernel, _ = open_kernel_pages()
+    try:
+        before = vm.page_states(kernel).where(LivePageState.SWAPPED)
+        spare = int(read_host_pages().available * _MOST_BACK)
+        chosen = before[: min(pages, spare)]
+        adviser = Adviser(vm.pid)
+        try:
+            adviser.advise(runs_of(vm.layout, chosen), WILLNEED)
+        finally:
+            adviser.close()
+        after = vm.page_states(kernel).state[chosen]
+    finally:
+        if kernel is not None:
+            kernel.close()
+    back = int(np.count_nonzero(after != LivePageState.SWAPPED))
+    return back, min(pages, before.size) - back

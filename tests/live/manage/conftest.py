@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""VMs to manage: verifying guests with a balloon, and swap in zram that is gone afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from memvirt.live.errors import CommandError
+from memvirt.live.host_memory import read_host_pages
+from tests.live.conftest import host_state
+from tests.live.pager.conftest import verifying_guest
+from tests.live.pager.qemu_guest import VerifyingVm
+
+__all__ = ["host_state", "verifying_guest"]
+
+CONTROL = Path("/sys/class/zram-control")
+StartVm = Callable[..., VerifyingVm]
+
+
+@pytest.fixture
+def needs_root() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("managing live VMs needs root")
+
+
+@pytest.fixture
+def ledger_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A place of the test's own for the record of changes."""
+    monkeypatch.setenv("MEMVIRT_MANAGE_DIR", str(tmp_path / "ledger"))
+    return tmp_path / "ledger"
+
+
+@pytest.fixture
+def start_vm(
+    tmp_path: Path, verifying_guest: tuple[Path, Path], needs_root: None
+) -> Iterator[StartVm]:
+    """Starts verifying guests with anonymous memory of ``memory`` MiB."""
+    started: list[VerifyingVm] = []
+
+    def start(name: str, memory: int = 192, used: int = 64, churn: int = 32) -> VerifyingVm:
+        directory = tmp_path / name
+        directory.mkdir()
+        vm = VerifyingVm(
+            directory, *verifying_guest, memory=f"{memory}M",
+            command_line=f"memory={used} churn={churn}", backend="share=off",
+            disks=False, kind="ram", reporting=False,
+        )  # fmt: skip
+        started.append(vm)
+        return vm
+
+    try:
+        yield start
+    finally:
+        for vm in started:
+            vm.kill()
+
+
+def actual(vm: VerifyingVm) -> int | None:
+    """MiB the guest has, by QEMU's word; None without a balloon."""
+    with vm.monitor() as monitor:
+        try:
+            return int(monitor.execute("query-balloon")["actual"]) >> 20
+        except CommandError:
+            return None
+
+
+@pytest.fixture
+def zram_swap(host_state: None, needs_root: None) -> Iterator[int]:
+    """Swap of 512 MiB in a zram device of the test's own; yields its pages."""
+    if not (CONTROL / "hot_add").exists():
+        pytest.skip("this kernel has no zram")
+    if read_host_pages().swap_total:
+        pytest.skip("this host has swap already: what a test sends there could stay")
+    number = (CONTROL / "hot_add").read_text().strip()
+    device, knobs = Path(f"/dev/zram{number}"), Path(f"/sys/block/zram{number}")
+    made = not device.exists()
+    try:
+        if made:  # no udev here
+            major, minor = (knobs / "dev").read_text().strip().split(":")
+            os.mknod(device, 0o60600, os.makedev(int(major), int(minor)))
+        (knobs / "disksize").write_text("512M")
+        tools = {tool: shutil.which(tool, path="/usr/sbin:/sbin:/usr/bin") for tool in
+                 ("mkswap", "swapon", "swapoff")}  # fmt: skip
+        if None in tools.values():
+            pytest.skip("mkswap, swapon and swapoff are not installed")
+        subprocess.run([str(tools["mkswap"]), device], check=True, capture_output=True)
+        subprocess.run([str(tools["swapon"]), device], check=True)
+        try:
+            yield read_host_pages().swap_total
+        finally:
+            subprocess.run([str(tools["swapoff"]), device], check=True)
+    finally:
+        with contextlib.suppress(OSError):
+            (knobs / "reset").write_text("1")
+        (CONTROL / "hot_remove").write_text(number)
+        if made:
+            device.unlink(missing_ok=True)
+
+
+def ops(vm: VerifyingVm) -> int:
+    """Operations of all workers of the guest so far."""
+    text = vm.serial.read_text("latin1")
+    return sum(int(count) for count in re.findall(r"ops (\d+)", text))

@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``memvirt manage`` on real QEMU processes: dry run, balloons, swap, and everything put back."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from memvirt.cli.main import app
+from memvirt.cli.manage import host_plan
+from memvirt.live.discovery import find_vm
+from memvirt.live.kernel_pages import PAGEMAP_FRAME
+from memvirt.live.manage.ledger import Ledger
+from memvirt.live.manage.manager import Manager
+from memvirt.live.vm import LiveVm
+from memvirt.scenario.scenario import parse_scenario
+from memvirt.vmkernel.events import Mechanism
+from memvirt.vmkernel.managed import ManagedVm
+from memvirt.vmkernel.samples import HostState
+from tests.live.pager.qemu_guest import VerifyingVm, until
+
+from .conftest import StartVm, actual
+
+pytestmark = [pytest.mark.qemu, pytest.mark.host_wide]
+
+
+def host_file(memory: str, vms: list[tuple[VerifyingVm, str]], live: str = "") -> str:
+    """A HOST.toml: each VM with its keys."""
+    text = f"""
+[machine]
+memory = "{memory}"
+Mem.SamplePeriod = 4
+Mem.BalancePeriod = 2
+[live]
+interval = 0.3
+scan_percent = 50
+working_set = "off"
+{live}
+"""
+    for vm, keys in vms:
+        text += f'[[vm]]\nname = "{vm.name}"\nmemory = "192M"\n{keys}\n'
+    return text
+
+
+def consumed(vm: VerifyingVm) -> int:
+    """MiB of its process."""
+    return int(Path(f"/proc/{vm.pid}/statm").read_text().split()[1]) >> 8
+
+
+class Watcher:
+    """Knows of one VM that its processors are stopped: nothing of it is touched. DAMON, which
+    tests/live/test_working_set.py proves, is not to be had on every machine of these tests."""
+
+    def __init__(self, stopped: VerifyingVm) -> None:
+        with LiveVm(find_vm(str(stopped.pid))) as vm:
+            entries = vm.pagemap.of_ram(vm.layout)
+        self.untouched = {int(entry & PAGEMAP_FRAME) for entry in entries}
+
+    def touched(self, mpns: Sequence[int], seconds: float) -> dict[int, bool]:
+        return {mpn: mpn not in self.untouched for mpn in mpns}
+
+    def cpu_seconds(self) -> float:
+        return 0.0
+
+    def interrupt(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Command:
+    """``memvirt manage`` as a process of its own."""
+
+    def __init__(self, file: Path, *words: str) -> None:
+        self.log = file.with_suffix(".log")
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "memvirt", "manage", str(file), "--status", "1", *words],
+                stdout=log,
+                stderr=log,
+            )
+
+    @property
+    def text(self) -> str:
+        return self.log.read_text()
+
+    def wait_for(self, pattern: str) -> None:
+        def there() -> bool:
+            assert self.process.poll() is None, self.text
+            return bool(re.search(pattern, self.text, re.MULTILINE))
+
+        until(there, f"{pattern} in {self.text}")
+
+    def end(self, sent: signal.Signals) -> int:
+        self.process.send_signal(sent)
+        return self.process.wait(60)
+
+
+@pytest.mark.usefixtures("host_state", "ledger_directory")
+def test_balloons_follow_and_everything_is_put_back(
+    start_vm: StartVm, tmp_path: Path, ledger_directory: Path
+) -> None:
+    """Dry run first: it changes nothing and foretells what is done; then a run, killed; then one
+    that goes on and is ended by SIGTERM."""
+    low, high = start_vm("low", used=48, churn=64), start_vm("high", used=48, churn=64)
+    for vm in (low, high):
+        vm.wait_until_ready()
+        vm.wait_for_progress(("memory", "churn"))
+    until(lambda: min(consumed(low), consumed(high)) > 130, "both have touched their memory")
+    budget = consumed(low) + consumed(high) + 8
+    file = tmp_path / "host.toml"
+    keys = [(low, "shares = 500"), (high, 'shares = 4000\nreservation = "96M"')]
+    file.write_text(host_file(f"{budget}M", keys, "pageout = false"))
+    events = tmp_path / "dry.jsonl"
+    dry = CliRunner().invoke(
+        app, ["manage", str(file), "--dry-run", "--seconds", "1", "--events", str(events)]
+    )
+    assert dry.exit_code == 0, dry.output
+    assert "dry run: nothing was changed" in dry.output
+    assert (actual(low), actual(high)) == (192, 192)
+    assert not (ledger_directory / "changes.json").exists()
+    foretold = [json.loads(line) for line in events.read_text().splitlines()]
+    first = next(event for event in foretold if event["mechanism"] == Mechanism.BALLOON)
+    assert first["vm"] == low.name
+
+    command = Command(file)
+    try:
+        command.wait_for(rf"{low.name} +balloon +\+")
+        done = re.search(
+            rf"^.*?{low.name} +balloon +\+(\S+) MiB  (.*)$", command.text, re.MULTILINE
+        )
+        assert done is not None
+        assert float(done[1]) == pytest.approx(first["pages"] / 256, rel=0.35)
+        assert re.sub(r"\d+", "N", done[2]) == re.sub(r"\d+", "N", first["reason"])
+        until(lambda: (actual(low) or 192) < 185, "the guest gives memory up")
+    finally:
+        command.end(signal.SIGKILL)
+    assert (ledger_directory / "changes.json").exists()
+    assert (actual(low) or 192) < 185  # nobody was there to put it back
+
+    again = Command(file)
+    try:
+        again.wait_for("taken over from a manager that ended without a word")
+    finally:
+        assert again.end(signal.SIGTERM) == 0, again.text
+    assert f"{low.name}: has its 192.0 MiB again" in again.text
+    assert (actual(low), actual(high)) == (192, 192)
+    assert not (ledger_directory / "changes.json").exists()
+    for vm in (low, high):
+        vm.wait_for_progress(("memory",))
+        vm.assert_nothing_wrong()
+
+
+@pytest.mark.acceptance
+@pytest.mark.usefixtures("ledger_directory")
+def test_pages_go_to_swap_of_who_has_too_much_and_come_back(
+    start_vm: StartVm, tmp_path: Path, ledger_directory: Path, zram_swap: int
+) -> None:
+    """Three VMs of equal shares without balloons: the idle one is taxed, none is taken below its
+    reservation, all verify their memory, and nothing is left in swap at the end."""
+    idle, busy, reserved = (
+        start_vm(name, used=64, churn=16) for name in ("idle", "busy", "reserved")
+    )
+    vms = (idle, busy, reserved)
+    for vm in vms:
+        vm.wait_until_ready()
+        vm.wait_for_progress(("memory", "churn"))
+    with idle.monitor() as monitor:
+        monitor.execute("stop")
+    before = {vm.name: consumed(vm) for vm in vms}
+    keys = [(idle, ""), (busy, ""), (reserved, 'reservation = "192M"')]
+    budget = sum(before.values()) + 160
+    text = host_file(f"{budget}M", keys, "balloon = false").replace('"off"', '"auto"')
+    text = text.replace("Mem.SamplePeriod = 4", "Mem.SamplePeriod = 2.5\nMem.MinFreePct = 20")
+    plan = host_plan(parse_scenario(text, "host.toml"))
+    with Ledger() as ledger:
+        manager = Manager(plan, ledger, watcher=Watcher(idle))
+        try:
+
+            def managed(vm: VerifyingVm) -> ManagedVm:
+                return next(entry for entry in manager.kernel.vms if entry.name == vm.name)
+
+            def measured() -> bool:
+                manager.step()
+                return all(entry.activity.periods >= 2 for entry in manager.kernel.vms)
+
+            until(measured, "working sets are known")
+            assert managed(idle).activity.estimate < 0.05
+            assert managed(busy).activity.estimate > managed(idle).activity.estimate + 0.1
+
+            def taken() -> bool:
+                manager.machine.update = less  # type: ignore[method-assign]
+                manager.step()
+                return managed(idle).usage.kept_in("swap").pages > 4000
+
+            look = manager.machine.update
+
+            def less(used: int) -> object:
+                return look(used + (120 << 8))  # somebody else takes 120 MiB
+
+            until(taken, "pages of the idle VM are in swap")
+            assert manager.kernel.state.worst >= HostState.SOFT
+            out = {vm.name: managed(vm).usage.kept_in("swap").pages for vm in vms}
+            assert out[idle.name] > 2 * out[busy.name]
+            assert out[reserved.name] == 0
+            reasons = {e.reason for e in manager.kernel.events if e.mechanism == Mechanism.SWAP}
+            assert reasons
+            manager.machine.update = look  # type: ignore[method-assign]
+
+            def returned() -> bool:
+                manager.step()
+                return any(e.mechanism == Mechanism.RESTORE for e in manager.kernel.events)
+
+            until(returned, "memory comes back when pressure is gone")
+        finally:
+            assert manager.close()
+        assert ledger.record.empty
+    with idle.monitor() as monitor:
+        monitor.execute("cont")
+    for vm in vms:
+        vm.wait_for_progress(("memory",))
+        vm.assert_nothing_wrong()
+    assert not (ledger_directory / "changes.json").exists()
