@@ -16,6 +16,7 @@ import numpy as np
 from memvirt.address import PpnArray
 
 from .protocols import GuestMemory
+from .random_pages import FEW, distinct
 
 SLOW_GAIN, FAST_GAIN = 0.125, 0.5
 _MISSED = 3  # periods in a row without a measurement, after which the last one counts no more
@@ -79,6 +80,10 @@ class Activity:
             self.slow = touched if first else self.slow + SLOW_GAIN * (touched - self.slow)
             self.fast = touched if first else self.fast + FAST_GAIN * (touched - self.fast)
             self.periods += 1
-        count = min(self.pages, self.guest.pages)
-        self._sample = PpnArray(np.sort(self.random.choice(self.guest.pages, count, replace=False)))
+        pages = self.guest.pages
+        if pages > FEW and pages >= 2 * self.pages:
+            self._sample = distinct(pages, self.pages, self.random)
+        else:
+            count = min(self.pages, pages)
+            self._sample = PpnArray(self.random.choice(pages, count, replace=False))
         sampling.begin_sample(self._sample)

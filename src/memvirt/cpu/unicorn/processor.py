@@ -23,6 +23,7 @@ from memvirt.cpu.processor import (
 from memvirt.mmu.access import MISCONFIGURED, NEED_FRAMES, NEED_PAGE
 from memvirt.mmu.host_ranges import ForeignRanges, host_address
 from memvirt.names import choose
+from memvirt.platform.pc import Pc
 from memvirt.platform.ports import IO_BACKDOOR, IO_BALLOON
 from memvirt.record import new_record
 from memvirt.vmm.monitor import PagingMode, VirtualMachineMonitor
@@ -73,7 +74,7 @@ class UnicornProcessor:
     ProcessorError or EngineLayoutError for an engine that cannot be used.
     """
 
-    def __init__(self, vmm: VirtualMachineMonitor, pc: Any) -> None:
+    def __init__(self, vmm: VirtualMachineMonitor, pc: Pc) -> None:
         self.vmm = vmm
         self._pc = pc
         self._flat = vmm.paging is PagingMode.FLAT
@@ -153,7 +154,7 @@ class UnicornProcessor:
         state, registers = self.state, self.registers
         self._state_at = state.state_at = host_address(self._record, "engine state")
         state.vmm_at = self.vmm.state_address
-        state.pc_at = host_address(self._pc, "virtual PC")
+        state.pc_at = host_address(np.asarray(self._pc), "virtual PC")
         state.page_flags_at = host_address(self._page_flags, "page flags of the engine")
         state.cpuid_at = host_address(self.cpuid, "CPUID table")
         state.cpuid_count = self.cpuid.size
@@ -227,17 +228,17 @@ class UnicornProcessor:
     def get(self, name: str) -> int:
         if name == "rflags":
             return int(self.engine.reg_read(x86_const.UC_X86_REG_EFLAGS))
-        return int(self._word(choose(_OFFSETS, name, what="register")).value)
+        return int(self._word(choose(reg.OFFSETS, name, what="register")).value)
 
     def set(self, name: str, value: int) -> None:
         if name == "rflags":
             self.engine.reg_write(x86_const.UC_X86_REG_EFLAGS, value | 2)
         else:
-            self._word(choose(_OFFSETS, name, what="register")).value = value
+            self._word(choose(reg.OFFSETS, name, what="register")).value = value
 
     def _segment_at(self, name: str) -> int:
         self.engine  # noqa: B018  # as in _word
-        return self.registers.base + choose(_SEGMENT_OFFSETS, name, what="segment register")
+        return self.registers.base + choose(reg.SEGMENT_OFFSETS, name, what="segment register")
 
     def segment(self, name: str) -> SegmentState:
         at = self._segment_at(name)
@@ -389,16 +390,3 @@ _COUNTERS = (
     "port_accesses", "mmio_accesses", "time_stamp_reads", "cpuid_reads", "code_drops",
     "tlb_flushes", "tlb_fills", "large_fills", "precise_writes",
 )  # fmt: skip
-_OFFSETS = {name: 8 * i for i, name in enumerate(reg.GENERAL_REGISTERS)} | {
-    "rip": reg.RIP,
-    "rflags": reg.RAW_FLAGS,  # its condition codes lie elsewhere: get and set ask the engine
-    "cr0": reg.CR0,
-    "cr2": reg.CR2,
-    "cr3": reg.CR3,
-    "cr4": reg.CR4,
-    "efer": reg.EFER,
-}
-_SEGMENT_OFFSETS = {
-    "es": reg.ES, "cs": reg.CS, "ss": reg.SS, "ds": reg.DS, "fs": reg.FS, "gs": reg.GS,
-    "ldtr": reg.LDTR, "tr": reg.TR, "gdtr": reg.GDTR, "idtr": reg.IDTR,
-}  # fmt: skip

@@ -75,6 +75,20 @@ _GENERAL = ["RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI"] + [
     f"R{i}" for i in range(8, 16)
 ]
 GENERAL_REGISTERS = tuple(name.lower() for name in _GENERAL)
+# Where the registers lie that are set and read as words, and the segments.
+OFFSETS = {name: 8 * i for i, name in enumerate(GENERAL_REGISTERS)} | {
+    "rip": RIP,
+    "rflags": RAW_FLAGS,  # its condition codes lie elsewhere: get and set ask the engine
+    "cr0": CR0,
+    "cr2": CR2,
+    "cr3": CR3,
+    "cr4": CR4,
+    "efer": EFER,
+}
+SEGMENT_OFFSETS = {
+    "es": ES, "cs": CS, "ss": SS, "ds": DS, "fs": FS, "gs": GS,
+    "ldtr": LDTR, "tr": TR, "gdtr": GDTR, "idtr": IDTR,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from memvirt.address import PpnArray
 from memvirt.live.errors import LiveError
 from memvirt.live.host_memory import HostPages, read_host_pages
 from memvirt.live.page_states import LivePageState
-from memvirt.vmkernel.protocols import Eviction, Place
+from memvirt.vmkernel.protocols import Eviction, Flags, Place
 
 from .pageout import PAGEOUT, WILLNEED, Adviser, pageable, runs_of
 
@@ -91,6 +91,14 @@ class KernelReclaim:
             return _NO_PAGES
         private = states.state == LivePageState.PRIVATE
         return PpnArray(np.flatnonzero(private & self._pageable & ~self._pretended))
+
+    def reclaimable(self, ppns: PpnArray) -> Flags:
+        """Which of ``ppns`` are private and can be sent away by advice."""
+        states = self._guest.states
+        if states is None:
+            return np.zeros(ppns.size, np.bool_)
+        private = states.state[ppns] == LivePageState.PRIVATE
+        return np.asarray(private & self._pageable[ppns] & ~self._pretended[ppns])
 
     def shared_pages(self) -> PpnArray:
         return _NO_PAGES

@@ -41,6 +41,7 @@ class GuestOptions:
 class LiveGuest:
     """One VM. ``close`` it at the end."""
 
+    granule = 1
     sharing = frames = large_pages = None
 
     def __init__(
