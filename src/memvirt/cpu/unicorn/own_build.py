@@ -15,7 +15,7 @@ from unicorn.unicorn_py3 import unicorn as unicorn_binding
 
 from .library import ENGINE_VERSION
 
-INTERFACE = 1  # MEMVIRT_INTERFACE in engine/source/memvirt.c
+INTERFACE = 2  # MEMVIRT_INTERFACE in engine/source/memvirt.c
 _library = unicorn_binding.uclib
 _U64 = ctypes.c_uint64
 
