@@ -51,6 +51,7 @@ types: $(DEV_STAMP)
 	$(BIN)/mypy
 
 unit: $(DEV_STAMP) $(ENGINE_STAMP)
+	$(BIN)/memvirt warm
 	MEMVIRT_ENGINE=$(ENGINE) $(BIN)/python -m pytest
 
 # A part of the suites again, on the package index's build of the engine.
@@ -61,7 +62,7 @@ fallback: $(DEV_STAMP)
 checked: $(DEV_STAMP) $(ENGINE_STAMP)
 	MEMVIRT_CHECKED=1 NUMBA_BOUNDSCHECK=1 $(BIN)/python -m pytest --capture=sys -q \
 		tests/mmu tests/vmm tests/test_checked_build.py tests/guests/test_differential.py
-	MEMVIRT_CHECKED=1 NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -p tests.without_jit -q \
+	MEMVIRT_CHECKED=1 NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -q \
 		tests/mmu/test_guest_walk.py tests/mmu/test_nested_walk.py tests/vmm/test_large_pages.py
 
 test: packages lint types checked fallback unit

@@ -180,7 +180,7 @@ def test_kernels_of_the_mmu_are_checked(name: str) -> None:
 def test_each_build_has_its_own_cache() -> None:
     """Numba would load unchecked code into a checked process."""
     # The module alone: importing memvirt would compile it, once for each build.
-    program = f"import runpy; print(runpy.run_path({compiled_cache.__file__!r})['_digest']())"
+    program = f"import runpy; print(runpy.run_path({compiled_cache.__file__!r})['source_digest']())"
     digests = set()
     for checked, bounds in (("", "0"), ("1", "0"), ("", "1"), ("1", "1")):
         environment = {**os.environ, "MEMVIRT_CHECKED": checked, "NUMBA_BOUNDSCHECK": bounds}

@@ -21,7 +21,9 @@ def test_kernels_are_defined_only_where_the_cache_key_looks() -> None:
     ]
     assert outside
     for path in outside:
-        assert not re.search(r"@(compiled|njit|cfunc|intrinsic|jit)", path.read_text()), path
+        assert not re.search(r"@(compiled|callback|njit|cfunc|intrinsic|jit)", path.read_text()), (
+            path
+        )
 
 
 def test_compiled_packages_import_nothing_the_key_does_not_cover() -> None:

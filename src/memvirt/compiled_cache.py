@@ -16,14 +16,17 @@ a function calls.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numba
+from numba.core.caching import FunctionCache
 from numba.core.ccallback import CFunc
 from numba.core.dispatcher import Dispatcher
 
@@ -35,7 +38,24 @@ _COMPILED = ("address.py", "record.py", "compiled.py", "machine", "mmu", "vmm", 
 _KEPT = 12  # folders of other source states: another checkout may still use them
 
 
-def _digest() -> str:
+class KernelCache(FunctionCache):  # type: ignore[misc]
+    """Numba's cache of a function, for several processes that compile at the same time.
+
+    Numba reads a function's index, chooses a file for the code, and writes both: two processes that
+    do so at once can choose the same file for different code.
+    """
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Save compiled code while no other process of memvirt does."""
+        folder = Path(self.cache_path)
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / "lock", "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            super().save_overload(sig, data)
+
+
+def source_digest() -> str:
+    """Names the state of all that kernels are made from, and how they are compiled."""
     build = f"{numba.__version__} checked={CHECKED} bounds={bool(numba.config.BOUNDSCHECK)}"
     state = hashlib.sha256(build.encode())
     root = Path(__file__).parent
@@ -71,6 +91,11 @@ def _compile_in_memory() -> None:
         setattr(decorated, "enable_caching", enable_caching)  # noqa: B010
 
 
+def cache_folder() -> Path | None:
+    """The folder of these sources' kernels; None where nothing is kept."""
+    return Path(numba.config.CACHE_DIR) if numba.config.CACHE_DIR else None
+
+
 def use_compiled_cache() -> None:
     """Point Numba at the cache for these sources. Call before any kernel is defined.
 
@@ -86,7 +111,7 @@ def use_compiled_cache() -> None:
             home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         except RuntimeError as error:  # a user without a home
             raise OSError(str(error)) from error
-        folder = home / "memvirt" / _digest()
+        folder = home / "memvirt" / source_digest()
         new = not folder.is_dir()
         _make_writable(folder)
         if new:

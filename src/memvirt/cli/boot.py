@@ -27,6 +27,7 @@ from memvirt.vmm.check import Violation, check_machine
 from .console import STDIO, Console
 from .errors import UsageError
 from .interruption import Interruption
+from .warm import warm
 
 _LAST_LINES, _MOST_LINES = 24, 100
 # Ends that registers and walks explain.
@@ -124,6 +125,7 @@ def boot(
     files = {"--stats": stats, "--snapshot": snapshot}
     files["--serial"] = None if serial == STDIO else Path(serial)
     check_outputs(files, {"the image": image_path(options.image), "--initrd": options.initrd})
+    warm()
     console = Console(serial)
     vm = make_vm(options, console)
     if vm.boot_image is not None and vm.boot_image.added_parameters:

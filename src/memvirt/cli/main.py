@@ -24,6 +24,7 @@ from .page_command import page_command
 from .plan_commands import analyze_command, plan_command
 from .run_command import run_command
 from .schema_command import schema_command
+from .warm_command import warm_command
 from .watch_command import watch_command
 
 app = typer.Typer(
@@ -66,6 +67,7 @@ app.command("analyze", short_help="Say what is in the memory of VMs, and what wo
 app.command("page", short_help="Page a running VM of QEMU from outside (experimental).")(
     page_command
 )
+app.command("warm", short_help="Compile for this machine ahead of the first use.")(warm_command)
 
 
 def main() -> None:

@@ -30,6 +30,7 @@ from .columns import columns_named
 from .errors import INTERRUPTED, output_errors
 from .interruption import Interruption
 from .live import Screen, print_summary
+from .warm import warm
 
 _PLAIN_WIDTH = 150
 
@@ -74,6 +75,7 @@ def run(options: RunOptions) -> int:
         {"--record": options.record, "--events": options.events},
         {"the scenario": options.scenario},
     )
+    warm()
     out = Console(stderr=options.batch)
     if not out.is_terminal:
         out = Console(stderr=options.batch, width=_PLAIN_WIDTH)

@@ -13,6 +13,7 @@ from .processor import Processor, ProcessorError
 from .unicorn.library import EngineChoiceError, find_engine
 
 if TYPE_CHECKING:
+    from memvirt.compiled import Callback
     from memvirt.vmm.monitor import VirtualMachineMonitor
 
 
@@ -24,6 +25,18 @@ def software_processor(vmm: VirtualMachineMonitor, pc: Any) -> Processor:
     from .unicorn.processor import UnicornProcessor  # noqa: PLC0415  compiles kernels
 
     return UnicornProcessor(vmm, pc)
+
+
+def processor_callbacks() -> list[Callback]:
+    """What C calls in the software processor, in the order it is defined.
+
+    Asking each for its address compiles all that a VM's processor runs.
+    """
+    from memvirt.compiled import CALLBACKS  # noqa: PLC0415
+
+    from .unicorn import processor  # noqa: F401, PLC0415  defines them
+
+    return list(CALLBACKS)
 
 
 def describe_processor() -> str:

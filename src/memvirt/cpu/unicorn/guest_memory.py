@@ -7,9 +7,9 @@ that demand allocation, traces, copy-on-write and faults work alike.
 
 from __future__ import annotations
 
-from numba import cfunc, types
+from numba import types
 
-from memvirt.compiled import compiled
+from memvirt.compiled import callback, compiled
 from memvirt.mmu.access import FETCH, OK, READ, TRUE_FAULT, WRITE
 from memvirt.mmu.native import call_c3, copy_bytes, load8, store8
 from memvirt.vmm.frames import frame_ppn
@@ -19,7 +19,7 @@ from memvirt.vmm.vmm_state import vmm_state_at
 from .engine_state import DROP_CODE_AND_RETRY, EXECUTED, EngineState, vmm_of
 
 
-@cfunc("int32(int64, int64, int64)", cache=True)
+@callback("int32(int64, int64, int64)")
 def access_entry(vmm: int, gva: int, kind: int) -> int:
     """``vmm.translate.access`` behind a C function pointer (``EngineState.access_at``).
 

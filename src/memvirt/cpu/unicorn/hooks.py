@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The C callbacks through which the engine reaches the MMU and the platform.
 
-Each is compiled with Numba's ``cfunc``, takes no lock and never enters Python. ``user`` is the
+Each is compiled for C (``callback``), takes no lock and never enters Python. ``user`` is the
 address of the engine's state. A callback that cannot finish says why there and stops the engine;
 the run loop goes on from there.
 """
 
 from __future__ import annotations
 
-from numba import cfunc, types
+from numba import types
 from unicorn import unicorn_const
 
-from memvirt.compiled import compiled
+from memvirt.compiled import callback, compiled
 from memvirt.mmu.access import FETCH, OK, READ, WRITE
 from memvirt.mmu.entry import CR0_PE
 from memvirt.mmu.native import (
@@ -94,7 +94,7 @@ def note_large_page(engine: EngineState, gva: int, size: int) -> None:
         store64(record + 8, mask)
 
 
-@cfunc("boolean(int64, int64, int32, int64, int64)", cache=True)
+@callback("boolean(int64, int64, int32, int64, int64)")
 def on_tlb_fill(handle: int, page: int, kind: int, entry: int, user: int) -> bool:
     """``UC_HOOK_TLB_FILL``: ``entry`` is the address of a ``TlbEntry``."""
     translation = tlb_entry_at(entry)
@@ -120,7 +120,7 @@ def on_tlb_fill(handle: int, page: int, kind: int, entry: int, user: int) -> boo
     return False
 
 
-@cfunc("void(int64, int64, int32, int64)", cache=True)
+@callback("void(int64, int64, int32, int64)")
 def on_deadline(handle: int, gva: int, size: int, user: int) -> None:
     """``UC_HOOK_BLOCK``, when virtual time has come (``block_counter``): stop, or go on until an
     interrupt can be taken."""
@@ -146,7 +146,7 @@ def on_deadline(handle: int, gva: int, size: int, user: int) -> None:
     call_c1(engine.emu_stop_at, (handle,))
 
 
-@cfunc("void(int64, int32, int64)", cache=True)
+@callback("void(int64, int32, int64)")
 def on_exception(handle: int, vector: int, user: int) -> None:
     """``UC_HOOK_INTR``: an exception or ``int n``; its error code lies in the register file."""
     engine = engine_at(user)
@@ -158,7 +158,7 @@ def on_exception(handle: int, vector: int, user: int) -> None:
     call_c1(engine.emu_stop_at, (handle,))
 
 
-@cfunc("void(int64, int64)", cache=True)
+@callback("void(int64, int64)")
 def on_syscall(handle: int, user: int) -> None:
     """``UC_HOOK_INSN`` for ``syscall``."""
     engine = engine_at(user)
@@ -167,7 +167,7 @@ def on_syscall(handle: int, user: int) -> None:
     call_c1(engine.emu_stop_at, (handle,))
 
 
-@cfunc("int32(int64, int64)", cache=True)
+@callback("int32(int64, int64)")
 def on_cpuid(handle: int, user: int) -> int:
     """``UC_HOOK_INSN`` for ``cpuid``: the VM's own table; 1 skips the engine's answer."""
     engine = engine_at(user)
@@ -190,7 +190,7 @@ def on_cpuid(handle: int, user: int) -> int:
     return 1
 
 
-@cfunc("int32(int64, int64)", cache=True)
+@callback("int32(int64, int64)")
 def on_time_stamp(handle: int, user: int) -> int:
     """``UC_HOOK_INSN`` for ``rdtsc``: virtual time."""
     engine = engine_at(user)
@@ -284,7 +284,7 @@ def _call_hypervisor(engine: EngineState, kind: int, port: int) -> None:
     abort_instruction(engine)
 
 
-@cfunc("uint32(int64, uint32, int32, int64)", cache=True)
+@callback("uint32(int64, uint32, int32, int64)")
 def on_in(handle: int, port: int, size: int, user: int) -> int:
     """``UC_HOOK_INSN`` for ``in``."""
     engine = engine_at(user)
@@ -304,7 +304,7 @@ def on_in(handle: int, port: int, size: int, user: int) -> int:
     return types.uint32(value & _U32)
 
 
-@cfunc("void(int64, uint32, int32, uint32, int64)", cache=True)
+@callback("void(int64, uint32, int32, uint32, int64)")
 def on_out(handle: int, port: int, size: int, value: int, user: int) -> None:
     """``UC_HOOK_INSN`` for ``out``. A write the device cannot take yet is done again later."""
     engine = engine_at(user)
@@ -323,7 +323,7 @@ def on_out(handle: int, port: int, size: int, value: int, user: int) -> None:
     _after_device(engine)
 
 
-@cfunc("uint64(int64, uint64, uint32, int64)", cache=True)
+@callback("uint64(int64, uint64, uint32, int64)")
 def on_apic_read(handle: int, offset: int, size: int, user: int) -> int:
     """A load from the local APIC's page."""
     engine = engine_at(user)
@@ -333,7 +333,7 @@ def on_apic_read(handle: int, offset: int, size: int, user: int) -> int:
     return types.uint64(value)
 
 
-@cfunc("void(int64, uint64, uint32, uint64, int64)", cache=True)
+@callback("void(int64, uint64, uint32, uint64, int64)")
 def on_apic_write(handle: int, offset: int, size: int, value: int, user: int) -> None:
     """A store to the local APIC's page."""
     engine = engine_at(user)
@@ -344,12 +344,12 @@ def on_apic_write(handle: int, offset: int, size: int, value: int, user: int) ->
     _after_device(engine)
 
 
-@cfunc("uint64(int64, uint64, uint32, int64)", cache=True)
+@callback("uint64(int64, uint64, uint32, int64)")
 def on_hole_read(handle: int, offset: int, size: int, user: int) -> int:
     """A load where no device answers: the open bus reads as ones."""
     return types.uint64(0xFFFF_FFFF_FFFF_FFFF)
 
 
-@cfunc("void(int64, uint64, uint32, uint64, int64)", cache=True)
+@callback("void(int64, uint64, uint32, uint64, int64)")
 def on_hole_write(handle: int, offset: int, size: int, value: int, user: int) -> None:
     """A store where no device answers goes nowhere."""

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compile all that VMs need before the first one starts, in two processes, and show it.
+
+Both go through the processor's callbacks, from opposite ends, and keep in the cache on disk what
+they compiled; so each takes from it what the other has done, and they meet in the middle. Then, for
+the kernels that Python calls, one runs a guest by itself, the other a small host under pressure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from numba.core import event
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from memvirt.compiled import CALLBACKS, KERNELS, silence_notice
+from memvirt.compiled_cache import cache_folder, source_digest
+from memvirt.cpu.factory import processor_callbacks
+from memvirt.host.host import Host
+from memvirt.images import BUNDLED, image_path
+from memvirt.machine.machine import Machine
+from memvirt.scenario.scenario import parse_scenario
+from memvirt.vm.virtual_machine import VirtualMachine
+
+_GUEST = "workload=fill"
+_HOST = """
+[machine]
+memory = "48M"
+quantum_ms = 2
+Mem.ShareScanTime = 0.005
+Mem.SamplePeriod = 0.02
+Mem.BalancePeriod = 0.02
+[[vm]]
+name = "shadow"
+memory = "16M"
+limit = "8M"
+paging = "shadow"
+append = "workload=idle percent=80 ticks=10 varied=20 balloon=0"
+[[vm]]
+name = "nested"
+memory = "16M"
+limit = "8M"
+append = "workload=idle percent=80 ticks=10 varied=20 balloon=0"
+"""
+
+
+class _EveryCompilation(event.Listener):  # type: ignore[misc]
+    def __init__(self, act: Callable[[], None]) -> None:
+        self._act = act
+
+    def on_start(self, event: event.Event) -> None:
+        """Nothing has been compiled yet."""
+
+    def on_end(self, event: event.Event) -> None:
+        self._act()
+
+
+@contextlib.contextmanager
+def _after_each_kernel(act: Callable[[], None]) -> Iterator[None]:
+    listener = _EveryCompilation(act)
+    event.register("numba:compile", listener)
+    try:
+        yield
+    finally:
+        event.unregister("numba:compile", listener)
+
+
+def _compile_first_half() -> None:
+    for made in processor_callbacks():
+        _ = made.address
+    machine = Machine("32M", scatter_seed=1)
+    with VirtualMachine(machine, memory="8M", paging="shadow") as vm:
+        vm.load(image_path(BUNDLED), append=_GUEST)
+        vm.run()
+
+
+def _compile_other_half() -> None:
+    for made in reversed(processor_callbacks()):
+        _ = made.address
+    with Host(parse_scenario(_HOST, "the host that warms up")) as host:
+        host.run()
+
+
+def _other_half() -> None:
+    """The second process: ends with the first, and leaves Ctrl-C to it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    silence_notice()
+    parent = os.getppid()
+
+    def end_with_parent() -> None:
+        if os.getppid() != parent:
+            os._exit(1)
+
+    with _after_each_kernel(end_with_parent):
+        _compile_other_half()
+
+
+def _kept(folder: Path) -> int:
+    return sum(1 for _ in folder.rglob("*.nbi"))
+
+
+def _done(folder: Path) -> Path:
+    """The file that says: for these sources nothing is left to compile."""
+    return folder / f"warm-{source_digest()}"
+
+
+def warm() -> float:
+    """Compile what is not in the cache yet; returns the seconds that took.
+
+    On a terminal a bar on standard error shows how far it is, elsewhere a line says what happens.
+    """
+    folder = cache_folder()
+    if folder is None or _done(folder).exists():
+        return 0.0
+    silence_notice()
+    started = time.monotonic()
+    err = Console(stderr=True)
+    bar = Progress(
+        TextColumn("memvirt: compiling for this machine, once"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        console=err,
+        transient=True,
+        disable=not err.is_terminal,
+    )
+    if not err.is_terminal:
+        print("memvirt: compiling for this machine, once ...", file=sys.stderr, flush=True)
+    processor_callbacks()  # all kernels are defined now
+    with bar, subprocess.Popen([sys.executable, "-m", __name__]) as other:
+        task = bar.add_task("", total=len(KERNELS) + len(CALLBACKS))
+        try:
+            with _after_each_kernel(lambda: bar.update(task, completed=_kept(folder))):
+                _compile_first_half()
+            while other.poll() is None:
+                bar.update(task, completed=_kept(folder))
+                time.sleep(0.1)
+        finally:
+            other.kill()
+    if other.returncode == 0:
+        _done(folder).touch()
+    return time.monotonic() - started
+
+
+if __name__ == "__main__":
+    _other_half()
