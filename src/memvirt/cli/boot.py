@@ -32,7 +32,8 @@ from .warm import warm
 _LAST_LINES, _MOST_LINES = 24, 100
 # Ends that registers and walks explain.
 _DEATHS = (
-    EndReason.TRIPLE_FAULT, EndReason.MISCONFIGURED, EndReason.ENGINE_ERROR, EndReason.HALTED,
+    EndReason.TRIPLE_FAULT, EndReason.NO_FIRMWARE, EndReason.MISCONFIGURED,
+    EndReason.ENGINE_ERROR, EndReason.HALTED,
 )  # fmt: skip
 _CHECK_EVERY = 32  # quanta between two runs of the consistency checker
 

@@ -64,6 +64,14 @@ def layout_of(handle: Any) -> Layout | None:
     return layout if written == size else None
 
 
+def set_control(handle: Any, state_at: int, callback: int) -> None:
+    """Have the engine ask ``callback`` (``control.on_control``) for control registers and MSRs.
+
+    Own build only.
+    """
+    _library.memvirt_set_control(handle, ctypes.c_void_p(callback), ctypes.c_void_p(state_at))
+
+
 def count_blocks(handle: Any, state: np.ndarray[Any, Any], callback: int) -> None:
     """Have the engine count code bytes in the ``EngineState`` that ``state`` holds.
 
