@@ -87,6 +87,7 @@ guests:
 # The generated documents, the README's transcripts, and the plots of the bundled scenarios.
 docs: $(DEV_STAMP) $(ENGINE_STAMP)
 	$(BIN)/python docs/make_docs.py
+	$(BIN)/python docs/make_api.py
 	$(BIN)/python docs/transcripts.py
 	$(BIN)/python docs/make_plots.py
 

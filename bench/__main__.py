@@ -7,6 +7,7 @@ import sys
 
 from bench import (
     exits,
+    first_touch,
     fleet,
     linux_boot,
     live_watch,
@@ -21,6 +22,7 @@ from bench import (
 
 _BENCHMARKS = {
     "tlb_miss": tlb_miss.main,
+    "first_touch": first_touch.main,
     "exits": exits.main,
     "page_sharing": page_sharing.main,
     "reclaim": reclaim.main,

@@ -2,22 +2,57 @@
 """The address spaces, their types, and the arithmetic between them.
 
 ======================  ==========================  =====================================
-space                   address type                page-number type
+space                   address type                page-number type, and its arrays
 ======================  ==========================  =====================================
 guest virtual           ``GuestVirtualAddress``     (none: the guest's own business)
-guest physical          ``GuestPhysicalAddress``    ``PhysicalPageNumber`` (PPN)
-machine                 ``MachineAddress``          ``MachinePageNumber`` (MPN, a frame)
+guest physical          ``GuestPhysicalAddress``    ``PhysicalPageNumber``, ``PpnArray``
+machine                 ``MachineAddress``          ``MachinePageNumber``, ``MpnArray``
 host virtual            ``HostVirtualAddress``      (none: only QEMU's memory has it)
 ======================  ==========================  =====================================
 
-The types are distinct to the type checker, so a PPN cannot be passed where an MPN is meant.
-They cost nothing at run time. Compiled kernels work on bare 64-bit integers and say in the
-name of each variable which space it belongs to.
+A PPN is a guest-physical page, an MPN a frame of machine memory. The types are distinct to the
+type checker, so a PPN cannot be passed where an MPN is meant, nor an array of them. They cost
+nothing at run time: a type called on a number, or on an array, gives back the very same.
+Arithmetic leaves the space: ``ppn + 1`` is a bare number until it is named again, by the type or by
+a function of this module. Parts of an array, and its elements, stay in the space. Compiled kernels
+may call the types and ``physical_page_number`` and the functions beside it (``compiled``).
 """
 
 from __future__ import annotations
 
-from typing import NewType
+from typing import TYPE_CHECKING, Any, NewType
+
+__all__ = [
+    "ADDRESS_BITS_MASK",
+    "PAGE_BYTES",
+    "PAGE_SHIFT",
+    "GuestPhysicalAddress",
+    "GuestVirtualAddress",
+    "HostVirtualAddress",
+    "MachineAddress",
+    "MachinePageNumber",
+    "MpnArray",
+    "PhysicalPageNumber",
+    "PpnArray",
+    "guest_physical_address",
+    "is_canonical",
+    "machine_address",
+    "machine_page_number",
+    "page_offset",
+    "physical_page_number",
+    "signed64",
+    "unsigned64",
+]
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Self, overload
+
+    import numpy as np
+    import numpy.typing as npt
+
+    Mask = npt.NDArray[np.bool_]
+    Positions = npt.NDArray[np.intp] | npt.NDArray[np.int64]
 
 GuestVirtualAddress = NewType("GuestVirtualAddress", int)
 GuestPhysicalAddress = NewType("GuestPhysicalAddress", int)
@@ -25,6 +60,37 @@ MachineAddress = NewType("MachineAddress", int)
 HostVirtualAddress = NewType("HostVirtualAddress", int)
 PhysicalPageNumber = NewType("PhysicalPageNumber", int)
 MachinePageNumber = NewType("MachinePageNumber", int)
+
+if TYPE_CHECKING:
+
+    class PpnArray(np.ndarray[Any, np.dtype[Any]]):
+        """PPNs: an integer array of shape (n,)."""
+
+        def __new__(cls, ppns: npt.NDArray[Any]) -> Self: ...
+        def copy(self, order: Any = ...) -> Self: ...
+        def tolist(self) -> list[PhysicalPageNumber]: ...  # type: ignore[override]
+        def __iter__(self) -> Iterator[PhysicalPageNumber]: ...  # type: ignore[override]
+        @overload  # type: ignore[override]
+        def __getitem__(self, key: int | np.integer[Any]) -> PhysicalPageNumber: ...
+        @overload
+        def __getitem__(self, key: slice | Mask | np.bool_ | Positions) -> PpnArray: ...
+        def __getitem__(self, key: Any) -> Any: ...
+
+    class MpnArray(np.ndarray[Any, np.dtype[Any]]):
+        """MPNs: an integer array of shape (n,)."""
+
+        def __new__(cls, mpns: npt.NDArray[Any]) -> Self: ...
+        def copy(self, order: Any = ...) -> Self: ...
+        def tolist(self) -> list[MachinePageNumber]: ...  # type: ignore[override]
+        def __iter__(self) -> Iterator[MachinePageNumber]: ...  # type: ignore[override]
+        @overload  # type: ignore[override]
+        def __getitem__(self, key: int | np.integer[Any]) -> MachinePageNumber: ...
+        @overload
+        def __getitem__(self, key: slice | Mask | np.bool_ | Positions) -> MpnArray: ...
+        def __getitem__(self, key: Any) -> Any: ...
+else:
+    PpnArray = NewType("PpnArray", object)
+    MpnArray = NewType("MpnArray", object)
 
 PAGE_SHIFT = 12
 PAGE_BYTES = 1 << PAGE_SHIFT

@@ -20,7 +20,9 @@ from numba.core.caching import FunctionCache
 from numba.core.ccallback import CFunc
 from numba.core.registry import CPUDispatcher
 from numba.core.sigutils import normalize_signature
+from numba.extending import overload, register_jitable
 
+from memvirt import address
 from memvirt.compiled_cache import KernelCache, use_compiled_cache
 
 use_compiled_cache()  # before the first kernel is defined
@@ -61,6 +63,30 @@ def compiled(function: F) -> F:
         kernel.__class__ = _Kernel
         _share_cache(kernel)
     return cast(F, kernel)
+
+
+def _same(_: Any) -> Any:
+    return lambda word: word
+
+
+# Kernels name the space of a word as Python does: these calls compile to nothing.
+for _space in (
+    address.GuestVirtualAddress,
+    address.GuestPhysicalAddress,
+    address.MachineAddress,
+    address.HostVirtualAddress,
+    address.PhysicalPageNumber,
+    address.MachinePageNumber,
+):
+    overload(_space, strict=False)(_same)
+for _conversion in (
+    address.physical_page_number,
+    address.machine_page_number,
+    address.guest_physical_address,
+    address.machine_address,
+    address.page_offset,
+):
+    register_jitable(_conversion)
 
 
 class Callback:

@@ -18,9 +18,9 @@ import numpy as np
 class Record:
     """Base of the classes that describe a record.
 
-    A field annotated ``int`` is an int64 register; ``Annotated[Sequence[...], element, length]``
-    is an array of ``element`` (a NumPy scalar type or a ``Record`` class); a ``Record`` class is
-    a nested record.
+    A field annotated ``int``, or with an address type, is an int64 register;
+    ``Annotated[Sequence[...], element, length]`` is an array of ``element`` (a NumPy scalar type
+    or a ``Record`` class); a ``Record`` class is a nested record.
     """
 
 
@@ -34,7 +34,7 @@ def record_dtype(description: type[Record]) -> Any:
     for name, hint in get_type_hints(description, include_extras=True).items():
         if hasattr(np.record, name):
             raise ValueError(f"field {name!r} is hidden by an attribute of np.record: rename it")
-        if hint is int:
+        if getattr(hint, "__supertype__", hint) is int:
             fields.append((name, np.int64))
         elif isinstance(hint, type) and issubclass(hint, Record):
             fields.append((name, record_dtype(hint)))
@@ -48,3 +48,14 @@ def record_dtype(description: type[Record]) -> Any:
 def new_record(dtype: Any) -> Any:
     """A zeroed array of shape (1,); its element 0 is the record the compiled functions take."""
     return np.zeros(1, dtype)
+
+
+def record_word(record: Any, *path: str) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """The int64 field at ``path`` of what ``new_record`` made, as an array of shape (1,).
+
+    For Python that reads a field often: an attribute of the record itself takes 2 microseconds.
+    """
+    for name in path:
+        record = record[name]
+    assert record.dtype == np.int64
+    return record

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from memvirt.address import PpnArray
 from memvirt.host.host import Host
 from memvirt.host.stores import STORES, StoreRequest
 from memvirt.machine.content import Pages
@@ -20,7 +21,7 @@ from memvirt.scenario.scenario import (
 )
 from memvirt.vmkernel.mechanisms import KeepIn
 from memvirt.vmkernel.policies import RECLAIM, VICTIMS
-from memvirt.vmkernel.protocols import GuestMemory, Place, Ppns
+from memvirt.vmkernel.protocols import GuestMemory, Place
 from memvirt.vmkernel.samples import Sample
 from memvirt.vmm.stores.backing import FULL, Slots
 from memvirt.vmm.stores.held_pages import HeldPages
@@ -36,7 +37,7 @@ class FarMemory(HeldPages):
         self.closed = False
         self._order: dict[int, int] = {}  # slot -> PPN, in the order they came
 
-    def put(self, ppns: Ppns, contents: Pages) -> Slots:
+    def put(self, ppns: PpnArray, contents: Pages) -> Slots:
         slots = np.full(ppns.size, FULL, np.int64)
         room = max(self.capacity - len(self), 0)
         slots[:room] = super().put(ppns[:room], contents[:room])
@@ -65,8 +66,8 @@ class LowestPages:
         self.prepared = 0
 
     def choose(
-        self, guest: GuestMemory, pages: Ppns, count: int, random: np.random.Generator
-    ) -> Ppns:
+        self, guest: GuestMemory, pages: PpnArray, count: int, random: np.random.Generator
+    ) -> PpnArray:
         victims = np.sort(pages)[:count]
         self.chosen += victims.tolist()
         return victims

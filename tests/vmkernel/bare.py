@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from memvirt.address import PpnArray
 from memvirt.vmkernel.managed import Condition, ManagedVm
 from memvirt.vmkernel.options import MemoryOptions
 from memvirt.vmkernel.protocols import (
@@ -19,7 +20,6 @@ from memvirt.vmkernel.protocols import (
     KeptPages,
     MemoryUsage,
     Place,
-    Ppns,
 )
 from memvirt.vmkernel.vmkernel import VmKernel
 
@@ -56,25 +56,25 @@ class Levers:
     def __init__(self, vm: BareVm) -> None:
         self.vm = vm
 
-    def begin_sample(self, ppns: Ppns) -> None:
+    def begin_sample(self, ppns: PpnArray) -> None:
         self.vm.sampled[ppns] = True
 
-    def untouched(self, ppns: Ppns) -> Flags:
+    def untouched(self, ppns: PpnArray) -> Flags:
         return self.vm.sampled[ppns]
 
-    def watch(self, ppns: Ppns) -> None:
+    def watch(self, ppns: PpnArray) -> None:
         self.vm.watched[ppns] = True
 
-    def idle(self, ppns: Ppns) -> Flags:
+    def idle(self, ppns: PpnArray) -> Flags:
         return self.vm.watched[ppns]
 
-    def reclaimable_pages(self) -> Ppns:
+    def reclaimable_pages(self) -> PpnArray:
         return np.flatnonzero(self.vm.resident)
 
-    def shared_pages(self) -> Ppns:
+    def shared_pages(self) -> PpnArray:
         return np.zeros(0, np.int64)
 
-    def evict(self, ppns: Ppns, places: Sequence[Place]) -> Eviction:
+    def evict(self, ppns: PpnArray, places: Sequence[Place]) -> Eviction:
         """The kernel swaps, whatever else the VMkernel would like to try."""
         if all(place.name != "swap" for place in places):
             return Eviction(refused=ppns.size)

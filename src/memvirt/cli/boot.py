@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from memvirt.address import GuestVirtualAddress
 from memvirt.images import image_path
 from memvirt.machine.machine import Machine
 from memvirt.machine.memory import MachineMemoryExhausted
@@ -98,7 +99,7 @@ def death_report(vm: VirtualMachine) -> str:
     for name in ("rip", "cr2"):
         lines.append(f"--- walk of {name.upper()}")
         try:
-            lines.append(render(map_address(view, view.registers[name])))
+            lines.append(render(map_address(view, GuestVirtualAddress(view.registers[name]))))
         except ValueError as error:
             lines.append(str(error))
     return "\n".join(lines)

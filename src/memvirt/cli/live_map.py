@@ -9,7 +9,13 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
-from memvirt.address import PAGE_BYTES, PAGE_SHIFT
+from memvirt.address import (
+    PAGE_SHIFT,
+    GuestPhysicalAddress,
+    GuestVirtualAddress,
+    MachinePageNumber,
+    guest_physical_address,
+)
 from memvirt.live.address_map import (
     MappedRange,
     frame_behind,
@@ -84,18 +90,23 @@ def live_map(options: LiveMapOptions) -> int:
         if kernel is not None:
             stack.enter_context(kernel)
         if options.physical:
-            result = map_guest_physical(vm, first, kernel)
+            result = map_guest_physical(vm, GuestPhysicalAddress(first), kernel)
             print(_text(result.as_json()) if options.as_json else render_live_map(result))
             return 0
         walker = GuestWalker(vm, vm.registers(options.cpu), cr3=options.cr3)
         try:
             if options.frame:
-                _print_frame(vm, walker, first, kernel, problem, options.as_json)
+                _print_frame(vm, walker, MachinePageNumber(first), kernel, problem, options.as_json)
             elif end is None:
-                one = map_live_address(vm, walker, first, kernel)
+                one = map_live_address(vm, walker, GuestVirtualAddress(first), kernel)
                 print(_text(one.as_json()) if options.as_json else render_live_map(one))
             else:
-                _print_range(map_range(vm, walker, first, end, kernel), options.as_json)
+                _print_range(
+                    map_range(
+                        vm, walker, GuestVirtualAddress(first), GuestVirtualAddress(end), kernel
+                    ),
+                    options.as_json,
+                )
         except ValueError as error:
             raise UsageError(str(error)) from error
     return 0
@@ -134,7 +145,7 @@ def _print_range(ranges: Iterator[MappedRange], as_json: bool) -> None:
 def _print_frame(
     vm: LiveVm,
     walker: GuestWalker,
-    mpn: int,
+    mpn: MachinePageNumber,
     kernel: KernelPages | None,
     problem: str,
     as_json: bool,
@@ -162,7 +173,7 @@ def _print_frame(
     if not found:
         print(f"{vm.name}: MPN {mpn:#x} is none of its pages now")
     for ppn, mappings in found:
-        frame = frame_behind(vm, ppn * PAGE_BYTES, kernel)
+        frame = frame_behind(vm, guest_physical_address(ppn), kernel)
         state = "" if frame is None else f"  {frame.state}; {', '.join(frame.flags or ())}"
         print(f"{vm.name}: MPN {mpn:#x} is PPN {ppn:#x}, gPA {ppn << PAGE_SHIFT:#x}{state}")
         for mapping in mappings:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 
+from memvirt.address import GuestVirtualAddress
 from memvirt.observe.address_map import map_address, render
 from memvirt.observe.snapshot import load_snapshot
 from memvirt.observe.view import VmView, live_view
@@ -38,7 +39,7 @@ def print_map(view: VmView, address: str, as_json: bool) -> None:
     except ValueError:
         raise UsageError(f"{address} is no address; write for instance 0x100000") from None
     try:
-        result = map_address(view, gva)
+        result = map_address(view, GuestVirtualAddress(gva))
     except ValueError as error:
         raise UsageError(str(error)) from error
     print(json.dumps(result.as_json(), indent=2) if as_json else render(result))

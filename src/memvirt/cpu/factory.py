@@ -7,17 +7,18 @@ compiler.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .processor import Processor, ProcessorError
 from .unicorn.library import EngineChoiceError, find_engine
 
 if TYPE_CHECKING:
     from memvirt.compiled import Callback
+    from memvirt.platform.pc import Pc
     from memvirt.vmm.monitor import VirtualMachineMonitor
 
 
-def software_processor(vmm: VirtualMachineMonitor, pc: Any) -> Processor:
+def software_processor(vmm: VirtualMachineMonitor, pc: Pc) -> Processor:
     """The embedded software processor: real x86-64 code, no privileges needed.
 
     Raises ProcessorError or EngineLayoutError where the installed engine cannot be used.

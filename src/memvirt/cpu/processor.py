@@ -12,16 +12,31 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
+from memvirt.address import PhysicalPageNumber
 from memvirt.errors import MemvirtError
 
 if TYPE_CHECKING:
+    from memvirt.platform.pc import Pc
     from memvirt.vmm.monitor import VirtualMachineMonitor
+
+__all__ = [
+    "ExitReason",
+    "Processor",
+    "ProcessorError",
+    "ProcessorExit",
+    "ProcessorFactory",
+    "ProcessorStatistics",
+    "SegmentState",
+]
 
 
 class ProcessorError(MemvirtError, RuntimeError):
     """The processor cannot do what it was asked; the message says why."""
+
+
+_NO_PAGE = PhysicalPageNumber(0)
 
 
 class ExitReason(Enum):
@@ -46,7 +61,7 @@ class ProcessorExit:
     """One exit. The fields beyond ``reason`` have a meaning where their comment says so."""
 
     reason: ExitReason
-    ppn: int = 0  # NEED_PAGE
+    ppn: PhysicalPageNumber = _NO_PAGE  # NEED_PAGE
     write: bool = False  # NEED_PAGE: for a store
     vector: int = 0  # NO_FIRMWARE: of the event
     instruction_bytes: int = 0  # BACKDOOR, BALLOON: length of the IN, which RIP still points at
@@ -161,5 +176,5 @@ class Processor(Protocol):
         ...
 
 
-ProcessorFactory: TypeAlias = "Callable[[VirtualMachineMonitor, Any], Processor]"
+ProcessorFactory: TypeAlias = "Callable[[VirtualMachineMonitor, Pc], Processor]"
 """Makes the processor of a VM from its VMM and its PC (the array ``platform.pc.new_pc`` makes)."""

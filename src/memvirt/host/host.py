@@ -25,6 +25,7 @@ from memvirt.host.vm_control import UnknownVm, VmControl
 from memvirt.host.vmm_memory import VmmMemory
 from memvirt.machine.machine import Machine
 from memvirt.scenario.scenario import Scenario
+from memvirt.size import format_size
 from memvirt.vm.outcome import EndReason
 from memvirt.vm.virtual_machine import VirtualMachine
 from memvirt.vmkernel.events import EventLog
@@ -34,6 +35,8 @@ from memvirt.vmkernel.vmkernel import VmKernel
 from memvirt.vmm.check import Violation, check_machine, check_vm
 from memvirt.vmm.statistics import MemoryStatistics
 from memvirt.vmm.stores.swap_file import WriteBuffers
+
+__all__ = ["Host", "HostInterrupted"]
 
 CHECK_EVERY = 32  # quiescent points between two runs of the consistency checker
 _PARTS = 16  # times a VM may wait for frames in one quantum
@@ -101,6 +104,16 @@ class Host:
         except BaseException:
             self.power_off()
             raise
+
+    def __repr__(self) -> str:
+        free = format_size(self.machine.free_frames * PAGE_BYTES)
+        return (
+            f"<Host: {format_size(self.machine.bytes)} of machine memory, {free} free, "
+            f"{len(self.vms)} VMs started of {len(self._entries)}, {self.rounds} rounds>"
+        )
+
+    def _repr_html_(self) -> str:
+        return self.kernel.sample()._repr_html_()
 
     @property
     def vms(self) -> list[VirtualMachine]:

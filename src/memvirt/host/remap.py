@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from memvirt.address import PpnArray
 from memvirt.host.vmm_memory import VmmMemory
 from memvirt.scenario.scenario import RemapOptions
 from memvirt.vm.virtual_machine import VirtualMachine
@@ -38,13 +39,13 @@ class Remapper:
             return False
         self._next_ns = self._vm.virtual_ns + int(options.every_ms * 1e6)
         vmm = self._vm.vmm
-        pages = self._random.permutation(vmm.pmap.pages)
+        pages = PpnArray(self._random.permutation(vmm.pmap.pages))
         moved = int(pages.size * options.move)
         # Moving takes new frames before it gives up the old: never more than are free.
         vmm.move(pages[: min(moved, vmm.machine.free_frames // 4)])
         vmm.unmap(pages[moved : moved + int(pages.size * options.unmap)])
         if options.share:
-            some = self._random.permutation(vmm.pmap.pages)[:_SCANNED]
+            some = PpnArray(self._random.permutation(vmm.pmap.pages)[:_SCANNED])
             self._sharing.scan_pages(self._guest, some)
         self.rounds += 1
         return True

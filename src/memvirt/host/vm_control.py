@@ -13,6 +13,8 @@ from memvirt.size import parse_size
 from memvirt.vmkernel.managed import ManagedVm
 from memvirt.vmkernel.vmkernel import VmKernel
 
+__all__ = ["UnknownVm", "VmControl"]
+
 
 class UnknownVm(MemvirtError, ValueError):
     """No VM of this name is running; the message has those that are, or says that it has ended."""

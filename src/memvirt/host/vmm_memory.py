@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from memvirt.address import PAGE_BYTES
+from memvirt.address import PAGE_BYTES, MachinePageNumber, MpnArray, PhysicalPageNumber, PpnArray
 from memvirt.machine.content import hash_pages
 from memvirt.vmkernel.protocols import (
     Balloon,
@@ -16,9 +16,7 @@ from memvirt.vmkernel.protocols import (
     Hashes,
     KeptPages,
     MemoryUsage,
-    Mpns,
     Place,
-    Ppns,
 )
 from memvirt.vmm.census import census
 from memvirt.vmm.eviction import EvictionOrder
@@ -100,38 +98,38 @@ class VmmMemory:
 
     # Sampling
 
-    def begin_sample(self, ppns: Ppns) -> None:
+    def begin_sample(self, ppns: PpnArray) -> None:
         self.vmm.begin_sample(ppns)
 
-    def untouched(self, ppns: Ppns) -> Flags:
+    def untouched(self, ppns: PpnArray) -> Flags:
         return self.vmm.untouched(ppns)
 
-    def watch(self, ppns: Ppns) -> None:
+    def watch(self, ppns: PpnArray) -> None:
         self.vmm.watch(ppns)
 
-    def idle(self, ppns: Ppns) -> Flags:
+    def idle(self, ppns: PpnArray) -> Flags:
         return self.vmm.idle(ppns)
 
     # Sharing
 
     zero_hash = _ZERO_HASH
 
-    def private(self, ppns: Ppns) -> Ppns:
+    def private(self, ppns: PpnArray) -> PpnArray:
         return ppns[self.vmm.pmap.state[ppns] == PageState.PRIVATE]
 
-    def hash_pages(self, ppns: Ppns) -> Hashes:
+    def hash_pages(self, ppns: PpnArray) -> Hashes:
         return self.vmm.hash_pages(ppns)
 
-    def make_shared(self, ppn: int) -> int:
+    def make_shared(self, ppn: PhysicalPageNumber) -> MachinePageNumber:
         return self.vmm.make_shared(ppn)
 
-    def may_share(self, mpns: Mpns) -> Flags:
+    def may_share(self, mpns: MpnArray) -> Flags:
         return self.vmm.may_share(mpns)
 
-    def share(self, ppns: Ppns, mpns: Mpns) -> Ppns:
+    def share(self, ppns: PpnArray, mpns: MpnArray) -> PpnArray:
         return self.vmm.share(ppns, mpns)
 
-    def mapped_to(self, mpns: list[int]) -> int:
+    def mapped_to(self, mpns: Sequence[MachinePageNumber]) -> int:
         pmap = self.vmm.pmap
         shared = pmap.frame[pmap.state == PageState.SHARED]
         return int(np.count_nonzero(np.isin(shared, mpns)))
@@ -140,7 +138,7 @@ class VmmMemory:
 
     pages_each = LARGE_PAGES
 
-    def in_large_page(self, ppns: Ppns) -> Flags:
+    def in_large_page(self, ppns: PpnArray) -> Flags:
         return self.vmm.pmap.in_large_page(ppns)
 
     def make_large(self, most: int) -> int:
@@ -149,28 +147,28 @@ class VmmMemory:
         private = (pmap.state[: runs * LARGE_PAGES] == PageState.PRIVATE).reshape(-1, LARGE_PAGES)
         whole = np.flatnonzero(private.all(axis=1) & (pmap.large[:runs] == 0))
         for made, run in enumerate(whole[:most].tolist()):
-            if not self.vmm.make_large(run * LARGE_PAGES):
+            if not self.vmm.make_large(PhysicalPageNumber(run * LARGE_PAGES)):
                 return made or -1
         return min(int(whole.size), most)
 
     def break_large(self, most: int) -> int:
         runs = np.flatnonzero(self.vmm.pmap.large)[:most]
         for run in runs.tolist():
-            self.vmm.break_large(run * LARGE_PAGES)
+            self.vmm.break_large(PhysicalPageNumber(run * LARGE_PAGES))
         return int(runs.size)
 
     # Reclaim
 
-    def reclaimable_pages(self) -> Ppns:
+    def reclaimable_pages(self) -> PpnArray:
         pmap = self.vmm.pmap
         alone = np.flatnonzero(pmap.state == PageState.SHARED)
         alone = alone[self.vmm.machine.references[pmap.frame[alone]] == 1]
-        return np.concatenate((np.flatnonzero(pmap.state == PageState.PRIVATE), alone))
+        return PpnArray(np.concatenate((np.flatnonzero(pmap.state == PageState.PRIVATE), alone)))
 
-    def shared_pages(self) -> Ppns:
-        return np.flatnonzero(self.vmm.pmap.state == PageState.SHARED)
+    def shared_pages(self) -> PpnArray:
+        return PpnArray(np.flatnonzero(self.vmm.pmap.state == PageState.SHARED))
 
-    def evict(self, ppns: Ppns, places: Sequence[Place]) -> Eviction:
+    def evict(self, ppns: PpnArray, places: Sequence[Place]) -> Eviction:
         keeping = [place.name for place in places if not place.drops]
         spilling = frozenset(place.name for place in places if place.spills)
         drops = [place.name for place in places if place.drops]

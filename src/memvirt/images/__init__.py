@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+__all__ = ["image_path"]
+
 BUNDLED = "bundled"
 _NAMES = {BUNDLED: "memvirt-guest.elf", "multiboot32": "multiboot32.elf"}
 

@@ -21,13 +21,27 @@ from memvirt.address import (
     HostVirtualAddress,
     MachinePageNumber,
     PhysicalPageNumber,
+    PpnArray,
+    physical_page_number,
 )
 from memvirt.mmu.entry import ENTRY_NAMES, MODE_NAMES, MODE_OFF
+from memvirt.notebook import html_table, one_line
 
 from .kernel_pages import PAGEMAP_FRAME, PAGEMAP_PRESENT, KernelPages, flag_names
 from .page_states import LivePageState
 from .vm import LiveVm
 from .walk import GuestEntry, GuestTranslation, GuestWalker
+
+__all__ = [
+    "FrameView",
+    "LiveAddressMap",
+    "MappedRange",
+    "frame_behind",
+    "map_guest_physical",
+    "map_live_address",
+    "map_range",
+    "render_live_map",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +72,27 @@ class LiveAddressMap:
     frame: FrameView | None
     note: str
 
+    def __repr__(self) -> str:
+        def place(name: str, number: int | None) -> str:
+            return f"{name} {number:#x}" if number is not None else f"no {name}"
+
+        mpn = None if self.frame is None else self.frame.mpn
+        return (
+            f"<LiveAddressMap of {one_line(self.vm)!r}: {place('gVA', self.gva)}, "
+            f"{place('gPA', self.gpa)}, {place('MPN', mpn)}>"
+        )
+
+    def _repr_html_(self) -> str:
+        """The guest's entries and the host's frame, as a table for notebooks."""
+        rows: list[tuple[object, ...]] = [
+            (entry.name, f"{entry.gpa:#x}", f"{entry.value:#x}") for entry in self.entries
+        ]
+        if self.frame is not None:
+            state = self.frame.state
+            rows.append(("host virtual", f"{self.frame.host_address:#x}", state))
+        caption = repr(self)[1:-1] + (f"; {self.note}" if self.note else "")
+        return html_table(caption, ("entry", "at", "value"), rows)
+
     def as_json(self) -> dict[str, Any]:
         """For ``json.dumps``: addresses as hexadecimal text, since JSON numbers are doubles."""
         return dict(_hexadecimal(asdict(self)))
@@ -74,13 +109,15 @@ def _hexadecimal(value: Any, key: str = "") -> Any:
     return hex(value) if type(value) is int and key not in _PLAIN_NUMBERS else value
 
 
-def frame_behind(vm: LiveVm, gpa: int, kernel: KernelPages | None) -> FrameView | None:
+def frame_behind(
+    vm: LiveVm, gpa: GuestPhysicalAddress, kernel: KernelPages | None
+) -> FrameView | None:
     """What the host has behind ``gpa`` now, or None if that is no RAM. Reads no content."""
     slot = vm.layout.slot_of(gpa)
     host_address = vm.layout.host_address_of(gpa)
     if slot is None or host_address is None:
         return None
-    index = int(vm.layout.indices_of(np.array([gpa >> PAGE_SHIFT]))[0])
+    index = int(vm.layout.indices_of(PpnArray(np.array([physical_page_number(gpa)])))[0])
     entry = vm.pagemap.entries(host_address, 1)
     frame = entry & PAGEMAP_FRAME
     known = bool(entry[0] & PAGEMAP_PRESENT) and int(frame[0]) != 0
@@ -97,13 +134,15 @@ def frame_behind(vm: LiveVm, gpa: int, kernel: KernelPages | None) -> FrameView 
 
 
 def map_live_address(
-    vm: LiveVm, walker: GuestWalker, gva: int, kernel: KernelPages | None
+    vm: LiveVm, walker: GuestWalker, gva: GuestVirtualAddress, kernel: KernelPages | None
 ) -> LiveAddressMap:
     """Every step of ``gva`` by the walker's tables. Raises ValueError for no address at all."""
     return _complete(vm, walker.translate(gva), kernel)
 
 
-def map_guest_physical(vm: LiveVm, gpa: int, kernel: KernelPages | None) -> LiveAddressMap:
+def map_guest_physical(
+    vm: LiveVm, gpa: GuestPhysicalAddress, kernel: KernelPages | None
+) -> LiveAddressMap:
     """The host's side of a guest-physical address."""
     frame = frame_behind(vm, gpa, kernel)
     return LiveAddressMap(
@@ -162,14 +201,18 @@ class MappedRange:
 
 
 def map_range(
-    vm: LiveVm, walker: GuestWalker, first: int, end: int, kernel: KernelPages | None
+    vm: LiveVm,
+    walker: GuestWalker,
+    first: GuestVirtualAddress,
+    end: GuestVirtualAddress,
+    kernel: KernelPages | None,
 ) -> Iterator[MappedRange]:
     """The runs between ``first`` and ``end`` (not included), unmapped ones among them.
 
     Raises ValueError if an end of the range is no address.
     """
     walker.check(first)
-    walker.check(end - 1)
+    walker.check(GuestVirtualAddress(end - 1))
     states = vm.page_states(kernel).state
     canonical_gap = 1 << (walker.address_bits - 1), (1 << 64) - (1 << (walker.address_bits - 1))
     current: MappedRange | None = None
@@ -178,7 +221,7 @@ def map_range(
         if walker.address_bits > 32 and canonical_gap[0] <= at < canonical_gap[1]:
             at = canonical_gap[1]
             continue
-        step = walker.translate(at)
+        step = walker.translate(GuestVirtualAddress(at))
         size = min(step.page_bytes - at % step.page_bytes, end - at)
         rights = "r" * (step.gpa is not None) + "w" * step.writable
         rights += "x" * step.executable + "u" * step.user
@@ -195,9 +238,9 @@ def map_range(
         yield current
 
 
-def _states_of(vm: LiveVm, states: Any, gpa: int, size: int) -> dict[str, int]:
+def _states_of(vm: LiveVm, states: Any, gpa: GuestPhysicalAddress, size: int) -> dict[str, int]:
     first = gpa >> PAGE_SHIFT
-    indices = vm.layout.indices_of(np.arange(first, first + -(-size // PAGE_BYTES)))
+    indices = vm.layout.indices_of(PpnArray(np.arange(first, first + -(-size // PAGE_BYTES))))
     counts = np.bincount(states[indices[indices >= 0]], minlength=len(LivePageState))
     held = {state.name.lower(): int(counts[state]) for state in LivePageState if counts[state]}
     if missing := int(np.count_nonzero(indices < 0)):

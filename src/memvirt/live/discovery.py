@@ -22,6 +22,8 @@ from .errors import AccessDenied, LiveError, ProcessGone, VmNotFound
 from .libvirt_domain import domain_names
 from .process import Process
 
+__all__ = ["DiscoveredVm", "discover", "find_vm"]
+
 _PROGRAM = re.compile(r"^\.?(qemu-system-\w+|qemu-kvm|kvm)(-wrapped)?( \(deleted\))?$")
 HOW_TO_GIVE_A_MONITOR = "add to its command line: -qmp unix:/run/NAME.qmp,server=on,wait=off"
 

@@ -27,6 +27,7 @@ from memvirt.address import (
     PAGE_SHIFT,
     GuestPhysicalAddress,
     HostVirtualAddress,
+    PpnArray,
 )
 
 from .errors import LayoutError
@@ -106,14 +107,14 @@ class RamLayout:
         """The first PPN above all RAM."""
         return max((slot.end_gpa for slot in self.slots), default=0) >> PAGE_SHIFT
 
-    def slot_of(self, gpa: int) -> RamSlot | None:
+    def slot_of(self, gpa: GuestPhysicalAddress) -> RamSlot | None:
         """The slot that holds ``gpa``, or None: a device, or nothing at all."""
         for slot in self.slots:
             if slot.first_gpa <= gpa < slot.end_gpa:
                 return slot
         return None
 
-    def host_address_of(self, gpa: int) -> HostVirtualAddress | None:
+    def host_address_of(self, gpa: GuestPhysicalAddress) -> HostVirtualAddress | None:
         """Where QEMU has the byte at ``gpa``, or None if no RAM is there."""
         slot = self.slot_of(gpa)
         if slot is None:
@@ -121,7 +122,7 @@ class RamLayout:
         offset = slot.block_offset + gpa - slot.first_gpa
         return HostVirtualAddress(slot.block.host_address + offset)
 
-    def block_of_host(self, host_address: int) -> RamBlock | None:
+    def block_of_host(self, host_address: HostVirtualAddress) -> RamBlock | None:
         """The block that holds a host virtual address, or None."""
         for block in self.blocks:
             if block.host_address <= host_address < block.host_address + block.bytes:
@@ -129,19 +130,19 @@ class RamLayout:
         return None
 
     @cached_property
-    def _ppns(self) -> Indices:
+    def _ppns(self) -> PpnArray:
         ppns = np.full(self.pages, -1, np.int64)
         for slot in self.slots:
             first = slot.block.first_index + (slot.block_offset >> PAGE_SHIFT)
             count, ppn = slot.bytes >> PAGE_SHIFT, slot.first_gpa >> PAGE_SHIFT
             ppns[first : first + count] = np.arange(ppn, ppn + count)
-        return ppns
+        return PpnArray(ppns)
 
-    def ppns_of(self, indices: Indices) -> Indices:
+    def ppns_of(self, indices: Indices) -> PpnArray:
         """PPNs of RAM page indices; -1 where the guest cannot reach the page."""
         return self._ppns[indices]
 
-    def indices_of(self, ppns: Indices) -> Indices:
+    def indices_of(self, ppns: PpnArray) -> Indices:
         """RAM page indices of PPNs; -1 where no RAM is."""
         found = np.full(np.shape(ppns), -1, np.int64)
         for slot in self.slots:
@@ -174,7 +175,7 @@ _HOST_ADDRESS = re.compile(r"\((.*)\) is (0x[0-9a-f]+)")
 class FlatRange:
     """A run of guest-physical addresses by QEMU's flat view: where, how long, what it shows."""
 
-    first_gpa: int
+    first_gpa: GuestPhysicalAddress
     bytes: int
     region: str
     offset: int
@@ -190,7 +191,9 @@ def parse_flat_view(text: str) -> list[FlatRange]:
             if match := _FLAT_RANGE.match(line):
                 first, last = int(match[1], 16), int(match[2], 16)
                 offset = int(match[5], 16) if match[5] else 0
-                ranges.append(FlatRange(first, last + 1 - first, match[4], offset))
+                ranges.append(
+                    FlatRange(GuestPhysicalAddress(first), last + 1 - first, match[4], offset)
+                )
         break
     return ranges
 

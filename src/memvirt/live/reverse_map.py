@@ -11,8 +11,11 @@ import numpy as np
 
 from memvirt.address import (
     PAGE_SHIFT,
+    GuestPhysicalAddress,
     GuestVirtualAddress,
+    MachinePageNumber,
     PhysicalPageNumber,
+    physical_page_number,
 )
 from memvirt.mmu.entry import (
     CR4_PSE,
@@ -32,7 +35,7 @@ from .walk import GuestWalker, read_table
 _MOST_TABLES = 1 << 20
 
 
-def ppns_of_frame(vm: LiveVm, mpn: int) -> list[PhysicalPageNumber]:
+def ppns_of_frame(vm: LiveVm, mpn: MachinePageNumber) -> list[PhysicalPageNumber]:
     """The VM's pages that are frame ``mpn`` now; several if KSM merged them within the VM."""
     entries = vm.pagemap.of_ram(vm.layout)
     hit = ((entries & PAGEMAP_PRESENT) != 0) & ((entries & PAGEMAP_FRAME) == np.uint64(mpn))
@@ -70,7 +73,7 @@ def _geometry(mode: int) -> _Geometry:
     return _Geometry(np.uint64, 9, ENTRY_ADDRESS_MASK, ENTRY_ADDRESS_MASK)
 
 
-def gvas_of_ppn(vm: LiveVm, walker: GuestWalker, ppn: int) -> Iterator[GuestMapping]:
+def gvas_of_ppn(vm: LiveVm, walker: GuestWalker, ppn: PhysicalPageNumber) -> Iterator[GuestMapping]:
     """Every gVA that the walker's tables map to page ``ppn``.
 
     That is the kernel's, and those of the process whose CR3 it is. Reads each table of that address
@@ -80,10 +83,10 @@ def gvas_of_ppn(vm: LiveVm, walker: GuestWalker, ppn: int) -> Iterator[GuestMapp
         yield GuestMapping(GuestVirtualAddress(ppn << PAGE_SHIFT), 1 << PAGE_SHIFT)
         return
     geometry = _geometry(walker.mode)
-    tables: dict[int, Any] = {}
+    tables: dict[PhysicalPageNumber, Any] = {}
 
-    def table(gpa: int) -> Any:
-        page = gpa >> PAGE_SHIFT
+    def table(gpa: GuestPhysicalAddress) -> Any:
+        page = physical_page_number(gpa)
         if page not in tables:
             if len(tables) >= _MOST_TABLES:
                 return np.zeros(0, geometry.entry)
@@ -95,7 +98,9 @@ def gvas_of_ppn(vm: LiveVm, walker: GuestWalker, ppn: int) -> Iterator[GuestMapp
             return tables[page][(gpa & 0xFFF) >> 3 :][:4]
         return tables[page]
 
-    def visit(gpa: int, level: int, base: int, path: frozenset[int]) -> Iterator[GuestMapping]:
+    def visit(
+        gpa: GuestPhysicalAddress, level: int, base: int, path: frozenset[int]
+    ) -> Iterator[GuestMapping]:
         entries = table(gpa)
         if walker.mode == MODE_PAE and level == 3:
             entries = entries[:4]
@@ -107,15 +112,17 @@ def gvas_of_ppn(vm: LiveVm, walker: GuestWalker, ppn: int) -> Iterator[GuestMapp
                 offset = ppn - first
                 if 0 <= offset < geometry.span(level) >> PAGE_SHIFT:
                     yield GuestMapping(
-                        _canonical(gva + (offset << PAGE_SHIFT), walker.address_bits),
+                        _canonical(
+                            GuestVirtualAddress(gva + (offset << PAGE_SHIFT)), walker.address_bits
+                        ),
                         geometry.span(level),
                     )
                 continue
-            below = entry & geometry.address_mask
+            below = GuestPhysicalAddress(entry & geometry.address_mask)
             if level > 1 and below not in path:
                 yield from visit(below, level - 1, gva, path | {below})
 
-    root = walker.cr3 & geometry.root_mask
+    root = GuestPhysicalAddress(walker.cr3 & geometry.root_mask)
     yield from visit(root, walker.mode, 0, frozenset({root}))
 
 
@@ -129,13 +136,15 @@ def _is_leaf(walker: GuestWalker, level: int, entry: int) -> bool:
     return level == 2 or (level == 3 and walker.mode >= MODE_4LEVEL)
 
 
-def _leaf_page(mode: int, level: int, entry: int, geometry: _Geometry) -> int:
+def _leaf_page(mode: int, level: int, entry: int, geometry: _Geometry) -> PhysicalPageNumber:
     if mode == MODE_2LEVEL and level == 2:  # PSE-36: bits 20:13 are address bits 39:32
-        return ((entry & 0xFFC0_0000) | ((entry >> 13 & 0xFF) << 32)) >> PAGE_SHIFT
-    return (entry & geometry.address_mask & ~(geometry.span(level) - 1)) >> PAGE_SHIFT
+        address = (entry & 0xFFC0_0000) | ((entry >> 13 & 0xFF) << 32)
+    else:
+        address = entry & geometry.address_mask & ~(geometry.span(level) - 1)
+    return physical_page_number(GuestPhysicalAddress(address))
 
 
-def _canonical(gva: int, bits: int) -> GuestVirtualAddress:
+def _canonical(gva: GuestVirtualAddress, bits: int) -> GuestVirtualAddress:
     if bits > 32 and gva >> (bits - 1) & 1:
-        gva |= ((1 << 64) - 1) ^ ((1 << bits) - 1)
-    return GuestVirtualAddress(gva)
+        return GuestVirtualAddress(gva | (((1 << 64) - 1) ^ ((1 << bits) - 1)))
+    return gva

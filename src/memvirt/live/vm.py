@@ -22,6 +22,8 @@ from .process import Process
 from .qmp import Monitor, open_monitor
 from .ram import RamLayout, read_ram_layout
 
+__all__ = ["ControlRegisters", "LiveVm", "open_kernel_pages"]
+
 _MOST_PHYSICAL_ADDRESS_BITS = 52
 
 

@@ -18,7 +18,10 @@ from memvirt.address import (
     PAGE_SHIFT,
     GuestPhysicalAddress,
     GuestVirtualAddress,
+    PhysicalPageNumber,
+    PpnArray,
     is_canonical,
+    physical_page_number,
     signed64,
     unsigned64,
 )
@@ -113,7 +116,7 @@ class GuestWalker:
         self._state[self._cached] = STATE_UNMAPPED
         self._cached = []
 
-    def check(self, gva: int) -> None:
+    def check(self, gva: GuestVirtualAddress) -> None:
         """Raises ValueError for an address that cannot be one in the guest's mode."""
         if not 0 <= gva < 1 << 64:
             raise ValueError(f"{gva:#x} is not a 64-bit address")
@@ -123,19 +126,23 @@ class GuestWalker:
         elif gva >> 32:
             raise ValueError(f"{gva:#x} does not fit the guest's 32-bit addresses")
 
-    def translate(self, gva: int) -> GuestTranslation:
+    def translate(self, gva: GuestVirtualAddress) -> GuestTranslation:
         """Every entry on the way of ``gva``. Raises ValueError, and the errors of reading."""
         self.check(gva)
         mmu = self._mmu
         while True:
             for level in range(WALK_LEVELS):
-                mmu.walk_entry_gpa[level] = -1
-            status = guest_walk(mmu, signed64(gva), READ, update=False)
+                mmu.walk_entry_gpa[level] = GuestPhysicalAddress(-1)
+            status = guest_walk(mmu, GuestVirtualAddress(signed64(gva)), READ, update=False)
             if status != NEED_PAGE:
                 break
-            self._fetch(int(mmu.violation_gpa) >> PAGE_SHIFT)
+            self._fetch(physical_page_number(GuestPhysicalAddress(int(mmu.violation_gpa))))
         entries = tuple(
-            self._entry(level, int(mmu.walk_entry_gpa[level]), int(mmu.walk_entry[level]))
+            self._entry(
+                level,
+                GuestPhysicalAddress(int(mmu.walk_entry_gpa[level])),
+                int(mmu.walk_entry[level]),
+            )
             for level in range(self.mode, 0, -1)
             if mmu.walk_entry_gpa[level] >= 0
         )
@@ -156,12 +163,16 @@ class GuestWalker:
             fault_error=0 if found else int(mmu.fault_error),
         )
 
-    def _entry(self, level: int, gpa: int, value: int) -> GuestEntry:
+    def _entry(self, level: int, gpa: GuestPhysicalAddress, value: int) -> GuestEntry:
         if self.mode == MODE_PAE and level == 3:
             value = self._pointers.get(gpa, value)
-        return GuestEntry(LEVEL_NAMES[level], level, GuestPhysicalAddress(gpa), unsigned64(value))
+        return GuestEntry(
+            LEVEL_NAMES[level], level, GuestPhysicalAddress(int(gpa)), unsigned64(value)
+        )
 
-    def _accept_pointers(self, ppn: int, page: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
+    def _accept_pointers(
+        self, ppn: PhysicalPageNumber, page: np.ndarray[Any, np.dtype[np.uint8]]
+    ) -> None:
         """Take the reserved bits out of the four PDPTEs of PAE paging, in the copy in the cache.
 
         The processor has checked them when CR3 was loaded and holds them in registers since (SDM
@@ -176,7 +187,7 @@ class GuestWalker:
             self._pointers[first + 8 * index] = int(word)
         words &= np.uint64(ENTRY_ADDRESS_MASK | PRESENT)
 
-    def _fetch(self, ppn: int) -> None:
+    def _fetch(self, ppn: PhysicalPageNumber) -> None:
         """Bring the guest's page ``ppn`` into the cache, dropping everything once it is full."""
         if len(self._cached) == _CACHE_PAGES:
             self.forget()
@@ -190,11 +201,13 @@ class GuestWalker:
         self.pages_fetched += 1
 
 
-def read_table(vm: LiveVm, ppn: int, out: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
+def read_table(
+    vm: LiveVm, ppn: PhysicalPageNumber, out: np.ndarray[Any, np.dtype[np.uint8]]
+) -> None:
     """A page of the guest's tables. A page without a frame is zeroes and is not touched; where no
     RAM is, all bits are set, as on an open bus. A table that was swapped, or that a pager keeps, is
     brought back by reading it."""
-    index = vm.layout.indices_of(np.array([ppn]))
+    index = vm.layout.indices_of(PpnArray(np.array([ppn])))
     if index[0] < 0:
         out[:] = 0xFF
     elif vm.page_state(int(index[0])) is LivePageState.UNTOUCHED:

@@ -26,6 +26,8 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
+from memvirt.address import HostVirtualAddress, MpnArray
+
 from .activity import LiveActivity
 from .damon import Damon, damon_problem
 from .errors import KernelFeatureMissing, LiveError, ProcessGone
@@ -103,7 +105,7 @@ class SampledVm:
 class _Watched:
     vm: SampledVm
     indices: Any  # RAM page indices, sorted
-    mpns: Any  # their frames; 0 without one
+    mpns: MpnArray  # their frames; 0 without one
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +194,7 @@ def referenced_pages(vm: SampledVm) -> int:
         head, _, rest = line.partition(" ")
         if "-" in head and not head.endswith(":"):
             start = int(head.partition("-")[0], 16)
-            inside = vm.layout.block_of_host(start) is not None
+            inside = vm.layout.block_of_host(HostVirtualAddress(start)) is not None
         elif inside and head == "Referenced:":
             total += int(rest.split()[0]) // 4
     return total

@@ -17,10 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from memvirt.address import PAGE_BYTES, PAGE_SHIFT, MachinePageNumber
+from memvirt.address import PAGE_BYTES, PAGE_SHIFT, MachinePageNumber, MpnArray
 from memvirt.errors import MemvirtError
+from memvirt.size import format_size
 
-Frames = np.ndarray[tuple[int], np.dtype[np.uint32]]
+from .frame_arrays import note_taken, zero_frames
+
+__all__ = ["FrameKind", "MachineMemory", "MachineMemoryExhausted", "MachineMemoryStatistics"]
+
+MpnsLike = Sequence[MachinePageNumber] | MpnArray | MachinePageNumber
 FrameDetails = np.ndarray[tuple[int], np.dtype[np.int32]]
 NOBODY = -1
 
@@ -94,13 +99,18 @@ class MachineMemory:
         self._mapping = mmap.mmap(-1, PAGE_BYTES if metadata_only else frames * PAGE_BYTES)
         self._metadata_only = metadata_only
         self.content = np.frombuffer(self._mapping, np.uint8)
+        self._host_address = int(self.content.ctypes.data)
         # A stack: the next frame to allocate is the last element before ``_free_count``.
-        self._free: Frames = np.arange(frames - 1, -1, -1, dtype=np.uint32)
+        self._free = MpnArray(np.arange(frames - 1, -1, -1, dtype=np.uint32))
         if scatter_seed is not None:
             np.random.default_rng(scatter_seed).shuffle(self._free)
         self._free_count = frames
         self._allocations = 0
         self._frees = 0
+
+    def __repr__(self) -> str:
+        size, free = format_size(self.bytes), format_size(self.free_frames << PAGE_SHIFT)
+        return f"<{type(self).__name__}: {size} in {self.frames} frames, {free} free>"
 
     @property
     def free_frames(self) -> int:
@@ -113,7 +123,7 @@ class MachineMemory:
     @property
     def host_address(self) -> int:
         """Host address of frame 0, valid as long as this object."""
-        return int(self.content.ctypes.data)
+        return self._host_address
 
     # One word a frame, whose meaning depends on its kind: each meaning has a name. ----------------
 
@@ -138,17 +148,17 @@ class MachineMemory:
         """By MPN: bytes of a block of compressed content in a COMPRESSED frame."""
         return self._detail
 
-    def share_salt(self, mpns: Any) -> Any:
+    def share_salt(self, mpns: MpnsLike) -> Any:
         """The salt of SHARED frames: only VMs of that salt use them."""
         return -1 - self._detail[mpns]
 
-    def set_share_salt(self, mpns: Any, salt: int) -> None:
+    def set_share_salt(self, mpns: MpnsLike, salt: int) -> None:
         """Let SHARED frames be used by VMs of ``salt`` (0 or more) only."""
         self._detail[mpns] = -1 - salt
 
     # ----------------------------------------------------------------------------------------------
 
-    def page(self, mpn: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+    def page(self, mpn: MachinePageNumber) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
         """A view of the 4096 bytes of frame ``mpn``."""
         if not 0 <= mpn < self.frames or self._metadata_only:
             raise IndexError(f"no content at MPN {mpn:#x}: this machine has {self.frames} frames")
@@ -156,7 +166,7 @@ class MachineMemory:
 
     def allocate(
         self, count: int = 1, *, kind: FrameKind, owner: int = NOBODY, detail: int = 0
-    ) -> Frames:
+    ) -> MpnArray:
         """Take ``count`` free frames, zeroed, each with one reference; all or none.
 
         ``detail`` is the number that frames of this kind keep (for SHARED use ``set_share_salt``).
@@ -195,19 +205,18 @@ class MachineMemory:
             rest = free[(free < first) | (free >= first + count)]
             self._free[: rest.size] = rest
             self._free_count = int(rest.size)
-            self._take(np.arange(first, first + count, dtype=np.uint32), kind, owner, detail)
+            taken = MpnArray(np.arange(first, first + count, dtype=np.uint32))
+            self._take(taken, kind, owner, detail)
             return MachinePageNumber(first)
 
-    def _take(self, mpns: Frames, kind: FrameKind, owner: int, detail: int) -> None:
-        self.kind[mpns] = kind
-        self.owner[mpns] = owner
-        self._detail[mpns] = detail
-        self.references[mpns] = 1
+    def _take(self, mpns: MpnArray, kind: FrameKind, owner: int, detail: int) -> None:
+        arrays = self.kind, self.owner, self._detail, self.references
+        note_taken(mpns, *arrays, int(kind), owner, detail)
         self._allocations += mpns.size
         if not self._metadata_only:
-            self.content.reshape(-1, PAGE_BYTES)[mpns] = 0
+            zero_frames(self._host_address, mpns)
 
-    def add_references(self, mpns: Sequence[int] | Frames | int) -> None:
+    def add_references(self, mpns: MpnsLike) -> None:
         """One more mapping of an allocated frame for each time it is listed.
 
         Raises ValueError, with nothing changed, if one is free.
@@ -219,7 +228,7 @@ class MachineMemory:
                 raise ValueError(f"MPN {int(free[0]):#x} is free: it cannot gain a reference")
             self.references[frames] += times.astype(np.uint32)
 
-    def release(self, mpns: Sequence[int] | Frames | int) -> int:
+    def release(self, mpns: MpnsLike) -> int:
         """Drop one reference of a frame each time it is listed; those without any become free.
 
         Returns how many did. Raises ValueError, with nothing changed, for more references than
@@ -241,9 +250,9 @@ class MachineMemory:
             self._frees += int(freed.size)
             return int(freed.size)
 
-    def owned_by(self, owner: int) -> Frames:
+    def owned_by(self, owner: int) -> MpnArray:
         """MPNs of the frames that belong to VM ``owner``."""
-        return np.flatnonzero(self.owner == owner).astype(np.uint32)
+        return MpnArray(np.flatnonzero(self.owner == owner).astype(np.uint32))
 
     def statistics(self) -> MachineMemoryStatistics:
         with self._lock:

@@ -9,6 +9,7 @@ Accessed and dirty bits are written only when the guest's tables allow the acces
 
 from __future__ import annotations
 
+from memvirt.address import GuestPhysicalAddress, GuestVirtualAddress
 from memvirt.compiled import compiled
 
 from .access import FETCH, NEED_PAGE, OK, READ, TRUE_FAULT, WRITE
@@ -103,15 +104,17 @@ def has_reserved_bits(mmu: MmuState, mode: int, level: int, entry: int) -> bool:
 
 
 @compiled
-def leaf_address(mode: int, level: int, entry: int, gva: int) -> int:
+def leaf_address(
+    mode: int, level: int, entry: int, gva: GuestVirtualAddress
+) -> GuestPhysicalAddress:
     """The guest-physical address of ``gva`` by an entry of ``level`` that maps a page."""
     if mode == MODE_2LEVEL:
         if level == 2:
             base = (entry & 0xFFC0_0000) | (((entry >> 13) & 0xFF) << 32)
-            return base | (gva & 0x3F_FFFF)
-        return (entry & 0xFFFF_F000) | (gva & 0xFFF)
+            return GuestPhysicalAddress(base | (gva & 0x3F_FFFF))
+        return GuestPhysicalAddress((entry & 0xFFFF_F000) | (gva & 0xFFF))
     offset_mask = (1 << (9 * level + 3)) - 1
-    return (entry & ENTRY_ADDRESS_MASK & ~offset_mask) | (gva & offset_mask)
+    return GuestPhysicalAddress((entry & ENTRY_ADDRESS_MASK & ~offset_mask) | (gva & offset_mask))
 
 
 @compiled
@@ -170,7 +173,7 @@ def _fault(mmu: MmuState, level: int, error: int) -> int:
 
 
 @compiled
-def _read_entries(mmu: MmuState, mode: int, gva: int, access: int) -> int:
+def _read_entries(mmu: MmuState, mode: int, gva: GuestVirtualAddress, access: int) -> int:
     """Read the entries from the root to the leaf into ``walk_entry``; OK or why not."""
     wide = mode != MODE_2LEVEL
     index_bits = 9 if wide else 10
@@ -183,7 +186,7 @@ def _read_entries(mmu: MmuState, mode: int, gva: int, access: int) -> int:
         index = (gva >> (12 + (level - 1) * index_bits)) & ((1 << index_bits) - 1)
         if mode == MODE_PAE and level == 3:
             index &= 3
-        entry_gpa = table + index * (8 if wide else 4)
+        entry_gpa = GuestPhysicalAddress(table + index * (8 if wide else 4))
         if entry_gpa >> 12 >= mmu.guest_pages:
             entry = -1 if wide else 0xFFFF_FFFF  # open bus: no memory answers there
         else:
@@ -244,7 +247,7 @@ def _update_entries(mmu: MmuState, mode: int, access: int) -> int:
 
 
 @compiled
-def guest_walk(mmu: MmuState, gva: int, access: int, update: bool = True) -> int:
+def guest_walk(mmu: MmuState, gva: GuestVirtualAddress, access: int, update: bool = True) -> int:
     """Translate ``gva`` by the guest's tables, with the control registers in ``mmu``.
 
     Returns OK (``walk_gpa``, ``walk_page_bytes``, the combined rights and the entries are set),
@@ -258,7 +261,7 @@ def guest_walk(mmu: MmuState, gva: int, access: int, update: bool = True) -> int
     mode = paging_mode(mmu.cr0, mmu.cr4, mmu.efer)
     mmu.walk_levels = mode
     if mode == MODE_OFF:
-        mmu.walk_gpa = gva & 0xFFFF_FFFF
+        mmu.walk_gpa = GuestPhysicalAddress(gva & 0xFFFF_FFFF)
         mmu.walk_leaf_level = 0
         mmu.walk_user, mmu.walk_writable, mmu.walk_no_execute = True, True, False
         mmu.walk_dirty, mmu.walk_global = True, False

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import numpy as np
 
+from memvirt.address import GuestPhysicalAddress, MachineAddress, MachinePageNumber
 from memvirt.record import Record, record_dtype
 
 WALK_LEVELS = 6  # index by level: 1 (PTE) to 5 (PML5E)
@@ -37,16 +38,16 @@ class MmuState(Record):
     pmap_state_at: int  # uint8 by PPN
     pmap_frame_at: int  # uint32 by PPN
     pmap_flags_at: int  # uint8 by PPN
-    nested_root: int  # MPN
+    nested_root: MachinePageNumber
     nested_tlb_at: int  # NESTED_TLB_ENTRIES of NestedTlbEntry, as a processor's nested TLB
     nested_tlb_hits: int
     # The shadow table the processor walks now.
-    shadow_root: int  # MPN
+    shadow_root: MachinePageNumber
     shadow_levels: int
     # Result of a guest walk.
     walk_levels: int
     walk_leaf_level: int
-    walk_gpa: int
+    walk_gpa: GuestPhysicalAddress
     walk_user: int
     walk_writable: int
     walk_no_execute: int
@@ -54,14 +55,14 @@ class MmuState(Record):
     walk_global: int
     walk_page_bytes: int
     walk_entry: Annotated[MutableSequence[int], np.int64, WALK_LEVELS]  # after its A/D update
-    walk_entry_gpa: Annotated[MutableSequence[int], np.int64, WALK_LEVELS]  # where it lies
+    walk_entry_gpa: Annotated[MutableSequence[GuestPhysicalAddress], np.int64, WALK_LEVELS]
     # Result of an access, or why it could not be made.
-    out_machine_address: int
+    out_machine_address: MachineAddress
     out_permissions: int
     out_large_page: int
     fault_error: int
     fault_level: int
-    violation_gpa: int
+    violation_gpa: GuestPhysicalAddress
     violation_qualification: int
     violation_level: int
     # Counters. References are reads of paging-structure entries.

@@ -9,6 +9,14 @@ said in ``MmuState`` why.
 
 from __future__ import annotations
 
+from memvirt.address import (
+    GuestPhysicalAddress,
+    MachineAddress,
+    MachinePageNumber,
+    PhysicalPageNumber,
+    machine_address,
+    physical_page_number,
+)
 from memvirt.compiled import compiled
 
 from .access import READ, WRITE
@@ -24,7 +32,7 @@ from .mmu_state import NESTED_TLB_ENTRIES, MmuState
 from .native import load8, load32, load64, store8, store64
 from .page_state import FLAGS_UNTIL_TOUCHED, STATE_PRIVATE, STATE_SHARED
 
-MISS = -1
+MISS = MachineAddress(-1)  # in place of a machine address: there is none
 
 
 @compiled
@@ -48,13 +56,13 @@ def ept_entry_is_misconfigured(entry: int, level: int, physical_address_bits: in
 
 
 @compiled
-def nested_tlb_slot(mmu: MmuState, ppn: int) -> int:
+def nested_tlb_slot(mmu: MmuState, ppn: PhysicalPageNumber) -> int:
     """Address of the only slot of the nested TLB where ``ppn`` may be."""
     return mmu.nested_tlb_at + (ppn & (NESTED_TLB_ENTRIES - 1)) * 16
 
 
 @compiled
-def forget_nested(mmu: MmuState, ppn: int) -> None:
+def forget_nested(mmu: MmuState, ppn: PhysicalPageNumber) -> None:
     """Drop ``ppn`` from the nested TLB.
 
     Owed whenever the nested entry of ``ppn`` loses a right or changes its frame (SDM vol. 3C
@@ -66,7 +74,7 @@ def forget_nested(mmu: MmuState, ppn: int) -> None:
 
 
 @compiled
-def ept_walk(mmu: MmuState, gpa: int, access: int) -> int:
+def ept_walk(mmu: MmuState, gpa: GuestPhysicalAddress, access: int) -> MachineAddress:
     """Walk the nested table for ``gpa`` (``access``: READ, WRITE or FETCH).
 
     Returns the machine address, or MISS with ``violation_gpa``, ``violation_level`` and
@@ -75,14 +83,14 @@ def ept_walk(mmu: MmuState, gpa: int, access: int) -> int:
     entry in ``walk_references``, those answered by the nested TLB included: the figure is the
     cost of nested paging by the architecture, whatever a cache saves of it.
     """
-    at = nested_tlb_slot(mmu, gpa >> 12)
+    at = nested_tlb_slot(mmu, physical_page_number(gpa))
     if load64(at) == (gpa >> 12) + 1:
         cached = load64(at + 8)
         if cached & (1 << access):
             mmu.walk_references += 4
             mmu.nested_tlb_hits += 1
             mmu.out_permissions = cached & EPT_RIGHTS
-            return (cached & ENTRY_ADDRESS_MASK) | (gpa & 0xFFF)
+            return MachineAddress((cached & ENTRY_ADDRESS_MASK) | (gpa & 0xFFF))
     table = mmu.nested_root << 12
     rights = EPT_RIGHTS
     level = 4
@@ -107,7 +115,7 @@ def ept_walk(mmu: MmuState, gpa: int, access: int) -> int:
                 store64(at, (gpa >> 12) + 1)
                 store64(at + 8, (entry & ENTRY_ADDRESS_MASK) | rights)
             offset_mask = (1 << shift) - 1
-            return (entry & ENTRY_ADDRESS_MASK & ~offset_mask) | (gpa & offset_mask)
+            return MachineAddress((entry & ENTRY_ADDRESS_MASK & ~offset_mask) | (gpa & offset_mask))
         table = entry & ENTRY_ADDRESS_MASK
         level -= 1
     mmu.violation_gpa = gpa
@@ -117,9 +125,9 @@ def ept_walk(mmu: MmuState, gpa: int, access: int) -> int:
 
 
 @compiled
-def pmap_walk(mmu: MmuState, gpa: int, access: int) -> int:
+def pmap_walk(mmu: MmuState, gpa: GuestPhysicalAddress, access: int) -> MachineAddress:
     """The machine address behind ``gpa`` by the pmap, or MISS if the VMM must act first."""
-    ppn = gpa >> 12
+    ppn = physical_page_number(gpa)
     if ppn < mmu.guest_pages:
         state = load8(mmu.pmap_state_at + ppn)
         flags = load8(mmu.pmap_flags_at + ppn)
@@ -127,7 +135,8 @@ def pmap_walk(mmu: MmuState, gpa: int, access: int) -> int:
             store8(mmu.pmap_flags_at + ppn, flags & ~FLAGS_UNTIL_TOUCHED)
         if state == STATE_PRIVATE or (state == STATE_SHARED and access != WRITE):
             mmu.out_permissions = EPT_RIGHTS if state == STATE_PRIVATE else EPT_RIGHTS & ~EPT_WRITE
-            return (load32(mmu.pmap_frame_at + ppn * 4) << 12) | (gpa & 0xFFF)
+            mpn = MachinePageNumber(load32(mmu.pmap_frame_at + ppn * 4))
+            return machine_address(mpn, gpa & 0xFFF)
     mmu.violation_gpa = gpa
     mmu.violation_level = 1
     mmu.violation_qualification = 1 << access
@@ -135,8 +144,8 @@ def pmap_walk(mmu: MmuState, gpa: int, access: int) -> int:
 
 
 @compiled
-def second_level(mmu: MmuState, gpa: int, access: int = READ) -> int:
+def second_level(mmu: MmuState, gpa: GuestPhysicalAddress, access: int = READ) -> MachineAddress:
     """The machine address behind ``gpa`` in the VM's paging mode, or MISS."""
     if mmu.is_nested:
-        return int(ept_walk(mmu, gpa, access))
-    return int(pmap_walk(mmu, gpa, access))
+        return MachineAddress(ept_walk(mmu, gpa, access))
+    return MachineAddress(pmap_walk(mmu, gpa, access))

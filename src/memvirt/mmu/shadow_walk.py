@@ -8,6 +8,7 @@ done with CR0.WP in force, since a write-protected entry is how the VMM traces a
 
 from __future__ import annotations
 
+from memvirt.address import GuestVirtualAddress, MachineAddress
 from memvirt.compiled import compiled
 
 from .access import WRITE
@@ -36,7 +37,7 @@ def large_page_bytes(entry: int) -> int:
 
 
 @compiled
-def shadow_walk(mmu: MmuState, gva: int, access: int) -> int:
+def shadow_walk(mmu: MmuState, gva: GuestVirtualAddress, access: int) -> MachineAddress:
     """Translate ``gva`` by the current shadow root.
 
     Returns the machine address, with the combined rights (PRESENT, USER, WRITABLE, NO_EXECUTE
@@ -60,11 +61,11 @@ def shadow_walk(mmu: MmuState, gva: int, access: int) -> int:
             break
         shift -= 9
     mmu.out_permissions = rights | no_execute
-    return int(checked(mmu, table | (gva & 0xFFF), access))
+    return MachineAddress(checked(mmu, MachineAddress(table | (gva & 0xFFF)), access))
 
 
 @compiled
-def checked(mmu: MmuState, machine_address: int, access: int) -> int:
+def checked(mmu: MmuState, machine_address: MachineAddress, access: int) -> MachineAddress:
     """``machine_address`` if the combined rights in ``out_permissions`` allow the access."""
     rights = mmu.out_permissions
     user, writable = rights & USER != 0, rights & WRITABLE != 0

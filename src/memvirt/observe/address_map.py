@@ -10,7 +10,19 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from memvirt.address import PAGE_SHIFT, GuestVirtualAddress, is_canonical
+from memvirt.address import (
+    PAGE_SHIFT,
+    GuestPhysicalAddress,
+    GuestVirtualAddress,
+    MachineAddress,
+    MachinePageNumber,
+    PhysicalPageNumber,
+    is_canonical,
+    machine_address,
+    machine_page_number,
+    page_offset,
+    physical_page_number,
+)
 from memvirt.mmu.entry import (
     ENTRY_ADDRESS_MASK,
     ENTRY_NAMES,
@@ -32,11 +44,14 @@ from memvirt.mmu.page_state import (
     FLAG_TRACED,
     FLAG_WRITE_CACHED,
 )
+from memvirt.notebook import html_table, one_line
 from memvirt.vmm.monitor import PagingMode
 from memvirt.vmm.pmap import PageState
 
 from .guest_rules import ACCESSES, GuestRules
 from .view import PageUnavailable, VmView
+
+__all__ = ["AddressMap", "Step", "map_address", "render"]
 
 _NOT_PRESENT = "not present: the guest would take a true page fault"
 
@@ -55,8 +70,8 @@ class Step:
 
     table: str  # "guest", "shadow" or "nested"
     entry_name: str
-    address: int
-    mpn: int | None
+    address: GuestPhysicalAddress | MachineAddress
+    mpn: MachinePageNumber | None
     value: int
     flags: tuple[str, ...]
     points_to: int | None
@@ -74,20 +89,39 @@ class AddressMap:
     vm: str
     paging: str
     guest_mode: str
-    gva: int
+    gva: GuestVirtualAddress
     guest: tuple[Step, ...]
-    gpa: int | None
+    gpa: GuestPhysicalAddress | None
     page_bytes: int | None
-    ppn: int | None
+    ppn: PhysicalPageNumber | None
     privilege_level: int
     faults: dict[str, int | None]
     state: str | None
     pmap_flags: tuple[str, ...]
-    mpn: int | None
+    mpn: MachinePageNumber | None
     slot: int | None
-    machine_address: int | None
+    machine_address: MachineAddress | None
     second: tuple[Step, ...]
     note: str
+
+    def __repr__(self) -> str:
+        def place(name: str, number: int | None) -> str:
+            return f"{name} {number:#x}" if number is not None else f"no {name}"
+
+        return (
+            f"<AddressMap of {one_line(self.vm)!r}: gVA {self.gva:#x}, {place('gPA', self.gpa)}, "
+            f"{place('MPN', self.mpn)}, {len(self.guest)} + {len(self.second)} entries>"
+        )
+
+    def _repr_html_(self) -> str:
+        """Every entry read on the way, as a table for notebooks."""
+        rows = (
+            (step.table, step.entry_name, f"{step.address:#x}", f"{step.value:#x}",
+             " ".join(step.flags), None if step.points_to is None else f"{step.points_to:#x}")
+            for step in (*self.guest, *self.second)
+        )  # fmt: skip
+        caption = repr(self)[1:-1] + (f"; {self.note}" if self.note else "")
+        return html_table(caption, ("table", "entry", "at", "value", "flags", "points to"), rows)
 
     def as_json(self) -> dict[str, Any]:
         """For ``json.dumps``: addresses as hexadecimal text, since JSON numbers are doubles."""
@@ -111,17 +145,17 @@ class _GuestWalk:
     """What the guest's own tables say of an address."""
 
     steps: tuple[Step, ...] = ()
-    gpa: int | None = None
+    gpa: GuestPhysicalAddress | None = None
     page_bytes: int = 1 << PAGE_SHIFT
     faults: dict[str, int | None] = field(default_factory=dict)
     note: str = ""
 
 
-def _guest_walk(view: VmView, rules: GuestRules, gva: int) -> _GuestWalk:
+def _guest_walk(view: VmView, rules: GuestRules, gva: GuestVirtualAddress) -> _GuestWalk:
     """The guest's entries for ``gva``, as far as the processor would go."""
     mode = rules.mode
     if mode == MODE_OFF:
-        return _GuestWalk(gpa=gva, faults=dict.fromkeys(ACCESSES))
+        return _GuestWalk(gpa=GuestPhysicalAddress(gva), faults=dict.fromkeys(ACCESSES))
     size, bits = (4, 10) if mode == MODE_2LEVEL else (8, 9)
     mask = 0xFFFF_F000 if mode == MODE_2LEVEL else ENTRY_ADDRESS_MASK
     table = view.registers["cr3"] & {MODE_2LEVEL: 0xFFFF_F000, MODE_PAE: 0xFFFF_FFE0}.get(
@@ -132,9 +166,9 @@ def _guest_walk(view: VmView, rules: GuestRules, gva: int) -> _GuestWalk:
         index = (gva >> (PAGE_SHIFT + bits * (level - 1))) & ((1 << bits) - 1)
         if mode == MODE_PAE and level == 3:
             index &= 3
-        gpa = table + index * size
+        gpa = GuestPhysicalAddress(table + index * size)
         name, note = LEVEL_NAMES[level], ""
-        if gpa >> PAGE_SHIFT >= view.pages:
+        if physical_page_number(gpa) >= view.pages:
             value = (1 << 8 * size) - 1
             note = f"no memory at gPA {gpa:#x}, where the {name} is: the open bus reads as ones"
         else:
@@ -148,10 +182,10 @@ def _guest_walk(view: VmView, rules: GuestRules, gva: int) -> _GuestWalk:
         leaf = present and not reserved and rules.is_leaf(level, value)
         target = None
         if leaf:
-            target = rules.leaf_address(level, value, 0)
+            target = rules.leaf_address(level, value, GuestVirtualAddress(0))
         elif present and not reserved:
-            target = value & mask
-        mpn, flags = view.frame_of(gpa >> PAGE_SHIFT), _names(value, ENTRY_NAMES)
+            target = GuestPhysicalAddress(value & mask)
+        mpn, flags = view.frame_of(physical_page_number(gpa)), _names(value, ENTRY_NAMES)
         steps.append(Step("guest", name, gpa, mpn, value, flags, target))
         if not present:
             return _GuestWalk(tuple(steps), faults=rules.faults_absent(), note=_NOT_PRESENT)
@@ -171,9 +205,9 @@ def _guest_walk(view: VmView, rules: GuestRules, gva: int) -> _GuestWalk:
 def _second_steps(
     view: VmView,
     kind: str,
-    root: int,
+    root: MachinePageNumber,
     levels: int,
-    address: int,
+    address: GuestVirtualAddress | GuestPhysicalAddress,
     rights: int,
     names: dict[int, str],
 ) -> list[Step]:
@@ -189,7 +223,7 @@ def _second_steps(
             Step(
                 kind,
                 f"level {level}",
-                (table << PAGE_SHIFT) + slot * 8,
+                machine_address(table, slot * 8),
                 table,
                 value,
                 _names(value, names),
@@ -198,15 +232,21 @@ def _second_steps(
         )
         if target is None or (kind == "nested" and level > 1 and value & EPT_LARGE):
             break
-        table = target >> PAGE_SHIFT
+        table = machine_page_number(MachineAddress(target))
     return steps
 
 
-def _table_steps(view: VmView, gva: int, gpa: int | None) -> list[Step]:
+def _table_steps(
+    view: VmView, gva: GuestVirtualAddress, gpa: GuestPhysicalAddress | None
+) -> list[Step]:
     translation = view.translation
     if translation.root is None:
         return []
-    if view.paging is PagingMode.NESTED and gpa is not None and gpa >> PAGE_SHIFT < view.pages:
+    if (
+        view.paging is PagingMode.NESTED
+        and gpa is not None
+        and physical_page_number(gpa) < view.pages
+    ):
         root = translation.root
         return _second_steps(view, "nested", root, 4, gpa, EPT_RIGHTS, EPT_ENTRY_NAMES)
     current = translation.root_cr3 == view.registers["cr3"]
@@ -216,7 +256,7 @@ def _table_steps(view: VmView, gva: int, gpa: int | None) -> list[Step]:
     return []
 
 
-def _check_address(mode: int, gva: int) -> None:
+def _check_address(mode: int, gva: GuestVirtualAddress) -> None:
     if not 0 <= gva < 1 << 64:
         raise ValueError(f"{gva:#x} is not a 64-bit address")
     bits = 57 if mode == MODE_5LEVEL else 48
@@ -226,7 +266,7 @@ def _check_address(mode: int, gva: int) -> None:
         raise ValueError(f"{gva:#x} does not fit the guest's 32-bit addresses")
 
 
-def map_address(view: VmView, gva: int) -> AddressMap:
+def map_address(view: VmView, gva: GuestVirtualAddress) -> AddressMap:
     """Every step of ``gva`` (0 to 2**64 - 1), by the guest's current tables.
 
     Raises ValueError for an address that cannot be one (in long mode, a non-canonical one).
@@ -240,7 +280,7 @@ def map_address(view: VmView, gva: int) -> AddressMap:
         second = _table_steps(view, gva, gpa)
     except PageUnavailable as error:
         note = f"a {view.paging.name.lower()} table cannot be read: {error}"
-    ppn = None if gpa is None else gpa >> PAGE_SHIFT
+    ppn = None if gpa is None else physical_page_number(gpa)
     state = mpn = slot = machine = None
     flags: tuple[str, ...] = ()
     if ppn is not None and ppn >= view.pages:
@@ -250,7 +290,7 @@ def map_address(view: VmView, gva: int) -> AddressMap:
         state, flags = page_state.name.lower(), _names(int(view.flags[ppn]), _FLAG_NAMES)
         mpn = view.frame_of(ppn)
         if mpn is not None:
-            machine = (mpn << PAGE_SHIFT) | (gpa & ((1 << PAGE_SHIFT) - 1))
+            machine = machine_address(mpn, page_offset(gpa))
         elif page_state is PageState.UNMAPPED:
             note = "no frame yet: the next access gets a zeroed one"
         else:

@@ -8,7 +8,7 @@ Whether an entry is a leaf, has a reserved bit, and what its rights allow is ask
 
 from __future__ import annotations
 
-from memvirt.address import signed64
+from memvirt.address import GuestPhysicalAddress, GuestVirtualAddress, signed64
 from memvirt.mmu.access import FETCH, READ, WRITE
 from memvirt.mmu.entry import (
     CR0_WP,
@@ -60,9 +60,12 @@ class GuestRules:
         """True if a present entry has a reserved bit set."""
         return bool(has_reserved_bits(self._state, self.mode, level, signed64(entry)))
 
-    def leaf_address(self, level: int, entry: int, gva: int) -> int:
+    def leaf_address(
+        self, level: int, entry: int, gva: GuestVirtualAddress
+    ) -> GuestPhysicalAddress:
         """The guest-physical address of ``gva`` by an entry that maps a page."""
-        return int(leaf_address(self.mode, level, signed64(entry), signed64(gva)))
+        signed = GuestVirtualAddress(signed64(gva))
+        return leaf_address(self.mode, level, signed64(entry), signed)
 
     def restrict(self, level: int, entry: int) -> None:
         """Take an entry on the way into account: a right is there only if all entries have it."""

@@ -25,6 +25,8 @@ from memvirt.output_file import OutputFile, OutputFileError
 from memvirt.vmkernel.events import Event, EventLog
 from memvirt.vmkernel.samples import HostMemory, Sample, VmMemory
 
+__all__ = ["EventWriter", "RecordError", "Recorder", "read_record"]
+
 FORMAT = "memvirt record 1"
 _ROWS_IN_MEMORY = 4096
 _TYPES = {"int": pa.int64(), "float": pa.float64(), "str": pa.string(), "bool": pa.bool_()}

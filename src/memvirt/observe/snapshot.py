@@ -25,12 +25,19 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from memvirt.address import PAGE_BYTES, PAGE_SHIFT
+from memvirt.address import (
+    PAGE_BYTES,
+    PAGE_SHIFT,
+    MachinePageNumber,
+    MpnArray,
+    PhysicalPageNumber,
+    PpnArray,
+)
 from memvirt.errors import MemvirtError
 from memvirt.machine.memory import FrameKind
 from memvirt.output_file import OutputFile
@@ -39,6 +46,8 @@ from memvirt.vmm.monitor import PagingMode
 from memvirt.vmm.pmap import KEPT, RESIDENT, PageState
 
 from .view import REGISTERS, PageUnavailable, Translation, VmView, live_view
+
+__all__ = ["SnapshotError", "load_snapshot", "save_snapshot"]
 
 FORMAT = "memvirt snapshot 2"
 _MOST_PAGES = MAXIMUM_MEMORY >> PAGE_SHIFT
@@ -226,7 +235,10 @@ class _Archive:
         return data
 
 
-class _Pages(Mapping[int, bytes]):
+_Number = TypeVar("_Number", MachinePageNumber, PhysicalPageNumber)
+
+
+class _Pages(Mapping[_Number, bytes]):
     """Content by page number, read from the archive when it is asked for."""
 
     def __init__(self, archive: _Archive, folder: str, numbers: np.ndarray[Any, Any]) -> None:
@@ -243,7 +255,7 @@ class _Pages(Mapping[int, bytes]):
         except _DAMAGE as error:
             raise SnapshotError(f"{self._archive.path}: damaged ({_line(error)})") from error
 
-    def __getitem__(self, number: int) -> bytes:
+    def __getitem__(self, number: _Number) -> bytes:
         at = int(np.searchsorted(self._numbers, number))
         if at == self._numbers.size or self._numbers[at] != number:
             what = "MPN" if self._folder == "frames" else "PPN"
@@ -251,7 +263,7 @@ class _Pages(Mapping[int, bytes]):
         piece, row = divmod(at, _PIECE)
         return self._piece(piece)[row * PAGE_BYTES : (row + 1) * PAGE_BYTES]
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[_Number]:
         return iter(self._numbers.tolist())
 
     def __len__(self) -> int:
@@ -279,8 +291,8 @@ def _check_pmap(
     meta: _Meta,
     state: np.ndarray[Any, Any],
     frame: np.ndarray[Any, Any],
-    mpns: np.ndarray[Any, Any],
-    kept: np.ndarray[Any, Any],
+    mpns: MpnArray,
+    kept: PpnArray,
 ) -> None:
     """Raise ValueError unless the parts agree."""
     if state.max() > max(PageState):
@@ -312,7 +324,8 @@ def _load(path: Path) -> VmView:
         return np.frombuffer(archive.read(name, sizes[name]), kind)
 
     state, flags, frame = array("state", "u1"), array("flags", "u1"), array("frame", "<u4")
-    mpns, kept = array("mpns", "<u4").astype(np.int64), array("kept_ppns", "<u4").astype(np.int64)
+    mpns = MpnArray(array("mpns", "<u4").astype(np.int64))
+    kept = PpnArray(array("kept_ppns", "<u4").astype(np.int64))
     _check_pmap(meta, state, frame, mpns, kept)
     return VmView(
         name=meta.name,
@@ -322,8 +335,8 @@ def _load(path: Path) -> VmView:
         state=state,
         frame=frame,
         flags=flags,
-        frames=_Pages(archive, "frames", mpns),
-        kept=_Pages(archive, "kept", kept),
+        frames=_Pages[MachinePageNumber](archive, "frames", mpns),
+        kept=_Pages[PhysicalPageNumber](archive, "kept", kept),
     )
 
 

@@ -11,6 +11,8 @@ from memvirt.size import format_size
 from memvirt.vm.virtual_machine import VirtualMachine
 from memvirt.vmm.statistics import MemoryStatistics
 
+__all__ = ["VmStatistics", "as_json", "render", "vm_statistics"]
+
 
 @dataclass(frozen=True, slots=True)
 class VmStatistics:

@@ -9,12 +9,25 @@ from typing import Any
 
 import numpy as np
 
-from memvirt.address import PAGE_BYTES, unsigned64
+from memvirt.address import (
+    PAGE_BYTES,
+    GuestPhysicalAddress,
+    MachinePageNumber,
+    PhysicalPageNumber,
+    PpnArray,
+    page_offset,
+    physical_page_number,
+    unsigned64,
+)
 from memvirt.machine.memory import MachineMemory
+from memvirt.notebook import html_table, one_line
+from memvirt.size import format_size
 from memvirt.vm.virtual_machine import VirtualMachine
 from memvirt.vmm.monitor import PagingMode, VirtualMachineMonitor
 from memvirt.vmm.pmap import KEPT, RESIDENT, PageState
 from memvirt.vmm.stores.backing import BackingStoreError, PageCorrupted
+
+__all__ = ["PageUnavailable", "Translation", "VmView", "live_view"]
 
 REGISTERS = (
     "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", "r8", "r9", "r10", "r11", "r12",
@@ -37,7 +50,7 @@ class Translation:
     privilege_level: int
     physical_address_bits: int
     has_1gib_pages: bool
-    root: int | None
+    root: MachinePageNumber | None
     root_cr3: int
     levels: int
 
@@ -58,23 +71,33 @@ class VmView:
     state: np.ndarray[Any, np.dtype[np.uint8]]
     frame: np.ndarray[Any, np.dtype[np.uint32]]
     flags: np.ndarray[Any, np.dtype[np.uint8]]
-    frames: Mapping[int, bytes]
-    kept: Mapping[int, bytes]
+    frames: Mapping[MachinePageNumber, bytes]
+    kept: Mapping[PhysicalPageNumber, bytes]
+
+    def __repr__(self) -> str:
+        size = format_size(self.pages * PAGE_BYTES)
+        return f"<VmView of {one_line(self.name)!r}: {size}, {self.paging.name.lower()} paging>"
+
+    def _repr_html_(self) -> str:
+        """Pages by state, as a table for notebooks."""
+        counts = np.bincount(self.state, minlength=len(PageState))
+        rows = ((state.name.lower(), int(counts[state])) for state in PageState)
+        return html_table(repr(self)[1:-1], ("state", "pages"), rows)
 
     @property
     def pages(self) -> int:
         return int(self.state.size)
 
-    def state_of(self, ppn: int) -> PageState:
+    def state_of(self, ppn: PhysicalPageNumber) -> PageState:
         return PageState(int(self.state[ppn]))
 
-    def frame_of(self, ppn: int) -> int | None:
+    def frame_of(self, ppn: PhysicalPageNumber) -> MachinePageNumber | None:
         """MPN of a resident page, None of any other, and beyond the VM's memory."""
         if 0 <= ppn < self.pages and self.state_of(ppn) in RESIDENT:
-            return int(self.frame[ppn])
+            return MachinePageNumber(int(self.frame[ppn]))
         return None
 
-    def read_page(self, ppn: int) -> bytes:
+    def read_page(self, ppn: PhysicalPageNumber) -> bytes:
         """The page as the guest would read it.
 
         Raises IndexError beyond the VM's memory, PageUnavailable.
@@ -86,48 +109,48 @@ class VmView:
             return bytes(PAGE_BYTES)
         if state in KEPT:
             return self.kept[ppn]
-        return self.frames[int(self.frame[ppn])]
+        return self.frames[MachinePageNumber(int(self.frame[ppn]))]
 
-    def read_entry(self, gpa: int, size: int) -> int:
+    def read_entry(self, gpa: GuestPhysicalAddress, size: int) -> int:
         """A page-table entry of ``size`` bytes at a guest-physical address. Raises as read_page."""
-        offset = gpa % PAGE_BYTES
-        return int.from_bytes(self.read_page(gpa // PAGE_BYTES)[offset : offset + size], "little")
+        page, offset = self.read_page(physical_page_number(gpa)), page_offset(gpa)
+        return int.from_bytes(page[offset : offset + size], "little")
 
-    def read_table(self, mpn: int, slot: int) -> int:
+    def read_table(self, mpn: MachinePageNumber, slot: int) -> int:
         """Entry ``slot`` of the shadow or nested table in frame ``mpn``. Raises PageUnavailable."""
         return int.from_bytes(self.frames[mpn][slot * 8 : slot * 8 + 8], "little")
 
 
-class _LiveFrames(Mapping[int, bytes]):
+class _LiveFrames(Mapping[MachinePageNumber, bytes]):
     def __init__(self, machine: MachineMemory) -> None:
         self._machine = machine
 
-    def __getitem__(self, mpn: int) -> bytes:
+    def __getitem__(self, mpn: MachinePageNumber) -> bytes:
         if not 0 <= mpn < self._machine.frames:
             raise PageUnavailable(f"MPN {mpn:#x} is beyond the machine's memory")
         return self._machine.page(mpn).tobytes()
 
-    def __iter__(self) -> Iterator[int]:
-        return iter(range(self._machine.frames))
+    def __iter__(self) -> Iterator[MachinePageNumber]:
+        return map(MachinePageNumber, range(self._machine.frames))
 
     def __len__(self) -> int:
         return self._machine.frames
 
 
-class _LiveKept(Mapping[int, bytes]):
+class _LiveKept(Mapping[PhysicalPageNumber, bytes]):
     def __init__(self, vmm: VirtualMachineMonitor) -> None:
         self._vmm = vmm
 
-    def _ppns(self) -> np.ndarray[Any, Any]:
+    def _ppns(self) -> PpnArray:
         return self._vmm.contents.kept()
 
-    def __getitem__(self, ppn: int) -> bytes:
+    def __getitem__(self, ppn: PhysicalPageNumber) -> bytes:
         try:
             return self._vmm.read_page(ppn)
         except (BackingStoreError, PageCorrupted) as error:
             raise PageUnavailable(f"PPN {ppn:#x}: {error}") from error
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[PhysicalPageNumber]:
         return iter(self._ppns().tolist())
 
     def __len__(self) -> int:
@@ -138,9 +161,9 @@ def _translation(vm: VirtualMachine) -> Translation:
     mmu, shadow = vm.vmm.state.mmu, vm.vmm.state.shadow
     root, levels = None, 4
     if vm.paging is PagingMode.NESTED:
-        root = int(mmu.nested_root)
+        root = MachinePageNumber(int(mmu.nested_root))
     elif vm.paging is PagingMode.SHADOW and shadow.root_index >= 0:
-        root, levels = int(mmu.shadow_root), int(mmu.shadow_levels)
+        root, levels = MachinePageNumber(int(mmu.shadow_root)), int(mmu.shadow_levels)
     return Translation(
         privilege_level=vm.processor.privilege_level,
         physical_address_bits=int(mmu.physical_address_bits),

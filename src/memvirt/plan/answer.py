@@ -6,7 +6,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from memvirt.notebook import html_table, one_line
+
 from .findings import Finding
+
+__all__ = ["FailoverAnswer", "HostAnswer", "PlanAnswer", "Remedy", "VmAnswer"]
 
 Low = float
 High = float
@@ -95,6 +99,22 @@ class PlanAnswer:
     points: int
     findings: tuple[Finding, ...]
     what_ifs: tuple[PlanAnswer, ...] = ()
+
+    def __repr__(self) -> str:
+        return (
+            f"<PlanAnswer: {one_line(self.verdict)}; {len(self.vms)} VMs on {len(self.hosts)} "
+            f"hosts, fits in {self.fits:.0%} of {self.draws} draws>"
+        )
+
+    def _repr_html_(self) -> str:
+        """The hosts, as a table for notebooks; memory in MiB."""
+        rows = (
+            (host.name, host.vms, round(host.memory_mib), f"{host.fits:.0%}",
+             " to ".join(host.worst_state), host.why)
+            for host in self.hosts
+        )  # fmt: skip
+        headers = ("host", "VMs", "memory (MiB)", "fits", "worst state", "why")
+        return html_table(repr(self)[1:-1], headers, rows)
 
     def as_json(self) -> dict[str, Any]:
         """For ``json.dumps``."""

@@ -18,6 +18,8 @@ from typing import Any, Protocol, TypeVar
 
 from memvirt.errors import MemvirtError
 
+__all__ = ["Executor", "InProcess", "OnDask", "SchedulerError", "executor"]
+
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 Progress = Callable[[int, int], None]  # tasks done, tasks in all

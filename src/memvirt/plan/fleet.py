@@ -19,6 +19,8 @@ from memvirt.vmkernel.admission import VmSettings
 from .findings import Finding, Findings, PlanDataError, name_some
 from .readings import HostReading, Reading, VmReading
 
+__all__ = ["Fleet", "PlannedVm", "assemble"]
+
 UNKNOWN = -1.0
 SHARES_A_MIB = 10  # normal shares, vSphere Resource Management
 _PAGES_A_MIB = 256

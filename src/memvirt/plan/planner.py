@@ -20,6 +20,8 @@ from .placement import UNPLACED, Placement, as_measured, place
 from .policy import PAGE_BYTES, HostRules, VmSettings
 from .question import Question, QuestionError
 
+__all__ = ["answer"]
+
 
 @dataclass(frozen=True)
 class _Laid:

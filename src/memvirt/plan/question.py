@@ -14,6 +14,8 @@ from .assumptions import SHARING_ON, Range, Unknowns, parse_range
 from .policy import PAGE_BYTES, MemoryOptions
 from .units import AmountError
 
+__all__ = ["Allow", "Question", "QuestionError", "apply_what_if", "parse_growth"]
+
 
 class Allow(IntEnum):
     """What may happen to VMs that are said to fit."""

@@ -18,10 +18,16 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from memvirt.address import PAGE_BYTES, PAGE_SHIFT
+from memvirt.address import (
+    PAGE_BYTES,
+    PAGE_SHIFT,
+    GuestPhysicalAddress,
+    PhysicalPageNumber,
+    PpnArray,
+    guest_physical_address,
+)
 from memvirt.platform.backdoor import Registers
 
-PpnArray = np.ndarray[Any, np.dtype[np.int64]]
 Verdicts = np.ndarray[Any, np.dtype[np.bool_]]
 
 LARGE_PAGES = 512  # pages of 4 KiB in one of 2 MiB
@@ -99,8 +105,8 @@ class BalloonMemory(Protocol):
     def take_back(self, ppns: PpnArray) -> Verdicts:
         """Let each page be zero-filled on touch; False where it was not given up."""
 
-    def read_physical(self, gpa: int, count: int) -> bytes: ...
-    def write_physical(self, gpa: int, data: bytes) -> None: ...
+    def read_physical(self, gpa: GuestPhysicalAddress, count: int) -> bytes: ...
+    def write_physical(self, gpa: GuestPhysicalAddress, data: bytes) -> None: ...
 
 
 _NEEDS = {
@@ -217,9 +223,9 @@ class BalloonDevice:
         elif known is Command.GET_TARGET:
             self.guest_limit = arg1
         elif known in (Command.LOCK, Command.UNLOCK):
-            status = self._change(known in _LOCKS, arg1, 1)
+            status = self._change(known in _LOCKS, PhysicalPageNumber(arg1), 1)
         else:
-            status = self._batch(known, arg1, arg2)
+            status = self._batch(known, PhysicalPageNumber(arg1), arg2)
         return Reply(status, self._target)
 
     def _start(self, wanted: int) -> Reply:
@@ -241,15 +247,15 @@ class BalloonDevice:
         return Reply(Status.SUCCESS_WITH_CAPABILITIES, int(self.agreed))
 
     def _release_all(self) -> None:
-        self._memory.take_back(np.flatnonzero(self._locked).astype(np.int64))
+        self._memory.take_back(PpnArray(np.flatnonzero(self._locked).astype(np.int64)))
         self._locked[:] = False
 
-    def _change(self, lock: bool, ppn: int, count: int) -> Status:
+    def _change(self, lock: bool, ppn: PhysicalPageNumber, count: int) -> Status:
         """Lock or unlock ``count`` pages from ``ppn``: all of them, or none."""
         if ppn % count or ppn + count > self._memory.pages:
             return Status.PPN_INVALID
         run = slice(ppn, ppn + count)
-        ppns = np.arange(ppn, ppn + count, dtype=np.int64)
+        ppns = PpnArray(np.arange(ppn, ppn + count, dtype=np.int64))
         if not lock:
             if not self._locked[run].all():
                 return Status.PPN_UNLOCKED
@@ -271,7 +277,7 @@ class BalloonDevice:
 
     # Batches -----------------------------------------------------------------------------------
 
-    def _batch(self, command: Command, batch_ppn: int, count: int) -> Status:
+    def _batch(self, command: Command, batch_ppn: PhysicalPageNumber, count: int) -> Status:
         """Work through the first ``count`` entries of page ``batch_ppn``.
 
         An entry is a PPN in bits 63:12; its status is written to bits 4:0, the rest become zero.
@@ -284,7 +290,7 @@ class BalloonDevice:
             return Status.COMMAND_INVALID
         if count == 0:
             return Status.SUCCESS
-        gpa = batch_ppn << PAGE_SHIFT
+        gpa = guest_physical_address(batch_ppn)
         raw = self._memory.read_physical(gpa, 8 * count)
         # The page gets its own frame now, while nothing has changed: the answers must not fail.
         self._memory.write_physical(gpa, raw[:8])
@@ -296,10 +302,12 @@ class BalloonDevice:
         self._memory.write_physical(gpa, answer.astype("<u8").tobytes())
         return Status.SUCCESS
 
-    def _work(self, lock: bool, batch_ppn: int, ppns: list[int], pages: int) -> list[Status]:
+    def _work(
+        self, lock: bool, batch_ppn: PhysicalPageNumber, ppns: list[PhysicalPageNumber], pages: int
+    ) -> list[Status]:
         """The status of each entry; the common case, all of them good single pages, at once."""
         if pages == 1 and self._all_good(lock, batch_ppn, ppns):
-            array = np.array(ppns, np.int64)
+            array = PpnArray(np.array(ppns, np.int64))
             if not lock:
                 self._memory.take_back(array)
                 self._locked[array] = False
@@ -315,7 +323,9 @@ class BalloonDevice:
             statuses.append(Status.PPN_PINNED if own else self._change(lock, ppn, pages))
         return statuses
 
-    def _all_good(self, lock: bool, batch_ppn: int, ppns: list[int]) -> bool:
+    def _all_good(
+        self, lock: bool, batch_ppn: PhysicalPageNumber, ppns: list[PhysicalPageNumber]
+    ) -> bool:
         """True if every entry of a batch of single pages passes every check."""
         distinct = set(ppns)
         if len(distinct) != len(ppns) or max(ppns) >= self._memory.pages:

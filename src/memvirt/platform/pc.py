@@ -9,7 +9,7 @@ made by ``new_pc`` (in a ``numba.cfunc``: ``carray(pointer, 1, PC_DTYPE)[0]``). 
 time in nanoseconds and must never go backwards.
 """
 
-from typing import Any
+from collections.abc import Sequence
 
 from memvirt.compiled import compiled
 from memvirt.platform.cmos import (
@@ -67,14 +67,15 @@ class PcState(Record):
 
 
 PC_DTYPE = record_dtype(PcState)
+Pc = Sequence[PcState]  # a NumPy array of shape (1,): kernels take its element
 
 
-def new_pc(memory_bytes: int = 128 << 20, base_epoch: int = DEFAULT_EPOCH) -> Any:
+def new_pc(memory_bytes: int = 128 << 20, base_epoch: int = DEFAULT_EPOCH) -> Pc:
     """A PC at virtual time 0 as firmware hands it to a boot loader: array of shape (1,).
 
     ``base_epoch`` is what the real-time clock shows at time 0, in seconds since 1970 UTC.
     """
-    pc = new_record(PC_DTYPE)
+    pc: Pc = new_record(PC_DTYPE)
     cmos_configure(pc[0].cmos, memory_bytes, base_epoch)
     _reset_devices(pc[0])
     return pc

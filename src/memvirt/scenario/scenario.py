@@ -28,6 +28,16 @@ from memvirt.scenario.toml_lines import Location, line_of
 from memvirt.size import format_size, parse_size
 from memvirt.vmkernel.options import MemoryOptions
 
+__all__ = [
+    "Scenario",
+    "ScenarioError",
+    "bundled_scenarios",
+    "find_scenario",
+    "load_scenario",
+    "parse_scenario",
+    "scenario_schema",
+]
+
 
 def _size(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int | str):

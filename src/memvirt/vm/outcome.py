@@ -6,6 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from memvirt.notebook import one_line
+
 
 class EndReason(Enum):
     """Why a virtual machine stopped."""
@@ -36,6 +38,13 @@ class Outcome:
     detail: str
     virtual_seconds: float
     host_seconds: float
+
+    def __repr__(self) -> str:
+        detail = f" ({one_line(self.detail)})" if self.detail else ""
+        return (
+            f"<Outcome {self.reason.name}: {self.reason.value}{detail}; "
+            f"{self.virtual_seconds:.3f} s of virtual time, {self.host_seconds:.3f} s of the host>"
+        )
 
     @property
     def succeeded(self) -> bool:

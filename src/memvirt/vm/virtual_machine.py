@@ -16,7 +16,6 @@ from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from memvirt.address import PAGE_BYTES
 from memvirt.cpu.factory import software_processor
@@ -30,14 +29,16 @@ from memvirt.cpu.processor import (
 from memvirt.errors import MemvirtError
 from memvirt.machine.memory import MachineMemory, MachineMemoryExhausted
 from memvirt.names import choose
+from memvirt.notebook import one_line
 from memvirt.platform.backdoor import complete_backdoor
 from memvirt.platform.balloon import BalloonDevice, complete_balloon
 from memvirt.platform.boot.detect import load_boot_image
 from memvirt.platform.boot.image import BootImage, InitialState, StartMode
 from memvirt.platform.boot.protocol import Protocol, boot_protocol
-from memvirt.platform.pc import new_pc, pc_serial_input
+from memvirt.platform.pc import Pc, new_pc, pc_serial_input
 from memvirt.platform.uart import uart_drain
-from memvirt.size import parse_size
+from memvirt.record import record_word
+from memvirt.size import format_size, parse_size
 from memvirt.vmm.balloon import BalloonedPages
 from memvirt.vmm.monitor import PagingMode, VirtualMachineMonitor
 from memvirt.vmm.reserve import FramesWanted
@@ -109,7 +110,8 @@ class VirtualMachine:
         self.balloon = BalloonDevice(BalloonedPages(self.vmm))
         self.serial_log = bytearray()
         self._serial = serial
-        self.pc: Any = new_pc(self.memory)
+        self.pc: Pc = new_pc(self.memory)
+        self._console_bytes = record_word(self.pc, "uart", "output_count")
         try:
             self.processor: Processor = processor(self.vmm, self.pc)
         except BaseException:
@@ -134,6 +136,15 @@ class VirtualMachine:
         trace: TracebackType | None,
     ) -> None:
         self.power_off()
+
+    def __repr__(self) -> str:
+        state = "powered off" if self._off else "on"
+        if self.outcome is not None:
+            state = f"ended: {self.outcome.reason.name}"
+        return (
+            f"<VirtualMachine {one_line(self.name)!r}: {format_size(self.memory)}, "
+            f"{self.paging.name.lower()} paging, {state}>"
+        )
 
     @property
     def paging(self) -> PagingMode:
@@ -329,8 +340,8 @@ class VirtualMachine:
     wakes_on_input = False
 
     def _drain_serial(self) -> None:
-        data = uart_drain(self.pc[0].uart)
-        if data:
+        if self._console_bytes[0]:
+            data = uart_drain(self.pc[0].uart)
             self.serial_log += data
             if self._serial is not None:
                 self._serial(data)

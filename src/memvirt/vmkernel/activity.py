@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .protocols import GuestMemory, Ppns
+from memvirt.address import PpnArray
+
+from .protocols import GuestMemory
 
 SLOW_GAIN, FAST_GAIN = 0.125, 0.5
 
@@ -31,7 +33,7 @@ class Activity:
     slow: float = 1.0
     fast: float = 1.0
     periods: int = 0
-    _sample: Ppns = field(default_factory=lambda: np.zeros(0, np.int64))
+    _sample: PpnArray = field(default_factory=lambda: PpnArray(np.zeros(0, np.int64)))
 
     def touched_fraction(self) -> float:
         """Part of the running period's sample that has been touched so far."""
@@ -62,5 +64,5 @@ class Activity:
             self.fast = touched if first else self.fast + FAST_GAIN * (touched - self.fast)
             self.periods += 1
         count = min(self.pages, self.guest.pages)
-        self._sample = np.sort(self.random.choice(self.guest.pages, count, replace=False))
+        self._sample = PpnArray(np.sort(self.random.choice(self.guest.pages, count, replace=False)))
         sampling.begin_sample(self._sample)

@@ -14,6 +14,8 @@ from memvirt.address import PAGE_BYTES
 from memvirt.errors import MemvirtError
 from memvirt.size import format_size
 
+__all__ = ["AdmissionError", "VmSettings"]
+
 
 class AdmissionError(MemvirtError):
     """A VM cannot be powered on; the message has the numbers."""

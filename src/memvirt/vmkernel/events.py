@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
+__all__ = ["Event", "EventLog", "Mechanism"]
+
 
 class Mechanism(StrEnum):
     """What was done, or decided. Reclaim mechanisms from outside add names of their own."""

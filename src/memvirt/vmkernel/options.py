@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from .policies import ALLOCATION, RECLAIM, VICTIMS
 from .registry import RegisteredName
 
+__all__ = ["MemoryOptions", "Salting"]
+
 
 class Salting(IntEnum):
     """``Mem.ShareForceSalting``: which VMs may share pages of equal content with each other."""

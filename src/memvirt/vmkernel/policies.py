@@ -27,6 +27,8 @@ from .protocols import Place
 from .registry import Registry
 from .victims import IdleVictims, RandomVictims, VictimPolicy
 
+__all__ = ["ALLOCATION", "RECLAIM", "VICTIMS"]
+
 RECLAIM: Registry[ReclaimMechanism] = Registry("reclaim mechanism")
 VICTIMS: Registry[VictimPolicy] = Registry("choice of victims")
 ALLOCATION: Registry[AllocationPolicy] = Registry("allocation policy")

@@ -30,8 +30,24 @@ from typing import Any, Protocol
 
 import numpy as np
 
-Ppns = np.ndarray[Any, np.dtype[np.int64]]
-Mpns = np.ndarray[Any, np.dtype[np.int64]]
+from memvirt.address import MachinePageNumber, MpnArray, PhysicalPageNumber, PpnArray
+
+__all__ = [
+    "ActivitySampling",
+    "Balloon",
+    "Eviction",
+    "FrameGrants",
+    "FramePool",
+    "FrameSharing",
+    "GuestMemory",
+    "KeptPages",
+    "LargePages",
+    "MachineFrames",
+    "MemoryUsage",
+    "PageReclaim",
+    "Place",
+]
+
 Hashes = np.ndarray[tuple[int], np.dtype[np.uint64]]
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -132,19 +148,19 @@ class Balloon(Protocol):
 class ActivitySampling(Protocol):
     """Which pages a VM touches."""
 
-    def begin_sample(self, ppns: Ppns) -> None:
+    def begin_sample(self, ppns: PpnArray) -> None:
         """Notice the next access to each of these pages."""
         ...
 
-    def untouched(self, ppns: Ppns) -> Flags:
+    def untouched(self, ppns: PpnArray) -> Flags:
         """Which of ``ppns`` have been sampled and not accessed since."""
         ...
 
-    def watch(self, ppns: Ppns) -> None:
+    def watch(self, ppns: PpnArray) -> None:
         """Notice the next access to each of these pages, apart from sampling."""
         ...
 
-    def idle(self, ppns: Ppns) -> Flags:
+    def idle(self, ppns: PpnArray) -> Flags:
         """Which of ``ppns`` have been watched and not accessed since."""
         ...
 
@@ -152,15 +168,15 @@ class ActivitySampling(Protocol):
 class PageReclaim(Protocol):
     """Taking pages from a VM without asking the guest, and putting them back."""
 
-    def reclaimable_pages(self) -> Ppns:
+    def reclaimable_pages(self) -> PpnArray:
         """PPNs whose eviction frees a whole frame."""
         ...
 
-    def shared_pages(self) -> Ppns:
+    def shared_pages(self) -> PpnArray:
         """PPNs of all pages that share a frame."""
         ...
 
-    def evict(self, ppns: Ppns, places: Sequence[Place]) -> Eviction:
+    def evict(self, ppns: PpnArray, places: Sequence[Place]) -> Eviction:
         """Take the frames of ``ppns``. Places this VM does not have are passed by."""
         ...
 
@@ -186,27 +202,27 @@ class FrameSharing(Protocol):
         """What ``hash_pages`` gives for a page of zeroes."""
         ...
 
-    def private(self, ppns: Ppns) -> Ppns:
+    def private(self, ppns: PpnArray) -> PpnArray:
         """Those of ``ppns`` that are private now."""
         ...
 
-    def hash_pages(self, ppns: Ppns) -> Hashes:
+    def hash_pages(self, ppns: PpnArray) -> Hashes:
         """A 64-bit hash of the content of each page, all of them resident."""
         ...
 
-    def make_shared(self, ppn: int) -> int:
+    def make_shared(self, ppn: PhysicalPageNumber) -> MachinePageNumber:
         """Make a private page's frame shareable; returns its MPN."""
         ...
 
-    def may_share(self, mpns: Mpns) -> Flags:
+    def may_share(self, mpns: MpnArray) -> Flags:
         """Which of ``mpns`` are shared frames this VM may use."""
         ...
 
-    def share(self, ppns: Ppns, mpns: Mpns) -> Ppns:
+    def share(self, ppns: PpnArray, mpns: MpnArray) -> PpnArray:
         """Use the frame beside it for each of ``ppns`` that equals it in full; returns which."""
         ...
 
-    def mapped_to(self, mpns: list[int]) -> int:
+    def mapped_to(self, mpns: Sequence[MachinePageNumber]) -> int:
         """Number of pages mapped to these shared frames."""
         ...
 
@@ -236,7 +252,7 @@ class LargePages(Protocol):
         """Pages of 4 KiB in a large page."""
         ...
 
-    def in_large_page(self, ppns: Ppns) -> Flags:
+    def in_large_page(self, ppns: PpnArray) -> Flags:
         """Which of ``ppns`` are part of a large page, which sharing or evicting them breaks."""
         ...
 

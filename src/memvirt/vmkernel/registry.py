@@ -13,6 +13,8 @@ from pydantic_core import core_schema
 
 from memvirt.errors import MemvirtError
 
+__all__ = ["Registry", "UnknownPolicy"]
+
 Policy = TypeVar("Policy")
 _NAME = re.compile(r"[a-z][a-z0-9-]*")
 

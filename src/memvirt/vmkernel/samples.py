@@ -10,6 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 
+from memvirt.address import PAGE_BYTES
+from memvirt.notebook import html_table
+from memvirt.size import format_size
+
+__all__ = ["HostMemory", "HostState", "Sample", "VmMemory"]
+
 
 class HostState(IntEnum):
     """The host's state by its free memory, from plenty to none."""
@@ -115,3 +121,26 @@ class Sample:
 
     host: HostMemory
     vms: tuple[VmMemory, ...]
+
+    def __repr__(self) -> str:
+        host = self.host
+        return (
+            f"<Sample at {host.time_ns / 1e9:.3f} s: {host.state.name.lower()}, "
+            f"{format_size(host.free * PAGE_BYTES)} of {format_size(host.total * PAGE_BYTES)} "
+            f"free, {len(self.vms)} VMs>"
+        )
+
+    def _repr_html_(self) -> str:
+        """The table of VMs for notebooks, in MiB."""
+
+        def mebibytes(pages: float) -> float:
+            return round(pages * PAGE_BYTES / (1 << 20), 1)
+
+        names = ("memory", "granted", "consumed", "target", "balloon", "zipped", "swapped")
+        headers = ("VM", "condition", *(f"{name} (MiB)" for name in names), "active (%)")
+        rows = (
+            (vm.name, vm.condition, *(mebibytes(getattr(vm, name)) for name in names),
+             round(vm.active_percent, 1))
+            for vm in self.vms
+        )  # fmt: skip
+        return html_table(repr(self)[1:-1], headers, rows)

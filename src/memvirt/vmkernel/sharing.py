@@ -16,7 +16,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .protocols import Flags, FrameSharing, GuestMemory, Hashes, Ppns
+from memvirt.address import MachinePageNumber, MpnArray, PhysicalPageNumber, PpnArray
+
+from .protocols import Flags, FrameSharing, GuestMemory, Hashes
 
 _BATCH = 1024  # pages hashed at a time
 
@@ -27,7 +29,7 @@ def _shares(guest: GuestMemory) -> FrameSharing:
     return guest.sharing
 
 
-def _in_large_page(guest: GuestMemory, ppns: Ppns) -> Flags:
+def _in_large_page(guest: GuestMemory, ppns: PpnArray) -> Flags:
     if guest.large_pages is None:
         return np.zeros(ppns.size, np.bool_)
     return guest.large_pages.in_large_page(ppns)
@@ -37,15 +39,14 @@ def _in_large_page(guest: GuestMemory, ppns: Ppns) -> Flags:
 class _Table:
     """Shared frames and hints of one salt, by hash."""
 
-    frames: dict[int, int] = field(default_factory=dict)  # hash -> MPN, perhaps out of date
-    hints: dict[int, tuple[GuestMemory, int]] = field(default_factory=dict)  # -> (VM, PPN)
+    frames: dict[int, MachinePageNumber] = field(default_factory=dict)  # perhaps out of date
+    hints: dict[int, tuple[GuestMemory, PhysicalPageNumber]] = field(default_factory=dict)
     purge_at: int = 1024
 
     def purge(self, guest: GuestMemory) -> None:
         """Drop entries of frames that are gone. ``guest`` is any VM of this salt."""
-        usable = _shares(guest).may_share(
-            np.fromiter(self.frames.values(), np.int64, len(self.frames))
-        )
+        mpns = MpnArray(np.fromiter(self.frames.values(), np.int64, len(self.frames)))
+        usable = _shares(guest).may_share(mpns)
         pairs = zip(self.frames.items(), usable.tolist(), strict=True)
         self.frames = {key: mpn for (key, mpn), good in pairs if good}
         self.purge_at = max(1024, 2 * len(self.frames))
@@ -76,11 +77,11 @@ class _Scan:
         while math.gcd(self.stride, self.pages) != 1:
             self.stride = self.stride % self.pages + 1
 
-    def next(self, count: int) -> Ppns:
+    def next(self, count: int) -> PpnArray:
         """The next ``count`` pages of the order."""
         numbers = np.arange(self.position, self.position + count)
         self.position += count
-        return (numbers * self.stride + self.start) % self.pages
+        return PpnArray((numbers * self.stride + self.start) % self.pages)
 
 
 class PageSharing:
@@ -112,7 +113,9 @@ class PageSharing:
             del table.hints[key]
         del self._scans[guest.vm_id]
 
-    def _set_hint(self, table: _Table, guest: GuestMemory, ppn: int, key: int) -> None:
+    def _set_hint(
+        self, table: _Table, guest: GuestMemory, ppn: PhysicalPageNumber, key: int
+    ) -> None:
         """Make ``ppn`` the hint for ``key``, and for no other hash it had before."""
         scan = self._scans[guest.vm_id]
         before = int(scan.hint_key[ppn])
@@ -138,12 +141,16 @@ class PageSharing:
         scan = self._scans.get(guest.vm_id)
         return 0 if scan is None else scan.hints
 
-    def zero_frames(self, guest: GuestMemory) -> list[int]:
+    def zero_frames(self, guest: GuestMemory) -> list[MachinePageNumber]:
         """The MPN of the shared frame of zeroes that ``guest`` may use, if there is one."""
         if guest.sharing is None:
             return []
         mpn = self._tables[guest.sharing.share_salt].frames.get(guest.sharing.zero_hash)
-        return [mpn] if mpn is not None and guest.sharing.may_share(np.array([mpn]))[0] else []
+        return (
+            [mpn]
+            if mpn is not None and guest.sharing.may_share(MpnArray(np.array([mpn])))[0]
+            else []
+        )
 
     def zero_pages(self, guest: GuestMemory) -> int:
         """Pages of ``guest`` that are mapped to a shared frame of zeroes."""
@@ -168,7 +175,7 @@ class PageSharing:
                 scan.shuffle(self._random)
         return shared
 
-    def scan_pages(self, guest: GuestMemory, ppns: Ppns) -> int:
+    def scan_pages(self, guest: GuestMemory, ppns: PpnArray) -> int:
         """Share what can be shared of the private pages among ``ppns``; returns how many were."""
         shared, left = self._scan_once(guest, ppns)
         if left.size:  # entries that were out of date are gone now
@@ -176,7 +183,7 @@ class PageSharing:
             shared += again
         return shared
 
-    def _scan_once(self, guest: GuestMemory, ppns: Ppns) -> tuple[int, Ppns]:
+    def _scan_once(self, guest: GuestMemory, ppns: PpnArray) -> tuple[int, PpnArray]:
         """Pages shared, and those whose entry in the table turned out to be of other content."""
         sharing = _shares(guest)
         private = sharing.private(ppns)
@@ -186,8 +193,8 @@ class PageSharing:
             return 0, private
         table = self._tables[sharing.share_salt]
         self.scanned += int(private.size)
-        pages: list[int] = []
-        frames: list[int] = []
+        pages: list[PhysicalPageNumber] = []
+        frames: list[MachinePageNumber] = []
         keys: list[int] = []
         made = 0
         hashes = sharing.hash_pages(private).tolist()
@@ -201,7 +208,8 @@ class PageSharing:
             pages.append(ppn)
             frames.append(mpn)
             keys.append(key)
-        wanted, mpns = np.array(pages, np.int64), np.array(frames, np.int64)
+        wanted = PpnArray(np.array(pages, np.int64))
+        mpns = MpnArray(np.array(frames, np.int64))
         usable = sharing.may_share(mpns)  # a frame may be gone, or hold something else by now
         done = sharing.share(wanted[usable], mpns[usable])
         left = private[:0]
@@ -211,7 +219,9 @@ class PageSharing:
             table.purge(guest)
         return made + int(done.size), left
 
-    def _from_hint(self, table: _Table, guest: GuestMemory, ppn: int, key: int) -> int | None:
+    def _from_hint(
+        self, table: _Table, guest: GuestMemory, ppn: PhysicalPageNumber, key: int
+    ) -> MachinePageNumber | None:
         """The shared frame made from a hint with this hash; else ``ppn`` becomes the hint."""
         hint = table.hints.get(key)
         if hint == (guest, ppn):
@@ -219,7 +229,7 @@ class PageSharing:
         if hint is not None:
             other, candidate = hint
             sharing = _shares(other)
-            page = sharing.private(np.array([candidate], np.int64))
+            page = sharing.private(PpnArray(np.array([candidate], np.int64)))
             whole = not self.break_large and _in_large_page(other, page).any()
             if page.size and not whole and int(sharing.hash_pages(page)[0]) == key:
                 mpn = sharing.make_shared(candidate)
@@ -233,13 +243,14 @@ class PageSharing:
         return None
 
     def _collided(
-        self, table: _Table, guest: GuestMemory, keys: dict[int, int], done: Ppns
-    ) -> Ppns:
+        self, table: _Table, guest: GuestMemory, keys: dict[PhysicalPageNumber, int], done: PpnArray
+    ) -> PpnArray:
         """Some pages differ from the frame of the same hash: its entry is stale, or a collision.
 
         The entry goes; returns the pages, which are looked at once more.
         """
-        rest = _shares(guest).private(np.setdiff1d(np.fromiter(keys, np.int64, len(keys)), done))
+        wanted = np.fromiter(keys, np.int64, len(keys))
+        rest = _shares(guest).private(PpnArray(np.setdiff1d(wanted, done)))
         for ppn in rest.tolist():
             if table.frames.pop(keys[ppn], None) is not None:
                 self.collisions += 1

@@ -20,9 +20,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import Any
 
 import numpy as np
+
+from memvirt.address import MachinePageNumber, MpnArray, PhysicalPageNumber, PpnArray
 
 from .admission import VmSettings
 from .managed import Condition, ManagedVm
@@ -34,11 +35,11 @@ from .protocols import (
     Hashes,
     KeptPages,
     MemoryUsage,
-    Mpns,
     Place,
-    Ppns,
 )
 from .vmkernel import VmKernel
+
+__all__ = ["NoFrames", "SimulatedGuest", "SimulatedMachine", "Simulation"]
 
 _UNIQUE = 1 << 40  # above: hashes of pages that equal no other
 _RESERVE_CAPACITY = 1024
@@ -65,8 +66,8 @@ class SimulatedMachine:
     def __init__(self, frames: int) -> None:
         self.frames = frames
         self.used = 0
-        self.references: dict[int, int] = {}  # of shared frames, by their number
-        self.salts: dict[int, int] = {}
+        self.references: dict[MachinePageNumber, int] = {}  # of shared frames
+        self.salts: dict[MachinePageNumber, int] = {}
 
     @property
     def free_frames(self) -> int:
@@ -152,7 +153,8 @@ class SimulatedGuest:
         self._sampled[:working] = False
         self._watched[:working] = False
         state = self._state[:working]
-        missing = np.flatnonzero((state != PageState.PRIVATE) & (state != PageState.SHARED))
+        absent = (state != PageState.PRIVATE) & (state != PageState.SHARED)
+        missing = PpnArray(np.flatnonzero(absent))
         wanted = int(missing.size)
         missing = missing[: self.reserve]
         self._bring_back(missing)
@@ -160,7 +162,7 @@ class SimulatedGuest:
         self.faults += int(missing.size)
         return wanted == missing.size
 
-    def _bring_back(self, ppns: Ppns) -> None:
+    def _bring_back(self, ppns: PpnArray) -> None:
         """Make pages private, wherever they were; their frames are taken already."""
         before = self._counts[[PageState.COMPRESSED, PageState.SWAPPED]].copy()
         self._set(ppns, PageState.PRIVATE)
@@ -173,11 +175,11 @@ class SimulatedGuest:
 
         Raises NoFrames.
         """
-        missing = np.flatnonzero(self._state[:pages] == PageState.UNMAPPED)
+        missing = PpnArray(np.flatnonzero(self._state[:pages] == PageState.UNMAPPED))
         self.machine.take(int(missing.size))
         self._set(missing, PageState.PRIVATE)
 
-    def _set(self, ppns: Any, state: PageState) -> None:
+    def _set(self, ppns: PpnArray, state: PageState) -> None:
         """Move pages to ``state``, keeping the counts and the frames of the cache right."""
         frames = self._compressed_frames()
         self._counts -= np.bincount(self._state[ppns], minlength=len(PageState))
@@ -232,34 +234,34 @@ class SimulatedGuest:
             reserve_frames=self.reserve,
         )
 
-    def begin_sample(self, ppns: Ppns) -> None:
+    def begin_sample(self, ppns: PpnArray) -> None:
         self._sampled[ppns] = True
 
-    def untouched(self, ppns: Ppns) -> Flags:
+    def untouched(self, ppns: PpnArray) -> Flags:
         return self._sampled[ppns]
 
-    def watch(self, ppns: Ppns) -> None:
+    def watch(self, ppns: PpnArray) -> None:
         self._watched[ppns] = True
 
-    def idle(self, ppns: Ppns) -> Flags:
+    def idle(self, ppns: PpnArray) -> Flags:
         return self._watched[ppns]
 
-    def private(self, ppns: Ppns) -> Ppns:
+    def private(self, ppns: PpnArray) -> PpnArray:
         return ppns[self._state[ppns] == PageState.PRIVATE]
 
-    def reclaimable_pages(self) -> Ppns:
-        return np.flatnonzero(self._state == PageState.PRIVATE)
+    def reclaimable_pages(self) -> PpnArray:
+        return PpnArray(np.flatnonzero(self._state == PageState.PRIVATE))
 
-    def shared_pages(self) -> Ppns:
-        return np.flatnonzero(self._state == PageState.SHARED)
+    def shared_pages(self) -> PpnArray:
+        return PpnArray(np.flatnonzero(self._state == PageState.SHARED))
 
-    def evict(self, ppns: Ppns, places: Sequence[Place]) -> Eviction:
+    def evict(self, ppns: PpnArray, places: Sequence[Place]) -> Eviction:
         names = [place.name for place in places]
-        resident = np.unique(self.private(np.asarray(ppns, np.int64)))
+        resident = PpnArray(np.unique(self.private(PpnArray(np.asarray(ppns, np.int64)))))
         small = (resident * 0x9E3779B1 >> 7) % 256 < self._compressible
         room = max(2 * (self._cache_max - self._compressed_frames()), 0)
         squeezed = resident[small][: room if "compress" in names else 0]
-        swapped = np.setdiff1d(resident, squeezed, assume_unique=True)
+        swapped = PpnArray(np.setdiff1d(resident, squeezed, assume_unique=True))
         refused = 0
         if "swap" not in names:
             swapped, refused = swapped[:0], int(swapped.size)
@@ -271,43 +273,43 @@ class SimulatedGuest:
         return Eviction({"compress": int(squeezed.size), "swap": int(swapped.size)}, refused)
 
     def restore(self, most: int) -> int:
-        kept = np.flatnonzero(self._state >= PageState.COMPRESSED)[:most]
+        kept = PpnArray(np.flatnonzero(self._state >= PageState.COMPRESSED)[:most])
         self.machine.take(int(kept.size))
         self._bring_back(kept)
         return int(kept.size)
 
-    def hash_pages(self, ppns: Ppns) -> Hashes:
+    def hash_pages(self, ppns: PpnArray) -> Hashes:
         common = (ppns * 0x85EBCA77 >> 9) % 1000 < self._common * 1000
         unique = _UNIQUE + (self.vm_id << 40) + ppns
         return np.where(common, ppns + 1, unique).astype(np.uint64)
 
-    def make_shared(self, ppn: int) -> int:
+    def make_shared(self, ppn: PhysicalPageNumber) -> MachinePageNumber:
         if self._frame.size == 0:
             self._frame = np.zeros(self.pages, np.int64)
-        mpn = (self.vm_id << 32) | ppn
+        mpn = MachinePageNumber((self.vm_id << 32) | ppn)
         self.machine.references[mpn] = 1
         self.machine.salts[mpn] = self.share_salt
         self._frame[ppn] = mpn
-        self._set(np.array([ppn]), PageState.SHARED)
+        self._set(PpnArray(np.array([ppn])), PageState.SHARED)
         return mpn
 
-    def may_share(self, mpns: Mpns) -> Flags:
+    def may_share(self, mpns: MpnArray) -> Flags:
         salts = self.machine.salts
         return np.array([salts.get(mpn) == self.share_salt for mpn in mpns.tolist()], np.bool_)
 
-    def share(self, ppns: Ppns, mpns: Mpns) -> Ppns:
+    def share(self, ppns: PpnArray, mpns: MpnArray) -> PpnArray:
         if self._frame.size == 0:
             self._frame = np.zeros(self.pages, np.int64)
         fit = self._state[ppns] == PageState.PRIVATE
         pages, frames = ppns[fit], mpns[fit]
         for mpn, times in zip(*np.unique(frames, return_counts=True), strict=True):
-            self.machine.references[int(mpn)] += int(times)
+            self.machine.references[MachinePageNumber(int(mpn))] += int(times)
         self._frame[pages] = frames
         self._set(pages, PageState.SHARED)
         self.machine.put_back(int(pages.size))
         return pages
 
-    def mapped_to(self, mpns: list[int]) -> int:
+    def mapped_to(self, mpns: Sequence[MachinePageNumber]) -> int:
         return 0  # no page is said to be zero
 
     def settle(self) -> None:

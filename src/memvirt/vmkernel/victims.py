@@ -13,7 +13,9 @@ from typing import Protocol
 
 import numpy as np
 
-from .protocols import GuestMemory, Ppns
+from memvirt.address import PpnArray
+
+from .protocols import GuestMemory
 
 _CHANCE = 4  # pages given a second chance for each page expected to be taken
 _CHANCE_MAXIMUM = 1024
@@ -23,8 +25,8 @@ class VictimPolicy(Protocol):
     """Chooses which pages of a VM are taken."""
 
     def choose(
-        self, guest: GuestMemory, pages: Ppns, count: int, random: np.random.Generator
-    ) -> Ppns:
+        self, guest: GuestMemory, pages: PpnArray, count: int, random: np.random.Generator
+    ) -> PpnArray:
         """``count`` of ``pages``, which are more, and whose eviction frees a frame each."""
         ...
 
@@ -37,9 +39,9 @@ class RandomVictims:
     """As ESXi: no knowledge of the guest is the safest knowledge."""
 
     def choose(
-        self, guest: GuestMemory, pages: Ppns, count: int, random: np.random.Generator
-    ) -> Ppns:
-        return np.asarray(random.choice(pages, count, replace=False))
+        self, guest: GuestMemory, pages: PpnArray, count: int, random: np.random.Generator
+    ) -> PpnArray:
+        return PpnArray(random.choice(pages, count, replace=False))
 
     def prepare(self, guest: GuestMemory, expected: int, random: np.random.Generator) -> None:
         """Nothing to prepare."""
@@ -52,14 +54,14 @@ class IdleVictims:
     """
 
     def choose(
-        self, guest: GuestMemory, pages: Ppns, count: int, random: np.random.Generator
-    ) -> Ppns:
+        self, guest: GuestMemory, pages: PpnArray, count: int, random: np.random.Generator
+    ) -> PpnArray:
         if guest.sampling is None:
             return RandomVictims().choose(guest, pages, count, random)
         idle = guest.sampling.idle(pages)
         quiet = random.permutation(pages[idle])[:count]
         others = random.permutation(pages[~idle])[: count - quiet.size]
-        return np.concatenate((quiet, others))
+        return PpnArray(np.concatenate((quiet, others)))
 
     def prepare(self, guest: GuestMemory, expected: int, random: np.random.Generator) -> None:
         give_second_chance(guest, expected, random)
@@ -67,19 +69,20 @@ class IdleVictims:
 
 def choose_victims(
     guest: GuestMemory, count: int, policy: VictimPolicy, random: np.random.Generator
-) -> Ppns:
+) -> PpnArray:
     """Up to ``count`` pages of the VM whose eviction frees frames, as ``policy`` has it.
 
     Pages that others share too come last: each frees only its part of a frame. None of a VM from
     which no pages can be taken.
     """
     if guest.reclaim is None:
-        return np.zeros(0, np.int64)
+        return PpnArray(np.zeros(0, np.int64))
     pages = guest.reclaim.reclaimable_pages()
     if pages.size > count:
         return policy.choose(guest, pages, count, random)
     others = np.setdiff1d(guest.reclaim.shared_pages(), pages)
-    return np.concatenate((pages, random.permutation(others)[: count - pages.size]))
+    some = random.permutation(others)[: count - pages.size]
+    return PpnArray(np.concatenate((pages, some)))
 
 
 def give_second_chance(guest: GuestMemory, expected: int, random: np.random.Generator) -> int:
@@ -93,5 +96,5 @@ def give_second_chance(guest: GuestMemory, expected: int, random: np.random.Gene
     pages = pages[~guest.sampling.idle(pages)]
     count = min(_CHANCE * expected, _CHANCE_MAXIMUM, pages.size)
     if count > 0:
-        guest.sampling.watch(random.choice(pages, count, replace=False))
+        guest.sampling.watch(PpnArray(random.choice(pages, count, replace=False)))
     return int(count)

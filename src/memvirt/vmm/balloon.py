@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from memvirt.address import GuestPhysicalAddress, PpnArray
 from memvirt.mmu.page_state import FLAG_BALLOONED, FLAG_SHADOWED
 
 from .monitor import VirtualMachineMonitor
 
-PpnArray = np.ndarray[Any, np.dtype[np.int64]]
 Verdicts = np.ndarray[Any, np.dtype[np.bool_]]
 
 
@@ -78,14 +78,12 @@ class BalloonedPages:
         return taken
 
     def _check(self, ppns: PpnArray) -> None:
-        if ppns.size:
-            self._vmm.pmap.check(int(ppns.min()))
-            self._vmm.pmap.check(int(ppns.max()))
+        self._vmm.pmap.check_all(ppns)
 
-    def read_physical(self, gpa: int, count: int) -> bytes:
+    def read_physical(self, gpa: GuestPhysicalAddress, count: int) -> bytes:
         """See ``VirtualMachineMonitor.read_physical``."""
         return self._vmm.read_physical(gpa, count)
 
-    def write_physical(self, gpa: int, data: bytes) -> None:
+    def write_physical(self, gpa: GuestPhysicalAddress, data: bytes) -> None:
         """See ``VirtualMachineMonitor.write_physical``."""
         self._vmm.write_physical(gpa, data)

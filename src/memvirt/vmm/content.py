@@ -21,15 +21,13 @@ from typing import Any
 
 import numpy as np
 
-from memvirt.address import PAGE_BYTES
+from memvirt.address import PAGE_BYTES, MachinePageNumber, MpnArray, PhysicalPageNumber, PpnArray
 from memvirt.machine.content import Pages
 from memvirt.machine.memory import NOBODY, FrameKind, MachineMemory
 
 from .pmap import KEPT, RESIDENT, PageState, Pmap, is_resident
 from .reserve import FrameReserve
 from .stores.backing import BackingStore, Slots
-
-PpnArray = np.ndarray[Any, np.dtype[np.int64]]
 
 COMPRESS, SWAP = "compress", "swap"
 _STATES = {COMPRESS: PageState.COMPRESSED, SWAP: PageState.SWAPPED}
@@ -41,7 +39,7 @@ class PageLocation:
     """Where one page's content is: in frame ``mpn``, in ``slot`` of ``store``, or nowhere."""
 
     state: PageState
-    mpn: int | None = None
+    mpn: MachinePageNumber | None = None
     store: str | None = None
     slot: int | None = None
 
@@ -79,7 +77,9 @@ class PageContents:
         self._stores: dict[str, BackingStore] = {}
         self._put: dict[str, int] = {}
         self._taken: dict[str, int] = {}
-        self._elsewhere: dict[int, str] = {}  # PPN -> store, of the pages that are STORED
+        self._elsewhere: dict[
+            PhysicalPageNumber, str
+        ] = {}  # the store, of the pages that are STORED
 
     # Stores ------------------------------------------------------------------------------------
 
@@ -126,9 +126,9 @@ class PageContents:
         """PPNs of the pages in store ``name``, ascending; none if there is no such store."""
         state = _STATES.get(name)
         if state is not None:
-            return np.flatnonzero(self.pmap.state == state)
+            return PpnArray(np.flatnonzero(self.pmap.state == state))
         found = [ppn for ppn, store in self._elsewhere.items() if store == name]
-        return np.array(sorted(found), np.int64)
+        return PpnArray(np.array(sorted(found), np.int64))
 
     def settle(self) -> None:
         """Let the stores give back frames that are empty. Called with every processor stopped."""
@@ -137,20 +137,20 @@ class PageContents:
 
     # Where it is, and what it is: nothing changes -----------------------------------------------
 
-    def locate(self, ppn: int) -> PageLocation:
+    def locate(self, ppn: PhysicalPageNumber) -> PageLocation:
         """Where the content of ``ppn`` is. Raises IndexError beyond the VM's memory."""
         state = self.pmap.state_of(ppn)
         value = int(self.pmap.frame[ppn])
         if state in RESIDENT:
-            return PageLocation(state, mpn=value)
+            return PageLocation(state, mpn=MachinePageNumber(value))
         if state in KEPT:
             return PageLocation(state, store=self._store_name(ppn, state), slot=value)
         return PageLocation(state)
 
-    def _store_name(self, ppn: int, state: PageState) -> str:
+    def _store_name(self, ppn: PhysicalPageNumber, state: PageState) -> str:
         return _NAMES[state] if state in _NAMES else self._elsewhere[ppn]
 
-    def read(self, ppn: int) -> bytes:
+    def read(self, ppn: PhysicalPageNumber) -> bytes:
         """The 4096 bytes of ``ppn`` as the guest would read them; changes nothing.
 
         Raises IndexError beyond the VM's memory, BackingStoreError if the page cannot be read
@@ -165,11 +165,11 @@ class PageContents:
 
     def kept(self) -> PpnArray:
         """PPNs of all pages that are in a store."""
-        return np.flatnonzero(np.isin(self.pmap.state, KEPT))
+        return PpnArray(np.flatnonzero(np.isin(self.pmap.state, KEPT)))
 
     # Back to the guest -------------------------------------------------------------------------
 
-    def take_back(self, ppn: int, *, write: bool) -> int:
+    def take_back(self, ppn: PhysicalPageNumber, *, write: bool) -> int:
         """Make ``ppn`` resident, and private if ``write``; returns nanoseconds the guest waits.
 
         Raises MachineMemoryExhausted or FramesWanted if there is no frame, BackingStoreError if
@@ -195,14 +195,14 @@ class PageContents:
             return store.wait_ns
         return 0
 
-    def _resident(self, ppn: int, mpn: int) -> None:
+    def _resident(self, ppn: PhysicalPageNumber, mpn: MachinePageNumber) -> None:
         self.pmap.frame[ppn] = mpn
         self.pmap.state[ppn] = PageState.PRIVATE
 
-    def _unshare(self, ppn: int) -> None:
+    def _unshare(self, ppn: PhysicalPageNumber) -> None:
         """Copy on write; the last user of a shared frame gets the frame itself."""
-        page = np.array([ppn], np.int64)
-        shared = int(self.pmap.frame[ppn])
+        page = PpnArray(np.array([ppn], np.int64))
+        shared = self.pmap.mpn_of(ppn)
         if self.machine.references[shared] == 1:
             self.invalidate(page)
             self.machine.kind[shared] = FrameKind.GUEST
@@ -218,23 +218,23 @@ class PageContents:
 
     # In a shared frame -------------------------------------------------------------------------
 
-    def make_shared(self, ppn: int, salt: int) -> int:
+    def make_shared(self, ppn: PhysicalPageNumber, salt: int) -> MachinePageNumber:
         """Make the frame of private page ``ppn`` a shared one of ``salt``; returns its MPN."""
-        self.invalidate(np.array([ppn], np.int64))
-        mpn = int(self.pmap.frame[ppn])
+        self.invalidate(PpnArray(np.array([ppn], np.int64)))
+        mpn = self.pmap.mpn_of(ppn)
         self.machine.kind[mpn] = FrameKind.SHARED
         self.machine.owner[mpn] = NOBODY
         self.machine.set_share_salt(mpn, salt)
         self.pmap.state[ppn] = PageState.SHARED
         return mpn
 
-    def share(self, ppns: PpnArray, mpns: Any) -> None:
+    def share(self, ppns: PpnArray, mpns: MpnArray) -> None:
         """Let private pages (distinct) use the shared frame beside each, their own are released.
 
         Obligation: each equals its frame in full, and the frames are of the VM's salt.
         """
         self.invalidate(ppns)
-        old = self.pmap.frame[ppns]
+        old = self.pmap.mpns_of(ppns)
         self.machine.add_references(mpns)
         self.pmap.frame[ppns] = mpns
         self.pmap.state[ppns] = PageState.SHARED
@@ -247,13 +247,13 @@ class PageContents:
 
         Raises MachineMemoryExhausted before anything has changed.
         """
-        old = self.pmap.frame[ppns].copy()
+        old = self.pmap.mpns_of(ppns)
         new = self.machine.allocate(ppns.size, kind=FrameKind.GUEST, owner=self.vm_id)
         self.invalidate(ppns)
         self.replace_frames(ppns, new)
         self.machine.release(old)
 
-    def replace_frames(self, ppns: PpnArray, mpns: Any) -> None:
+    def replace_frames(self, ppns: PpnArray, mpns: MpnArray) -> None:
         """Copy the content of private pages to the frames ``mpns``, theirs from now on.
 
         Obligations: the caller has taken the translations back, and releases the old frames.
@@ -275,7 +275,7 @@ class PageContents:
         for ppn in ppns[states == PageState.STORED].tolist():
             del self._elsewhere[ppn]
         if resident.size:
-            self.reserve.give_up(self.pmap.frame[resident])
+            self.reserve.give_up(self.pmap.mpns_of(resident))
         self.empty(ppns)
 
     def _is_in(self, name: str, ppns: PpnArray) -> np.ndarray[Any, np.dtype[np.bool_]]:

@@ -17,11 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from memvirt.address import PAGE_BYTES
+from memvirt.address import PAGE_BYTES, MpnArray, PpnArray
 from memvirt.machine.content import Pages
-from memvirt.machine.memory import Frames
 
-from .content import COMPRESS, SWAP, PageContents, PpnArray
+from .content import COMPRESS, SWAP, PageContents
 from .pmap import PageState
 from .stores.backing import FULL, PageCorrupted
 
@@ -90,7 +89,7 @@ def _evict_batch(
     contents: PageContents, pages: PpnArray, shared: bool, order: EvictionOrder
 ) -> Eviction:
     machine, left = contents.machine, pages
-    mpns = contents.pmap.frame[pages]
+    mpns = contents.pmap.mpns_of(pages)
     rows = machine.content.reshape(-1, PAGE_BYTES)[mpns]
     if not shared:  # the frames go first: compressed pages find room even on a full machine
         machine.release(mpns)
@@ -139,7 +138,7 @@ def _spill(contents: PageContents, name: str, behind: list[str], count: int) -> 
         slots.append(slot)
     if not ppns:
         return moved
-    left, old = np.array(ppns, np.int64), np.array(slots, np.int64)
+    left, old = PpnArray(np.array(ppns, np.int64)), np.array(slots, np.int64)
     pages: Pages = np.frombuffer(b"".join(rows), np.uint8).reshape(-1, PAGE_BYTES)
     for other in behind:
         if left.size == 0:
@@ -152,7 +151,7 @@ def _spill(contents: PageContents, name: str, behind: list[str], count: int) -> 
     return moved
 
 
-def _leave_shared(contents: PageContents, ppns: PpnArray, mpns: Frames, stay: Any) -> None:
+def _leave_shared(contents: PageContents, ppns: PpnArray, mpns: MpnArray, stay: Any) -> None:
     """Give refused pages (``stay``) their shared frames again, and let go of the others'."""
     contents.pmap.frame[ppns[stay]] = mpns[stay]
     contents.pmap.state[ppns[stay]] = PageState.SHARED

@@ -7,6 +7,7 @@ processor is stopped. So a page fault costs no lock, and VMs on other threads ne
 
 from __future__ import annotations
 
+from memvirt.address import MachinePageNumber, PhysicalPageNumber
 from memvirt.compiled import compiled
 from memvirt.machine.memory import FrameKind
 from memvirt.mmu.access import NEED_FRAMES, NEED_PAGE, OK
@@ -30,26 +31,26 @@ FRAMES_PER_FAULT = 12
 
 
 @compiled
-def take_frame(vmm: VmmState, kind: int, detail: int) -> int:
+def take_frame(vmm: VmmState, kind: int, detail: int) -> MachinePageNumber:
     """An MPN from the reserve, for ``kind`` with its ``detail`` (``machine.memory``); -1 if the
     reserve is empty."""
     if vmm.reserve_count == 0:
-        return -1
+        return MachinePageNumber(-1)
     vmm.reserve_count -= 1
-    mpn = load32(vmm.reserve_at + vmm.reserve_count * 4)
+    mpn = MachinePageNumber(load32(vmm.reserve_at + vmm.reserve_count * 4))
     store8(vmm.frame_kind_at + mpn, kind)
     store32(vmm.frame_detail_at + mpn * 4, detail)
     return mpn
 
 
 @compiled
-def frame_ppn(vmm: VmmState, mpn: int) -> int:
+def frame_ppn(vmm: VmmState, mpn: MachinePageNumber) -> PhysicalPageNumber:
     """The PPN behind a frame that is mapped to the guest, negative if pages share it."""
-    return load_signed32(vmm.frame_detail_at + mpn * 4)
+    return PhysicalPageNumber(load_signed32(vmm.frame_detail_at + mpn * 4))
 
 
 @compiled
-def resolve_page(vmm: VmmState, ppn: int, write: bool) -> int:
+def resolve_page(vmm: VmmState, ppn: PhysicalPageNumber, write: bool) -> int:
     """Make ``ppn`` readable (or writable) by the pmap: OK, NEED_FRAMES or NEED_PAGE.
 
     A page never touched gets a zeroed frame here; all else is the VMM's business in Python. Every

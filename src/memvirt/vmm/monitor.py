@@ -13,7 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from memvirt.address import PAGE_BYTES, PAGE_SHIFT
+from memvirt.address import (
+    PAGE_BYTES,
+    GuestPhysicalAddress,
+    MachinePageNumber,
+    MpnArray,
+    PhysicalPageNumber,
+    PpnArray,
+    page_offset,
+    physical_page_number,
+)
 from memvirt.machine.content import Hashes, equal_pages, hash_pages
 from memvirt.machine.memory import (
     FrameKind,
@@ -29,7 +38,7 @@ from memvirt.mmu.page_state import (
     FLAG_WRITE_CACHED,
     FLAGS_UNTIL_TOUCHED,
 )
-from memvirt.record import new_record
+from memvirt.record import new_record, record_word
 
 from .content import SWAP, PageContents
 from .eviction import Eviction, EvictionOrder, default_order, evict
@@ -44,7 +53,8 @@ from .stores.backing import BackingStore
 from .stores.held_pages import HeldPages
 from .vmm_state import VMM_DTYPE, VmmState
 
-PpnsLike = Sequence[int] | np.ndarray[Any, Any]
+PpnsLike = Sequence[PhysicalPageNumber] | PpnArray
+MpnsLike = Sequence[MachinePageNumber] | MpnArray
 _PRIVATE = (PageState.PRIVATE,)
 
 
@@ -75,8 +85,9 @@ class VirtualMachineMonitor:
         self.share_salt = 0
         self._record = new_record(VMM_DTYPE)
         self.state: VmmState = self._record[0]
+        self._shadow_stale = record_word(self._record, "shadow", "stale")
         self._address = host_address(self._record, f"state of the VMM of VM {vm_id}")
-        self.reserve = FrameReserve(machine, vm_id, self.state)
+        self.reserve = FrameReserve(machine, vm_id, self._record)
         self.contents = PageContents(machine, self.pmap, self.reserve, vm_id, self._invalidate)
         self.contents.set_store(SWAP, backing if backing is not None else HeldPages())
         self.counts = dict.fromkeys(COUNTED, 0)
@@ -104,11 +115,9 @@ class VirtualMachineMonitor:
 
     def take_stale(self) -> Stale:
         """What to drop before the processor runs again; asking forgets it."""
-        return self._stale.take(flush=bool(self.state.shadow.stale))
+        return self._stale.take(flush=bool(self._shadow_stale[0]))
 
-    def _invalidate(
-        self, ppns: np.ndarray[Any, np.dtype[np.int64]], *, breaking: bool = True
-    ) -> None:
+    def _invalidate(self, ppns: PpnArray, *, breaking: bool = True) -> None:
         """Take back all translations of resident pages whose frames are about to change.
 
         Large pages that hold them are broken, unless the frames stay (not ``breaking``).
@@ -123,15 +132,11 @@ class VirtualMachineMonitor:
         shared = self.pmap.state[ppns] == PageState.SHARED
         self.pmap.flags[ppns] &= np.uint8(0xFF ^ FLAG_WRITE_CACHED)
         self._stale.flush()
-        self._stale.add(ppns, self.pmap.frame[ppns], shared)
+        self._stale.add(ppns, self.pmap.mpns_of(ppns), shared)
 
-    def _select(
-        self, ppns: PpnsLike, states: Sequence[PageState]
-    ) -> np.ndarray[Any, np.dtype[np.int64]]:
-        wanted = np.unique(np.asarray(ppns, np.int64))
-        if wanted.size:
-            self.pmap.check(int(wanted[0]))
-            self.pmap.check(int(wanted[-1]))
+    def _select(self, ppns: PpnsLike, states: Sequence[PageState]) -> PpnArray:
+        wanted = PpnArray(np.unique(np.asarray(ppns, np.int64)))
+        self.pmap.check_all(wanted)
         return wanted[np.isin(self.pmap.state[wanted], states)]
 
     # Remapping without the guest's knowledge ---------------------------------------------------
@@ -148,14 +153,14 @@ class VirtualMachineMonitor:
         self.counts["moved"] += int(pages.size)
         return int(pages.size)
 
-    def make_large(self, first_ppn: int) -> bool:
+    def make_large(self, first_ppn: PhysicalPageNumber) -> bool:
         """Back 512 private pages from ``first_ppn`` on by one large page of 2 MiB.
 
         They move to an aligned run of frames, mapped by one nested entry until one of them is
         shared, unmapped or moved. Returns False, with nothing changed, if not all are private, or
         already large, or if no run of frames is free. Only a nested table has large entries.
         """
-        pages = np.arange(first_ppn, first_ppn + LARGE_PAGES)
+        pages = PpnArray(np.arange(first_ppn, first_ppn + LARGE_PAGES))
         run = first_ppn // LARGE_PAGES
         if not self.page_tables.has_large_pages or first_ppn % LARGE_PAGES:
             raise ValueError(f"PPN {first_ppn:#x} cannot begin a large page in this VM")
@@ -168,8 +173,9 @@ class VirtualMachineMonitor:
         except MachineMemoryExhausted:
             return False
         self._invalidate(pages)
-        old = self.pmap.frame[pages].copy()
-        self.contents.replace_frames(pages, np.arange(first, first + LARGE_PAGES, dtype=np.uint32))
+        old = self.pmap.mpns_of(pages)
+        run_mpns = MpnArray(np.arange(first, first + LARGE_PAGES, dtype=np.uint32))
+        self.contents.replace_frames(pages, run_mpns)
         self.machine.release(old)
         table = self.page_tables.release_table_below(first_ppn)
         if table is not None:
@@ -179,9 +185,9 @@ class VirtualMachineMonitor:
         self.counts["large_made"] += 1
         return True
 
-    def break_large(self, first_ppn: int) -> None:
+    def break_large(self, first_ppn: PhysicalPageNumber) -> None:
         """Map the pages of a large page one by one again, as they are touched."""
-        self._invalidate(np.arange(first_ppn, first_ppn + LARGE_PAGES))
+        self._invalidate(PpnArray(np.arange(first_ppn, first_ppn + LARGE_PAGES)))
 
     def unmap(self, ppns: PpnsLike, order: EvictionOrder | None = None) -> Eviction:
         """Take the frames of the resident pages among ``ppns``; their content is kept elsewhere.
@@ -202,7 +208,7 @@ class VirtualMachineMonitor:
         """XXH64 of the content of resident pages, in the order of ``ppns``."""
         return hash_pages(self.machine.content, self.pmap.frame[np.asarray(ppns, np.int64)])
 
-    def make_shared(self, ppn: int) -> int:
+    def make_shared(self, ppn: PhysicalPageNumber) -> MachinePageNumber:
         """Make the frame of private page ``ppn`` one that others may share; returns its MPN.
 
         From now on nobody, this VM included, writes to it in place.
@@ -212,32 +218,30 @@ class VirtualMachineMonitor:
         self.counts["shares"] += 1
         return self.contents.make_shared(ppn, self.share_salt)
 
-    def may_share(self, mpns: PpnsLike | int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    def may_share(self, mpns: MpnsLike | MachinePageNumber) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Which of ``mpns`` are shared frames of this VM's salt."""
-        frames = np.asarray(mpns, np.int64)
+        frames = MpnArray(np.asarray(mpns, np.int64))
         return np.asarray(
             (self.machine.kind[frames] == FrameKind.SHARED)
             & (self.machine.share_salt(frames) == self.share_salt)
         )
 
-    def share(self, ppns: PpnsLike, mpns: PpnsLike | int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    def share(self, ppns: PpnsLike, mpns: MpnsLike | MachinePageNumber) -> PpnArray:
         """Let private pages use shared frames of equal content, copy-on-write from then on.
 
         ``ppns`` are distinct; ``mpns`` has the frame for each, or is one frame for all. Returns the
         PPNs that now share; the others (not private, or not equal in full) are as they were.
         Raises ValueError, with nothing changed, if an MPN is not a shared frame of this VM's salt.
         """
-        wanted = np.asarray(ppns, np.int64)
-        frames = np.broadcast_to(np.asarray(mpns, np.int64), wanted.shape)
+        wanted = PpnArray(np.asarray(ppns, np.int64))
+        frames = MpnArray(np.broadcast_to(np.asarray(mpns, np.int64), wanted.shape))
         wrong = frames[~self.may_share(frames)]
         if wrong.size:
             kind = FrameKind(int(self.machine.kind[wrong[0]])).name
             raise ValueError(
                 f"MPN {wrong[0]:#x} is {kind}, not a SHARED frame of salt {self.share_salt}"
             )
-        if wanted.size:
-            self.pmap.check(int(wanted.min()))
-            self.pmap.check(int(wanted.max()))
+        self.pmap.check_all(wanted)
         fit = self.pmap.state[wanted] == PageState.PRIVATE
         pages, frames = wanted[fit], frames[fit]
         fit = equal_pages(self.machine.content, self.pmap.frame[pages], frames)
@@ -249,7 +253,7 @@ class VirtualMachineMonitor:
 
     # Bringing pages back -----------------------------------------------------------------------
 
-    def bring_back(self, ppn: int, *, write: bool) -> None:
+    def bring_back(self, ppn: PhysicalPageNumber, *, write: bool) -> None:
         """Make ``ppn`` accessible: what the exit NEED_PAGE asks for.
 
         Raises MachineMemoryExhausted or FramesWanted if there is no frame, BackingStoreError if
@@ -281,7 +285,7 @@ class VirtualMachineMonitor:
         self._notice(ppns, FLAG_WATCHED)
 
     def _notice(self, ppns: PpnsLike, flag: int) -> None:
-        pages = np.unique(np.asarray(ppns, np.int64))
+        pages = PpnArray(np.unique(np.asarray(ppns, np.int64)))
         resident = self._select(pages, RESIDENT)
         self._invalidate(resident, breaking=False)
         self.pmap.flags[pages] |= np.uint8(flag)
@@ -299,39 +303,39 @@ class VirtualMachineMonitor:
 
     # The guest's memory as the host sees it ----------------------------------------------------
 
-    def read_page(self, ppn: int) -> bytes:
+    def read_page(self, ppn: PhysicalPageNumber) -> bytes:
         """The 4096 bytes of ``ppn`` as the guest would read them; changes nothing."""
         return self.contents.read(ppn)
 
-    def read_physical(self, gpa: int, count: int) -> bytes:
+    def read_physical(self, gpa: GuestPhysicalAddress, count: int) -> bytes:
         """``count`` bytes at guest-physical address ``gpa``. Raises IndexError beyond memory."""
         pieces = []
         while count > 0:
-            ppn, offset = gpa >> PAGE_SHIFT, gpa & (PAGE_BYTES - 1)
+            ppn, offset = physical_page_number(gpa), page_offset(gpa)
             size = min(count, PAGE_BYTES - offset)
             pieces.append(self.read_page(ppn)[offset : offset + size])
-            gpa, count = gpa + size, count - size
+            gpa, count = GuestPhysicalAddress(gpa + size), count - size
         return b"".join(pieces)
 
-    def write_physical(self, gpa: int, data: bytes) -> None:
+    def write_physical(self, gpa: GuestPhysicalAddress, data: bytes) -> None:
         """Store ``data`` at guest-physical address ``gpa``, as a device or a loader does.
 
         Raises IndexError beyond the VM's memory, MachineMemoryExhausted without frames.
         """
         view = memoryview(data)
         while view:
-            ppn, offset = gpa >> PAGE_SHIFT, gpa & (PAGE_BYTES - 1)
+            ppn, offset = physical_page_number(gpa), page_offset(gpa)
             size = min(len(view), PAGE_BYTES - offset)
             self.bring_back(ppn, write=True)
-            mpn = int(self.pmap.frame[ppn])
-            page = np.array([ppn], np.int64)
+            mpn = self.pmap.mpn_of(ppn)
+            page = PpnArray(np.array([ppn], np.int64))
             if self.pmap.flags[ppn] & FLAG_SHADOWED:
                 self._invalidate(page)
                 self.page_tables.forget_guest_tables()
             else:
-                self._stale.add(page, self.pmap.frame[page])
+                self._stale.add(page, self.pmap.mpns_of(page))
             self.machine.page(mpn)[offset : offset + size] = np.frombuffer(view[:size], np.uint8)
-            view, gpa = view[size:], gpa + size
+            view, gpa = view[size:], GuestPhysicalAddress(gpa + size)
 
     # ------------------------------------------------------------------------------------------
 
@@ -349,7 +353,7 @@ class VirtualMachineMonitor:
             return
         self._off = True
         self.settle()
-        self.machine.release(self.pmap.frame[self.pmap.state == PageState.SHARED])
+        self.machine.release(MpnArray(self.pmap.frame[self.pmap.state == PageState.SHARED]))
         self.machine.release(self.machine.owned_by(self.vm_id))
         self.pmap.state[:] = PageState.UNMAPPED
         self.state.reserve_count = 0

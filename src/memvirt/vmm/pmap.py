@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from memvirt.address import MachinePageNumber, MpnArray, PhysicalPageNumber, PpnArray
 from memvirt.mmu import page_state
 
 
@@ -54,12 +55,26 @@ class Pmap:
         self.large = np.zeros(-(-pages // LARGE_PAGES), np.uint8)
         self.rmap_head = np.full(pages, NO_MAPPING, np.int32)
 
-    def state_of(self, ppn: int) -> PageState:
+    def state_of(self, ppn: PhysicalPageNumber) -> PageState:
         """State of ``ppn``. Raises IndexError beyond the VM's memory."""
         self.check(ppn)
         return PageState(int(self.state[ppn]))
 
-    def check(self, ppn: int) -> None:
+    def mpn_of(self, ppn: PhysicalPageNumber) -> MachinePageNumber:
+        """The frame of a resident page. Obligation: the caller knows that it is RESIDENT."""
+        return MachinePageNumber(int(self.frame[ppn]))
+
+    def mpns_of(self, ppns: PpnArray) -> MpnArray:
+        """A copy of the MPNs of resident pages (uint32). Obligation: all are RESIDENT."""
+        return MpnArray(self.frame[ppns])
+
+    def check_all(self, ppns: PpnArray) -> None:
+        """Raise IndexError if the VM has not all pages ``ppns``."""
+        if ppns.size:
+            self.check(PhysicalPageNumber(int(ppns.min())))
+            self.check(PhysicalPageNumber(int(ppns.max())))
+
+    def check(self, ppn: PhysicalPageNumber) -> None:
         """Raise IndexError if the VM has no page ``ppn``."""
         if not 0 <= ppn < self.pages:
             raise IndexError(f"PPN {ppn:#x} is beyond the VM's {self.pages} guest-physical pages")
@@ -68,12 +83,10 @@ class Pmap:
         """Number of pages in ``state``."""
         return int(np.count_nonzero(self.state == state))
 
-    def in_large_page(
-        self, ppns: np.ndarray[Any, Any]
-    ) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    def in_large_page(self, ppns: PpnArray) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
         """Which of ``ppns`` are part of a large page."""
         return np.asarray(self.large[ppns // LARGE_PAGES] != 0)
 
-    def resident(self) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
+    def resident(self) -> PpnArray:
         """PPNs that have a frame."""
-        return np.flatnonzero(is_resident(self.state))
+        return PpnArray(np.flatnonzero(is_resident(self.state)))

@@ -9,12 +9,14 @@ in common, and whatever order they run in, the outcome is the same.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from memvirt.machine.memory import FrameKind, Frames, MachineMemory
+from memvirt.address import MachinePageNumber, MpnArray, PhysicalPageNumber
+from memvirt.machine.memory import FrameKind, MachineMemory
 from memvirt.mmu.host_ranges import host_address
-
-from .vmm_state import VmmState
+from memvirt.record import record_word
 
 RESERVE_FRAMES = 256  # frames moved from the host to the reserve at a time
 RESERVE_CAPACITY = 1024
@@ -25,20 +27,20 @@ class FramesWanted(Exception):
 
 
 class FrameReserve:
-    """The reserve of VM ``vm_id``, whose VMM's record is ``state``."""
+    """The reserve of VM ``vm_id``, whose VMM's state is ``record`` (``record.new_record``)."""
 
-    def __init__(self, machine: MachineMemory, vm_id: int, state: VmmState) -> None:
+    def __init__(self, machine: MachineMemory, vm_id: int, record: Any) -> None:
         self.machine = machine
         self.managed = False
         self._vm_id = vm_id
-        self._state = state
-        self._stack = np.zeros(RESERVE_CAPACITY, np.uint32)
-        self._given_up: list[Frames] = []
-        state.reserve_at = host_address(self._stack, f"reserve of VM {vm_id}")
+        self._stack = MpnArray(np.zeros(RESERVE_CAPACITY, np.uint32))
+        self._given_up: list[MpnArray] = []
+        self._count = record_word(record, "reserve_count")
+        record[0].reserve_at = host_address(self._stack, f"reserve of VM {vm_id}")
 
     @property
     def count(self) -> int:
-        return int(self._state.reserve_count)
+        return int(self._count[0])
 
     def grant(self, frames: int) -> int:
         """Add up to ``frames`` frames, as many as fit; returns how many.
@@ -50,7 +52,7 @@ class FrameReserve:
         if frames > 0:
             taken = self.machine.allocate(frames, kind=FrameKind.RESERVE, owner=self._vm_id)
             self._stack[have : have + frames] = taken[::-1]
-            self._state.reserve_count = have + frames
+            self._count[0] = have + frames
         return max(frames, 0)
 
     def give_back(self, keep: int) -> int:
@@ -58,7 +60,7 @@ class FrameReserve:
         surplus = self.count - keep
         if surplus <= 0:
             return 0
-        self._state.reserve_count = keep
+        self._count[0] = keep
         self.machine.release(self._stack[keep : keep + surplus])
         return surplus
 
@@ -74,33 +76,32 @@ class FrameReserve:
         fair = max(minimum - self.count, self.machine.free_frames // 8)
         self.grant(min(RESERVE_FRAMES - self.count, fair))
 
-    def take(self, ppn: int) -> int:
+    def take(self, ppn: PhysicalPageNumber) -> MachinePageNumber:
         """A zeroed frame for ``ppn``. Raises FramesWanted or MachineMemoryExhausted."""
         if not self.managed:
-            return int(
-                self.machine.allocate(kind=FrameKind.GUEST, owner=self._vm_id, detail=ppn)[0]
-            )
+            mpns = self.machine.allocate(kind=FrameKind.GUEST, owner=self._vm_id, detail=ppn)
+            return MachinePageNumber(int(mpns[0]))
         if self.count == 0:
             raise FramesWanted
-        self._state.reserve_count -= 1
-        mpn = int(self._stack[self.count])
+        self._count[0] -= 1
+        mpn = MachinePageNumber(int(self._stack[self.count]))
         self.machine.kind[mpn] = FrameKind.GUEST
         self.machine.guest_ppn[mpn] = ppn
         return mpn
 
-    def put_back(self, mpn: int) -> None:
+    def put_back(self, mpn: MachinePageNumber) -> None:
         """Return a frame that ``take`` gave and that is still zeroed."""
         if not self.managed:
             self.machine.release(mpn)
             return
         self.machine.kind[mpn] = FrameKind.RESERVE
         self._stack[self.count] = mpn
-        self._state.reserve_count += 1
+        self._count[0] += 1
 
-    def give_up(self, mpns: Frames | int) -> None:
+    def give_up(self, mpns: MpnArray | MachinePageNumber) -> None:
         """Release frames, at once or, if the VM is managed, when it next settles."""
         if self.managed:
-            self._given_up.append(np.atleast_1d(np.asarray(mpns, np.uint32)))
+            self._given_up.append(MpnArray(np.atleast_1d(np.asarray(mpns, np.uint32))))
         else:
             self.machine.release(mpns)
 
@@ -108,7 +109,7 @@ class FrameReserve:
         """Release what the VM has given up while it ran; returns how many references."""
         if not self._given_up:
             return 0
-        frames = np.concatenate(self._given_up)
+        frames = MpnArray(np.concatenate(self._given_up))
         self._given_up = []
         self.machine.release(frames)
         return int(frames.size)

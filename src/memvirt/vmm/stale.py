@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-PpnArray = np.ndarray[Any, np.dtype[np.int64]]
+from memvirt.address import MpnArray, PpnArray
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,8 +23,17 @@ class Stale:
 
     flush: bool
     ppns: PpnArray
-    mpns: PpnArray
+    mpns: MpnArray
     shared: np.ndarray[Any, np.dtype[np.bool_]]
+
+
+def _no_pages(flush: bool) -> Stale:
+    none = np.zeros(0, np.int64)
+    return Stale(flush, PpnArray(none), MpnArray(none), none.astype(bool))
+
+
+_NOTHING = _no_pages(False)
+_FLUSH_ONLY = _no_pages(True)
 
 
 class StaleLog:
@@ -33,7 +42,7 @@ class StaleLog:
     def __init__(self) -> None:
         self._flush = False
         self._ppns: list[PpnArray] = []
-        self._mpns: list[np.ndarray[Any, Any]] = []
+        self._mpns: list[MpnArray] = []
         self._shared: list[np.ndarray[Any, np.dtype[np.bool_]]] = []
 
     def flush(self) -> None:
@@ -43,7 +52,7 @@ class StaleLog:
     def add(
         self,
         ppns: PpnArray,
-        mpns: np.ndarray[Any, Any],
+        mpns: MpnArray,
         shared: np.ndarray[Any, np.dtype[np.bool_]] | None = None,
     ) -> None:
         """Pages ``ppns`` leave frames ``mpns``, or their content there changes (arrays of their
@@ -55,13 +64,15 @@ class StaleLog:
 
     def take(self, *, flush: bool = False) -> Stale:
         """All of it; asking forgets it. ``flush`` adds a reason to flush."""
-        none = np.zeros(0, np.int64)
-        stale = Stale(
-            self._flush or flush,
-            np.concatenate([none, *self._ppns]),
-            np.concatenate([none, *self._mpns]).astype(np.int64),
-            np.concatenate([none.astype(bool), *self._shared]),
-        )
+        flush |= self._flush
         self._flush = False
+        if not self._ppns:  # as before most runs
+            return _FLUSH_ONLY if flush else _NOTHING
+        stale = Stale(
+            flush,
+            PpnArray(np.concatenate(self._ppns)),
+            MpnArray(np.concatenate(self._mpns).astype(np.int64)),
+            np.concatenate(self._shared),
+        )
         self._ppns, self._mpns, self._shared = [], [], []
         return stale

@@ -9,6 +9,7 @@ without the mark can be traced with no flush.
 
 from __future__ import annotations
 
+from memvirt.address import GuestVirtualAddress, MachineAddress
 from memvirt.compiled import compiled
 from memvirt.mmu.access import NOT_CANONICAL, TRUE_FAULT
 from memvirt.mmu.entry import CR4_LA57, EFER_LMA
@@ -19,11 +20,11 @@ from .paging.nested import nested_access
 from .paging.shadow import shadow_access
 from .vmm_state import VmmState
 
-NO_MEMORY = -1  # out_machine_address of an access that reaches a device, or nothing
+NO_MEMORY = MachineAddress(-1)  # out_machine_address of an access that reaches a device, or nothing
 
 
 @compiled
-def access(vmm: VmmState, gva: int, kind: int) -> int:
+def access(vmm: VmmState, gva: GuestVirtualAddress, kind: int) -> int:
     """Translate one access (READ, WRITE, FETCH) in the VM's paging mode; OK or a status.
 
     OK: ``mmu.out_machine_address`` (or NO_MEMORY, with ``mmu.walk_gpa``), ``mmu.out_permissions``

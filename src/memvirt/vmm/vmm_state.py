@@ -8,6 +8,7 @@ from this record's host address. The Python objects that set the ``*_at`` fields
 
 from __future__ import annotations
 
+from memvirt.address import MachinePageNumber, PhysicalPageNumber
 from memvirt.mmu.mmu_state import MmuState
 from memvirt.mmu.native import record_reference
 from memvirt.record import Record, record_dtype
@@ -52,7 +53,7 @@ class VmmState(Record):
     reserve_count: int
     nested_tables: int  # frames of the nested table
     # Why the VMM's Python has to act (NEED_PAGE).
-    exit_ppn: int
+    exit_ppn: PhysicalPageNumber
     exit_write: int
     # Virtual time the guest waited for its own pages. The processor's clock includes it.
     stall_ns: int
@@ -80,8 +81,8 @@ vmm_state_at = record_reference(VmmState)
 class ShadowPage(Record):
     """One shadow page: a 512-entry table and what it derives from."""
 
-    mpn: int  # its frame, -1 if it never had one
-    ppn: int  # the guest table, or the first PPN of a direct page
+    mpn: MachinePageNumber  # its frame, -1 if it never had one
+    ppn: PhysicalPageNumber  # the guest table, or the first PPN of a direct page
     level: int
     part: int  # which part of the guest table
     direct: int  # derived from no guest table: DIRECT_*

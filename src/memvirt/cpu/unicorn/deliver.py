@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from unicorn import x86_const
 
+from memvirt.address import GuestVirtualAddress
 from memvirt.compiled import compiled
 from memvirt.mmu.access import OK
 from memvirt.mmu.entry import CR0_PE, EFER_LMA, EFER_SCE
@@ -58,8 +59,8 @@ def _read_descriptor(engine: EngineState, selector: int) -> int:
     limit = load32(engine.registers_at + table + _LIMIT)
     if selector & 0xFFFC == 0 or offset + 7 > limit:
         return -1
-    base = load64(engine.registers_at + table + _BASE)
-    return int(read_guest(engine, base + offset, engine.state_at + DESCRIPTOR, 8))
+    gva = GuestVirtualAddress(load64(engine.registers_at + table + _BASE) + offset)
+    return int(read_guest(engine, gva, engine.state_at + DESCRIPTOR, 8))
 
 
 @compiled
@@ -71,8 +72,8 @@ def _read_gate(engine: EngineState, long_mode: bool, external: int) -> int:
     code = vector * 8 + 2 + external
     if vector * size + size - 1 > load32(engine.registers_at + _IDT + _LIMIT):
         return int(nested_fault(engine, VECTOR_GP, code))
-    base = load64(engine.registers_at + _IDT + _BASE)
-    status = read_guest(engine, base + vector * size, engine.state_at + GATE, size)
+    gva = GuestVirtualAddress(load64(engine.registers_at + _IDT + _BASE) + vector * size)
+    status = read_guest(engine, gva, engine.state_at + GATE, size)
     if status != OK:
         return int(memory_status(engine, status))
     kind = (engine.gate_low >> 40) & 0xFF
@@ -109,8 +110,8 @@ def _stack_pointer(engine: EngineState, cpl: int, new_cpl: int) -> int:
     if offset + 7 > load32(engine.registers_at + _TR + _LIMIT):
         selector = load32(engine.registers_at + _TR) & 0xFFFC
         return int(nested_fault(engine, VECTOR_TS, selector))
-    base = load64(engine.registers_at + _TR + _BASE)
-    status = read_guest(engine, base + offset, engine.state_at + STACK_POINTER, 8)
+    gva = GuestVirtualAddress(load64(engine.registers_at + _TR + _BASE) + offset)
+    status = read_guest(engine, gva, engine.state_at + STACK_POINTER, 8)
     if status != OK:
         return int(memory_status(engine, status))
     engine.stack_pointer &= ~15
@@ -164,7 +165,7 @@ def _deliver_long(engine: EngineState, cpl: int, external: int) -> int:
     engine.frame[words + 3] = load64(engine.registers_at + _RSP)
     engine.frame[words + 4] = load32(engine.registers_at + _SS)
     size = (words + 5) * 8
-    status = write_guest(engine, rsp - size, engine.state_at + FRAME, size)
+    status = write_guest(engine, GuestVirtualAddress(rsp - size), engine.state_at + FRAME, size)
     if status != OK:
         return int(memory_status(engine, status))
     low, high = engine.gate_low, engine.gate_high
@@ -199,8 +200,8 @@ def _deliver_protected(engine: EngineState, cpl: int, external: int) -> int:
     words = 3 + (1 if engine.event_has_error else 0)
     new_ss, ss_low, ss_high = old_ss, 0, 0
     if new_cpl != cpl:
-        base = load64(engine.registers_at + _TR + _BASE)
-        status = read_guest(engine, base + 4 + 8 * new_cpl, engine.state_at + STACK_POINTER, 8)
+        gva = GuestVirtualAddress(load64(engine.registers_at + _TR + _BASE) + 4 + 8 * new_cpl)
+        status = read_guest(engine, gva, engine.state_at + STACK_POINTER, 8)
         if status != OK:
             return int(memory_status(engine, status))
         esp, new_ss = engine.stack_pointer & _U32, (engine.stack_pointer >> 32) & 0xFFFF
@@ -224,9 +225,8 @@ def _deliver_protected(engine: EngineState, cpl: int, external: int) -> int:
     store32(at + 12, old_esp)
     store32(at + 16, old_ss)
     esp = (esp - words * 4) & 0xFFFF_FFFF
-    status = write_guest(
-        engine, (stack_base + esp) & 0xFFFF_FFFF, engine.state_at + FRAME, words * 4
-    )
+    gva = GuestVirtualAddress((stack_base + esp) & 0xFFFF_FFFF)
+    status = write_guest(engine, gva, engine.state_at + FRAME, words * 4)
     if status != OK:
         return int(memory_status(engine, status))
     if new_cpl != cpl:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from memvirt.address import GuestVirtualAddress
 from memvirt.compiled import compiled
 from memvirt.mmu.access import OK
 from memvirt.mmu.native import load32, load64, store32, store64
@@ -26,9 +27,8 @@ def deliver_real(engine: EngineState) -> int:
     if vector * 4 + 3 > load32(state + reg.IDTR + reg.SEGMENT_LIMIT):
         return int(nested_fault(engine, VECTOR_GP, 0))
     gate_at = engine.state_at + GATE
-    status = read_guest(
-        engine, load64(state + reg.IDTR + reg.SEGMENT_BASE) + vector * 4, gate_at, 4
-    )
+    gva = GuestVirtualAddress(load64(state + reg.IDTR + reg.SEGMENT_BASE) + vector * 4)
+    status = read_guest(engine, gva, gate_at, 4)
     if status != OK:
         return int(memory_status(engine, status))
     target = engine.gate_low & _U32
@@ -41,7 +41,7 @@ def deliver_real(engine: EngineState) -> int:
     rsp = load64(state + reg.RSP)
     stack = (rsp - 6) & 0xFFFF
     base = load64(state + reg.SS + reg.SEGMENT_BASE)
-    status = write_guest(engine, (base + stack) & _U32, at, 6)
+    status = write_guest(engine, GuestVirtualAddress((base + stack) & _U32), at, 6)
     if status != OK:
         return int(memory_status(engine, status))
     store64(state + reg.RSP, rsp & ~0xFFFF | stack)

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import numpy as np
 
+from memvirt.address import GuestVirtualAddress, MachinePageNumber
 from memvirt.compiled import compiled
 from memvirt.mmu.access import PROCESSOR_STATUSES
 from memvirt.mmu.mmu_state import MmuState
@@ -68,7 +69,7 @@ class EngineState(Record):
     owns_mmu: int  # flat paging: the engine walks the guest's tables itself
     # Why the engine stopped.
     translation_status: int
-    fault_gva: int
+    fault_gva: GuestVirtualAddress
     fault_access: int
     stop_vector: int
     stop_syscall: int
@@ -81,14 +82,14 @@ class EngineState(Record):
     # Translated code: a window in which gVA is mA; the frame whose code must be dropped; the one
     # whose code was dropped last, and when.
     identity_window: int
-    code_frame: int
-    dropped_frame: int
+    code_frame: MachinePageNumber
+    dropped_frame: MachinePageNumber
     dropped_code_bytes: int
     # A flush that is owed: how many blocks may still begin before it, none of them in the pages
     # from first to last (gVA).
     flush_owed: int
-    owed_first: int
-    owed_last: int
+    owed_first: GuestVirtualAddress
+    owed_last: GuestVirtualAddress
     # Pending event to deliver (NO_EVENT: none), and progress of its delivery.
     event_vector: int
     event_has_error: int

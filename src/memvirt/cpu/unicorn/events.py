@@ -7,6 +7,7 @@ them is kept (``chain_vector`` and its like), because only that says what went w
 
 from __future__ import annotations
 
+from memvirt.address import GuestVirtualAddress
 from memvirt.compiled import compiled
 from memvirt.mmu.access import NOT_CANONICAL, OK, PROCESSOR_STATUSES, TRUE_FAULT
 from memvirt.mmu.native import load32, load64, store64
@@ -70,7 +71,7 @@ def raise_software_event(engine: EngineState, vector: int) -> None:
         start = (start + load64(engine.registers_at + reg.CS + reg.SEGMENT_BASE)) & _U32
     vmm = vmm_of(engine)
     walks, references = vmm.walks, vmm.mmu.walk_references  # a processor has no need to look again
-    if fetch_guest(engine, start, engine.state_at + INSTRUCTION, 2) == OK:
+    if fetch_guest(engine, GuestVirtualAddress(start), engine.state_at + INSTRUCTION, 2) == OK:
         if engine.instruction & 0xFFFF == 0xCD | vector << 8:
             engine.event_instruction_bytes = 2
     vmm.walks, vmm.mmu.walk_references = walks, references

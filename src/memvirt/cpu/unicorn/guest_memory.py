@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from numba import types
 
+from memvirt.address import GuestVirtualAddress, machine_page_number
 from memvirt.compiled import callback, compiled
 from memvirt.mmu.access import FETCH, OK, READ, TRUE_FAULT, WRITE
 from memvirt.mmu.native import call_c3, copy_bytes, load8, store8
@@ -20,7 +21,7 @@ from .engine_state import DROP_CODE_AND_RETRY, EXECUTED, EngineState, vmm_of
 
 
 @callback("int32(int64, int64, int64)")
-def access_entry(vmm: int, gva: int, kind: int) -> int:
+def access_entry(vmm: int, gva: GuestVirtualAddress, kind: int) -> int:
     """``vmm.translate.access`` behind a C function pointer (``EngineState.access_at``).
 
     Called so by everything but the TLB fill itself, or each compiled caller would contain the
@@ -30,7 +31,7 @@ def access_entry(vmm: int, gva: int, kind: int) -> int:
 
 
 @compiled
-def _host_address(engine: EngineState, gva: int, kind: int) -> int:
+def _host_address(engine: EngineState, gva: GuestVirtualAddress, kind: int) -> int:
     """Host address of one byte, after a translation; 0 with ``translation_status`` set."""
     vmm = vmm_of(engine)
     mmu = vmm.mmu
@@ -38,7 +39,7 @@ def _host_address(engine: EngineState, gva: int, kind: int) -> int:
     if status == OK and mmu.out_machine_address < 0:
         status, mmu.fault_error = TRUE_FAULT, 0
     if status == OK and kind == WRITE:
-        mpn = mmu.out_machine_address >> 12
+        mpn = machine_page_number(mmu.out_machine_address)
         executed_at = engine.page_flags_at + frame_ppn(vmm, mpn)
         if load8(executed_at) & EXECUTED:
             store8(executed_at, 0)
@@ -52,23 +53,25 @@ def _host_address(engine: EngineState, gva: int, kind: int) -> int:
 
 
 @compiled
-def read_guest(engine: EngineState, gva: int, destination: int, count: int) -> int:
+def read_guest(engine: EngineState, gva: GuestVirtualAddress, destination: int, count: int) -> int:
     """Copy ``count`` bytes at ``gva`` to a host address as the supervisor; OK or a status."""
     return int(_copy_in(engine, gva, destination, count, READ))
 
 
 @compiled
-def fetch_guest(engine: EngineState, gva: int, destination: int, count: int) -> int:
+def fetch_guest(engine: EngineState, gva: GuestVirtualAddress, destination: int, count: int) -> int:
     """As ``read_guest``, of instructions, with the rights of the privilege level they run at."""
     return int(_copy_in(engine, gva, destination, count, FETCH))
 
 
 @compiled
-def _copy_in(engine: EngineState, gva: int, destination: int, count: int, kind: int) -> int:
+def _copy_in(
+    engine: EngineState, gva: GuestVirtualAddress, destination: int, count: int, kind: int
+) -> int:
     done = 0
     while done < count:
         piece = min(count - done, 0x1000 - ((gva + done) & 0xFFF))
-        host = _host_address(engine, gva + done, kind)
+        host = _host_address(engine, GuestVirtualAddress(gva + done), kind)
         if host == 0:
             return engine.translation_status
         copy_bytes(destination + done, host, piece)
@@ -77,15 +80,15 @@ def _copy_in(engine: EngineState, gva: int, destination: int, count: int, kind: 
 
 
 @compiled
-def write_guest(engine: EngineState, gva: int, source: int, count: int) -> int:
+def write_guest(engine: EngineState, gva: GuestVirtualAddress, source: int, count: int) -> int:
     """Copy ``count`` bytes from a host address to ``gva``, all or nothing; OK or a status."""
-    last_page = (gva + count - 1) & ~0xFFF
+    last_page = GuestVirtualAddress((gva + count - 1) & ~0xFFF)
     if last_page != gva & ~0xFFF and _host_address(engine, last_page, WRITE) == 0:
         return engine.translation_status
     done = 0
     while done < count:
         piece = min(count - done, 0x1000 - ((gva + done) & 0xFFF))
-        host = _host_address(engine, gva + done, WRITE)
+        host = _host_address(engine, GuestVirtualAddress(gva + done), WRITE)
         if host == 0:
             return engine.translation_status
         copy_bytes(host, source + done, piece)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from numba import types
 from unicorn import unicorn_const
 
+from memvirt.address import GuestVirtualAddress
 from memvirt.compiled import callback, compiled
 from memvirt.mmu.access import FETCH, OK, READ, WRITE
 from memvirt.mmu.entry import CR0_PE
@@ -22,6 +23,7 @@ from memvirt.mmu.native import (
     store32,
     store64,
 )
+from memvirt.platform.control import PORT_POST
 from memvirt.platform.lapic import BASE_ENABLE
 from memvirt.platform.pc import PcState, mmio_read, mmio_write
 from memvirt.platform.pc import pc_interrupt_pending as interrupt_pending
@@ -87,7 +89,7 @@ def takes_nmi(engine: EngineState, pc: PcState) -> bool:
 
 
 @compiled
-def note_large_page(engine: EngineState, gva: int, size: int) -> None:
+def note_large_page(engine: EngineState, gva: GuestVirtualAddress, size: int) -> None:
     """Tell the engine's TLB that a page it caches is part of a large one.
 
     ``invlpg`` of any address in a large page must drop all of it (SDM vol. 3A section 4.10.4.1),
@@ -107,7 +109,7 @@ def note_large_page(engine: EngineState, gva: int, size: int) -> None:
 
 
 @callback("boolean(int64, int64, int32, int64, int64)")
-def on_tlb_fill(handle: int, page: int, kind: int, entry: int, user: int) -> bool:
+def on_tlb_fill(handle: int, page: GuestVirtualAddress, kind: int, entry: int, user: int) -> bool:
     """``UC_HOOK_TLB_FILL``: ``entry`` is the address of a ``TlbEntry``."""
     translation = tlb_entry_at(entry)
     engine = engine_at(user)
@@ -133,7 +135,7 @@ def on_tlb_fill(handle: int, page: int, kind: int, entry: int, user: int) -> boo
 
 
 @callback("void(int64, int64, int32, int64)")
-def on_deadline(handle: int, gva: int, size: int, user: int) -> None:
+def on_deadline(handle: int, gva: GuestVirtualAddress, size: int, user: int) -> None:
     """``UC_HOOK_BLOCK``, when virtual time has come (``block_counter``): stop, or go on until an
     interrupt can be taken."""
     engine = engine_at(user)
@@ -242,11 +244,11 @@ def _port_permitted(engine: EngineState, port: int, size: int) -> bool:
     mmu.implicit_supervisor = 1
     status, denied = OK, limit < 103
     if not denied:
-        status = read_guest(engine, base + 0x66, bits_at, 2)
+        status = read_guest(engine, GuestVirtualAddress(base + 0x66), bits_at, 2)
         offset = (engine.permissions & 0xFFFF) + (port >> 3)
         denied = status == OK and offset + 1 > limit
         if status == OK and not denied:
-            status = read_guest(engine, base + offset, bits_at, 2)
+            status = read_guest(engine, GuestVirtualAddress(base + offset), bits_at, 2)
             bits = (engine.permissions & 0xFFFF) >> (port & 7)
             denied = bits & ((1 << size) - 1) != 0
     mmu.implicit_supervisor = 0
@@ -272,7 +274,8 @@ def _instruction_bytes(engine: EngineState) -> int:
     if load32(state + _HFLAGS) & reg.HF_CS64 == 0:
         start = (start + load64(state + reg.CS + reg.SEGMENT_BASE)) & _U32
     for length in range(1, 16):
-        status = read_guest(engine, start + length - 1, engine.state_at + INSTRUCTION, 1)
+        gva = GuestVirtualAddress(start + length - 1)
+        status = read_guest(engine, gva, engine.state_at + INSTRUCTION, 1)
         if status != OK:
             return 0
         if engine.instruction & 0xFF == 0xED:
@@ -335,7 +338,8 @@ def on_out(handle: int, port: int, size: int, value: int, user: int) -> None:
         # not even the rest of its block.
         engine.io_status = status
         abort_instruction(engine)
-    _after_device(engine)
+    if port64 != PORT_POST or size64 != 1:  # a latch: Linux writes to it to pass time
+        _after_device(engine)
 
 
 @callback("uint64(int64, uint64, uint32, int64)")

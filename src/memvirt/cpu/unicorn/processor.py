@@ -11,7 +11,7 @@ import unicorn
 from unicorn import unicorn_const as uc_const
 from unicorn import x86_const
 
-from memvirt.address import PAGE_BYTES
+from memvirt.address import PAGE_BYTES, MachinePageNumber, PhysicalPageNumber
 from memvirt.cpu.control_rules import cr4_bits, efer_bits
 from memvirt.cpu.processor import (
     ExitReason,
@@ -26,6 +26,7 @@ from memvirt.names import choose
 from memvirt.platform.ports import IO_BACKDOOR, IO_BALLOON
 from memvirt.record import new_record
 from memvirt.vmm.monitor import PagingMode, VirtualMachineMonitor
+from memvirt.vmm.stale import Stale
 
 from . import ENGINE, hooks
 from . import registers as reg
@@ -40,10 +41,10 @@ from .engine_state import ENGINE_DTYPE, EXECUTED, NO_EVENT, EngineState
 from .features import hidden_features
 from .guest_memory import access_entry
 from .own_build import IS_OWN_BUILD, count_blocks, set_control, used_engine
-from .run import drop_code, flush_translations, run
+from .run import drop_code_at, flush_translations_at, run_at
 from .tlb_fill import LAPIC_GPA
 from .version import check_engine_version
-from .virtual_time import PORT_ACCESS_NS, TIME_STAMP_NS, virtual_now
+from .virtual_time import PORT_ACCESS_NS, TIME_STAMP_NS, virtual_now_at
 
 _UC_CTL_TLB_VIRTUAL = uc_const.UC_TLB_VIRTUAL
 _TB_FLUSH = uc_const.UC_CTL_TB_FLUSH | uc_const.UC_CTL_IO_WRITE << 30
@@ -135,7 +136,7 @@ class UnicornProcessor:
 
     def _set_up_state(self) -> None:
         state, registers = self.state, self.registers
-        state.state_at = host_address(self._record, "engine state")
+        self._state_at = state.state_at = host_address(self._record, "engine state")
         state.vmm_at = self.vmm.state_address
         state.pc_at = host_address(self._pc, "virtual PC")
         state.page_flags_at = host_address(self._page_flags, "page flags of the engine")
@@ -268,7 +269,7 @@ class UnicornProcessor:
 
     @property
     def virtual_ns(self) -> int:
-        return int(virtual_now(self.state))
+        return int(virtual_now_at(self._state_at))
 
     @property
     def halted_ns(self) -> int:
@@ -291,15 +292,19 @@ class UnicornProcessor:
             if stale.ppns.size:
                 self.drop_all_code()
             return
+        if stale.ppns.size:
+            self._drop_code(stale)
+        if stale.flush:
+            flush_translations_at(self._state_at)
+
+    def _drop_code(self, stale: Stale) -> None:
         flags = self._page_flags
         may_hold_code = stale.shared | (flags[stale.ppns] & EXECUTED != 0)
         for i in np.flatnonzero(may_hold_code).tolist():
             ppn = stale.ppns[i]
             if stale.shared[i] or flags[ppn] & EXECUTED:
-                drop_code(self.state, int(stale.mpns[i]))
+                drop_code_at(self._state_at, MachinePageNumber(int(stale.mpns[i])))
                 flags[ppn] = 0
-        if stale.flush:
-            flush_translations(self.state)
 
     def drop_all_code(self) -> None:
         """Drop all translated code, whatever frame it came from."""
@@ -308,15 +313,14 @@ class UnicornProcessor:
     def run(self) -> ProcessorExit:
         self.engine  # noqa: B018  # as in _word
         self.drop_stale()
-        return self._exit(int(run(self.state, self._pc[0])))
+        return self._exit(int(run_at(self._state_at)))
 
     def _exit(self, left: int) -> ProcessorExit:
         """What the compiled loop left for, in the words of every processor."""
         state, vmm = self.state, self.vmm.state
         if left == NEED_PAGE:
-            return ProcessorExit(
-                ExitReason.NEED_PAGE, ppn=int(vmm.exit_ppn), write=bool(vmm.exit_write)
-            )
+            ppn = PhysicalPageNumber(int(vmm.exit_ppn))
+            return ProcessorExit(ExitReason.NEED_PAGE, ppn=ppn, write=bool(vmm.exit_write))
         if left == run_loop.LEFT_QUANTUM and state.stop_asked:
             return ProcessorExit(ExitReason.STOP_REQUESTED)
         if left == run_loop.LEFT_IO:

@@ -9,6 +9,12 @@ page's code (see docs/processor.md).
 
 from __future__ import annotations
 
+from memvirt.address import (
+    GuestPhysicalAddress,
+    GuestVirtualAddress,
+    MachineAddress,
+    machine_page_number,
+)
 from memvirt.compiled import compiled
 from memvirt.mmu.access import FETCH, FLUSH_AND_RETRY, OK, READ, WRITE
 from memvirt.mmu.entry import NO_EXECUTE, USER, WRITABLE
@@ -22,7 +28,7 @@ from memvirt.vmm.translate import access
 
 from .engine_state import DROP_CODE_AND_RETRY, EXECUTED, EngineState, pc_at, vmm_of
 
-LAPIC_GPA = 0xFEE0_0000
+LAPIC_GPA = GuestPhysicalAddress(0xFEE0_0000)
 PERMIT_READ, PERMIT_WRITE, PERMIT_EXECUTE = 1, 2, 4
 _BLOCKS_TO_FLUSH = 2
 _JUST_NOW = 4096  # bytes of code begun: more than the block that retries
@@ -43,13 +49,15 @@ def _window(engine: EngineState, mmu: MmuState) -> int:
     mmu.out_large_page = 0
     base = pc_at(engine.pc_at).lapic.base_msr
     local_apic = base & BASE_ENABLE != 0 and mmu.walk_gpa >> 12 == base >> 12
-    mmu.out_machine_address = engine.lapic_window if local_apic else engine.hole_window
+    mmu.out_machine_address = MachineAddress(
+        engine.lapic_window if local_apic else engine.hole_window
+    )
     mmu.out_permissions = PERMIT_READ | PERMIT_WRITE | (0 if local_apic else PERMIT_EXECUTE)
     return OK
 
 
 @compiled
-def _owe_flush(engine: EngineState, page: int) -> bool:
+def _owe_flush(engine: EngineState, page: GuestVirtualAddress) -> bool:
     """Note that a translation of ``page`` grants more than it should, until the flush to come.
 
     A store that changes the block it is in ends it, and is done again in a block of its own: that
@@ -69,7 +77,7 @@ def _owe_flush(engine: EngineState, page: int) -> bool:
 
 
 @compiled
-def fill(engine: EngineState, gva: int, kind: int) -> int:
+def fill(engine: EngineState, gva: GuestVirtualAddress, kind: int) -> int:
     """One TLB fill: OK with ``out_machine_address`` and PERMIT_* bits in ``out_permissions``.
 
     On another status nothing may be cached, and the run loop acts on it.
@@ -85,7 +93,7 @@ def fill(engine: EngineState, gva: int, kind: int) -> int:
     if mmu.out_large_page:
         engine.large_fills += 1
     rights = mmu.out_permissions
-    mpn = mmu.out_machine_address >> 12
+    mpn = machine_page_number(mmu.out_machine_address)
     ppn = frame_ppn(vmm, mpn)
     if ppn < 0:  # shared: never written in place, and its code is dropped whenever it is left
         mmu.out_permissions = PERMIT_READ | (PERMIT_EXECUTE if kind == FETCH else 0)
@@ -118,7 +126,7 @@ def fill(engine: EngineState, gva: int, kind: int) -> int:
             # The code that writes lies in this very frame, so dropping it helps only until it is
             # fetched again. Written as if executable, it is checked store by store; the
             # translation is gone before a block could begin that is fetched through it.
-            if not _owe_flush(engine, gva & ~0xFFF):
+            if not _owe_flush(engine, GuestVirtualAddress(gva & ~0xFFF)):
                 return FLUSH_AND_RETRY
             engine.precise_writes += 1
             permissions |= PERMIT_EXECUTE

@@ -14,6 +14,7 @@ import numpy as np
 
 from memvirt.address import PAGE_BYTES
 from memvirt.machine.similarity import PATCH_HEADER
+from memvirt.notebook import html_table
 from memvirt.plan.dumps.detect import open_dump
 from memvirt.plan.executor import Executor, Progress
 
@@ -32,6 +33,8 @@ from .tasks import (
     fingerprint,
     measure,
 )
+
+__all__ = ["Analysis", "PageClass", "Savings", "Share", "VmContent", "analyze"]
 
 _STRETCH_PAGES = 1 << 16  # 256 MiB a task
 _MEASURE_PAGES = 1 << 14
@@ -95,6 +98,16 @@ class Analysis:
     compressible_part: float
     in_use_pages: int
     chance: float
+
+    def __repr__(self) -> str:
+        saved = self.savings.together
+        return f"<Analysis of {len(self.vms)} dumps: {saved:.0f} of {self.pages} pages saved>"
+
+    def _repr_html_(self) -> str:
+        """Pages of each dump by class, as a table for notebooks."""
+        names = tuple(self.classes)
+        rows = ((vm.name, vm.pages, *(vm.classes.get(name) for name in names)) for vm in self.vms)
+        return html_table(repr(self)[1:-1], ("dump", "pages", *names), rows)
 
 
 @dataclass(frozen=True)

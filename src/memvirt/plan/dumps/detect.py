@@ -14,6 +14,8 @@ from .lime import MAGIC, open_lime
 from .raw import open_raw
 from .snapshot import open_snapshot
 
+__all__ = ["open_dump"]
+
 
 def open_dump(path: Path) -> Dump:
     """The dump, kept open for the tasks of this process. Raises DumpError."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from memvirt.address import PAGE_BYTES
+from memvirt.address import PAGE_BYTES, PhysicalPageNumber
 from memvirt.observe.snapshot import SnapshotError, load_snapshot
 from memvirt.observe.view import PageUnavailable, VmView
 
@@ -36,7 +36,9 @@ class SnapshotDump:
 
     def read(self, first: int, count: int) -> Pages:
         try:
-            content = b"".join(self._view.read_page(ppn) for ppn in range(first, first + count))
+            content = b"".join(
+                self._view.read_page(PhysicalPageNumber(ppn)) for ppn in range(first, first + count)
+            )
         except (PageUnavailable, SnapshotError, IndexError) as error:
             raise DumpError(f"{self._path}: a page is missing ({error})") from error
         return np.frombuffer(content, np.uint8).reshape(-1, PAGE_BYTES)

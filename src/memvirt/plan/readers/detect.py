@@ -19,6 +19,8 @@ from .record import read_own_record
 from .rvtools import is_rvtools, read_rvtools
 from .tables import first_row, read_text
 
+__all__ = ["read_file", "read_files"]
+
 _FORMATS = (
     "an RVTools export (xlsx, or CSV of vInfo, vMemory or vHost), esxtop's batch CSV, a "
     "Prometheus range query (JSON or Parquet), a Bitbrains trace, a record of memvirt run, or the "

@@ -10,6 +10,7 @@ is no I/O APIC: interrupts of devices go through the 8259A pair, which the MADT 
 
 import struct
 
+from memvirt.address import GuestPhysicalAddress
 from memvirt.platform.boot.image import Segment
 from memvirt.platform.control import (
     PORT_ACPI_CONTROL,
@@ -18,7 +19,7 @@ from memvirt.platform.control import (
 )
 from memvirt.platform.lapic import LAPIC_BASE
 
-ACPI_TABLES = 0xE0000
+ACPI_TABLES = GuestPhysicalAddress(0xE0000)
 _OEM = b"MEMVRT"
 _OEM_TABLE = b"MEMVIRT "
 _CREATOR = b"MVRT"
@@ -62,7 +63,7 @@ def _table(signature: bytes, revision: int, body: bytes) -> bytes:
     return bytes(data)
 
 
-def _rsdp(xsdt_gpa: int) -> bytes:
+def _rsdp(xsdt_gpa: GuestPhysicalAddress) -> bytes:
     head = bytearray(struct.pack("<8sB6sBI", b"RSD PTR ", 0, _OEM, 2, 0))
     head[8] = _checksum(head)
     full = bytearray(bytes(head) + struct.pack("<IQB3x", 36, xsdt_gpa, 0))
@@ -70,7 +71,7 @@ def _rsdp(xsdt_gpa: int) -> bytes:
     return bytes(full)
 
 
-def _fadt(facs_gpa: int, dsdt_gpa: int) -> bytes:
+def _fadt(facs_gpa: GuestPhysicalAddress, dsdt_gpa: GuestPhysicalAddress) -> bytes:
     """Revision 3, 244 bytes: the register blocks by their 32-bit I/O ports."""
     body = struct.pack(
         "<IIBBHIBBBB",
@@ -111,15 +112,15 @@ def _dsdt() -> bytes:
 
 def acpi_segment() -> Segment:
     """All tables as one segment of the BIOS area."""
-    facs_gpa = ACPI_TABLES + 0x40
-    dsdt_gpa = facs_gpa + 0x40
+    facs_gpa = GuestPhysicalAddress(ACPI_TABLES + 0x40)
+    dsdt_gpa = GuestPhysicalAddress(facs_gpa + 0x40)
     facs = struct.pack("<4sI", b"FACS", 64).ljust(64, b"\0")
     dsdt = _dsdt()
-    fadt_gpa = dsdt_gpa + (len(dsdt) + 15 & -16)
+    fadt_gpa = GuestPhysicalAddress(dsdt_gpa + (len(dsdt) + 15 & -16))
     fadt = _fadt(facs_gpa, dsdt_gpa)
-    madt_gpa = fadt_gpa + (len(fadt) + 15 & -16)
+    madt_gpa = GuestPhysicalAddress(fadt_gpa + (len(fadt) + 15 & -16))
     madt = _madt()
-    xsdt_gpa = madt_gpa + (len(madt) + 15 & -16)
+    xsdt_gpa = GuestPhysicalAddress(madt_gpa + (len(madt) + 15 & -16))
     xsdt = _table(b"XSDT", 1, struct.pack("<2Q", fadt_gpa, madt_gpa))
     area = bytearray(xsdt_gpa + len(xsdt) - ACPI_TABLES)
     for gpa, table in (

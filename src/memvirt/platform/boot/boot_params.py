@@ -3,6 +3,7 @@
 
 import struct
 
+from memvirt.address import GuestPhysicalAddress
 from memvirt.platform.boot.image import (
     BOOT_PARAMS,
     COMMAND_LINE,
@@ -48,10 +49,10 @@ def synthetic_header() -> bytes:
 def boot_params_segments(
     *,
     header: bytes,
-    load_gpa: int,
+    load_gpa: GuestPhysicalAddress,
     memory_bytes: int,
     command_line: bytes,
-    initrd_gpa: int,
+    initrd_gpa: GuestPhysicalAddress,
     initrd: bytes,
 ) -> list[Segment]:
     """The zero page, the command line and the initrd, as segments."""

@@ -5,6 +5,7 @@ This is the convention of Firecracker and crosvm: the Linux 64-bit boot protocol
 point instead of the bzImage's.
 """
 
+from memvirt.address import GuestPhysicalAddress
 from memvirt.platform.boot.boot_params import boot_params_segments, synthetic_header
 from memvirt.platform.boot.elf_format import (
     CLASS_64,
@@ -33,7 +34,7 @@ def load_elf(
     executable = parse_elf(image, name, expected_class=CLASS_64, machine=MACHINE_X86_64)
     segments, end = place_loads(image, name, executable, memory_bytes)
     text = encode_command_line(name, command_line, COMMAND_LINE_MAXIMUM)
-    initrd_gpa = 0
+    initrd_gpa = GuestPhysicalAddress(0)
     if initrd:
         initrd_gpa = place_at_top(
             name, "initrd", len(initrd), lowest=end, highest=HOLE_START, memory_bytes=memory_bytes

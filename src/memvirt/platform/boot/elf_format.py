@@ -8,6 +8,7 @@ file loads like any other.
 import struct
 from dataclasses import dataclass
 
+from memvirt.address import GuestPhysicalAddress
 from memvirt.platform.boot.image import BootError, Segment, check_fits
 
 ELF_MAGIC = b"\x7fELF"
@@ -39,14 +40,14 @@ class ElfExecutable:
     entry: int
     loads: tuple[LoadSegment, ...]
 
-    def entry_gpa(self, name: str) -> int:
+    def entry_gpa(self, name: str) -> GuestPhysicalAddress:
         """The entry's physical address: through the segment whose virtual range holds it."""
         for load in self.loads:
             if load.vaddr <= self.entry < load.vaddr + load.file_size:
-                return load.paddr + self.entry - load.vaddr
+                return GuestPhysicalAddress(load.paddr + self.entry - load.vaddr)
         for load in self.loads:
             if load.paddr <= self.entry < load.paddr + load.file_size:
-                return self.entry
+                return GuestPhysicalAddress(self.entry)
         raise BootError(
             name, f"the ELF entry point {self.entry:#x} is in no segment's bytes from the file"
         )
@@ -143,5 +144,5 @@ def place_loads(
         end = load_end
         if load.file_size:
             data = image[load.offset : load.offset + load.file_size]
-            segments.append(Segment(load.paddr, data))
+            segments.append(Segment(GuestPhysicalAddress(load.paddr), data))
     return segments, end

@@ -5,6 +5,7 @@ In 64-bit mode RSI points to the Linux zero page; in 32-bit mode EBX does, which
 image finds the memory map and its command line.
 """
 
+from memvirt.address import GuestPhysicalAddress
 from memvirt.platform.boot.boot_params import boot_params_segments, synthetic_header
 from memvirt.platform.boot.image import (
     BOOT_PARAMS,
@@ -32,7 +33,7 @@ def load_flat(
     command_line: str = "",
     initrd: bytes = b"",
     name: str = "flat image",
-    load_gpa: int = HIGH_MEMORY_START,
+    load_gpa: GuestPhysicalAddress = HIGH_MEMORY_START,
     mode: StartMode = StartMode.LONG_64,
 ) -> BootImage:
     """Lay out ``image`` at guest physical address ``load_gpa`` and start it there."""
@@ -42,7 +43,7 @@ def load_flat(
     end = load_gpa + len(image)
     check_fits(name, "the flat image", load_gpa, end, memory_bytes)
     text = encode_command_line(name, command_line, COMMAND_LINE_MAXIMUM)
-    initrd_gpa = 0
+    initrd_gpa = GuestPhysicalAddress(0)
     if initrd:
         initrd_gpa = place_at_top(
             name, "initrd", len(initrd), lowest=end, highest=HOLE_START, memory_bytes=memory_bytes

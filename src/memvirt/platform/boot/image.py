@@ -5,6 +5,7 @@ import struct
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 
+from memvirt.address import GuestPhysicalAddress
 from memvirt.errors import MemvirtError
 
 KIB = 1 << 10
@@ -12,26 +13,26 @@ MIB = 1 << 20
 GIB = 1 << 30
 PAGE_SIZE = 4 * KIB
 
-LOW_MEMORY_END = 0x9FC00
+LOW_MEMORY_END = GuestPhysicalAddress(0x9FC00)
 """End of conventional memory; the extended BIOS data area starts here."""
 
-HIGH_MEMORY_START = MIB
-HOLE_START = 3 * GIB
+HIGH_MEMORY_START = GuestPhysicalAddress(MIB)
+HOLE_START = GuestPhysicalAddress(3 * GIB)
 """RAM beyond 3 GiB continues at 4 GiB; devices (the local APIC) live in between."""
 
-HOLE_END = 4 * GIB
+HOLE_END = GuestPhysicalAddress(4 * GIB)
 MINIMUM_MEMORY = 2 * MIB
 
 # Low memory as the loaders lay it out, all below the image.
-BIOS_DATA = 0x400
-GDT = 0x500
-BOOT_PARAMS = 0x7000
-STACK_TOP = 0x8FF0
-PAGE_TABLES = 0x9000  # PML4, PDPT, four page directories
-MULTIBOOT_INFO = 0x10000
-COMMAND_LINE = 0x20000
+BIOS_DATA = GuestPhysicalAddress(0x400)
+GDT = GuestPhysicalAddress(0x500)
+BOOT_PARAMS = GuestPhysicalAddress(0x7000)
+STACK_TOP = GuestPhysicalAddress(0x8FF0)
+PAGE_TABLES = GuestPhysicalAddress(0x9000)  # PML4, PDPT, four page directories
+MULTIBOOT_INFO = GuestPhysicalAddress(0x10000)
+COMMAND_LINE = GuestPhysicalAddress(0x20000)
 COMMAND_LINE_MAXIMUM = 0xFFFF
-LAYOUT_END = 0x30000
+LAYOUT_END = GuestPhysicalAddress(0x30000)
 
 CODE_SELECTOR = 0x10
 DATA_SELECTOR = 0x18
@@ -60,27 +61,27 @@ class E820Type(IntEnum):
 class E820Entry:
     """One range of the guest physical memory map, in bytes."""
 
-    gpa: int
+    gpa: GuestPhysicalAddress
     size: int
     kind: E820Type
 
     @property
-    def end(self) -> int:
+    def end(self) -> GuestPhysicalAddress:
         """First guest physical address past the range."""
-        return self.gpa + self.size
+        return GuestPhysicalAddress(self.gpa + self.size)
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
     """Bytes to copy to guest physical address ``gpa`` before the guest starts."""
 
-    gpa: int
+    gpa: GuestPhysicalAddress
     data: bytes
 
     @property
-    def end(self) -> int:
+    def end(self) -> GuestPhysicalAddress:
         """First guest physical address past the segment."""
-        return self.gpa + len(self.data)
+        return GuestPhysicalAddress(self.gpa + len(self.data))
 
 
 class StartMode(Enum):
@@ -139,9 +140,9 @@ def low_memory_top(memory_bytes: int) -> int:
 def memory_map(memory_bytes: int) -> tuple[E820Entry, ...]:
     """The PC's memory map for ``memory_bytes`` of RAM; RAM beyond 3 GiB appears at 4 GiB."""
     entries = [
-        E820Entry(0, LOW_MEMORY_END, E820Type.USABLE),
+        E820Entry(GuestPhysicalAddress(0), LOW_MEMORY_END, E820Type.USABLE),
         E820Entry(LOW_MEMORY_END, MIB - LOW_MEMORY_END, E820Type.RESERVED),
-        E820Entry(MIB, low_memory_top(memory_bytes) - MIB, E820Type.USABLE),
+        E820Entry(HIGH_MEMORY_START, low_memory_top(memory_bytes) - MIB, E820Type.USABLE),
     ]
     if memory_bytes > HOLE_START:
         entries.append(E820Entry(HOLE_END, memory_bytes - HOLE_START, E820Type.USABLE))
@@ -171,7 +172,7 @@ def check_fits(name: str, what: str, start: int, end: int, memory_bytes: int) ->
 
 def place_at_top(
     name: str, what: str, size: int, *, lowest: int, highest: int, memory_bytes: int
-) -> int:
+) -> GuestPhysicalAddress:
     """Page-aligned address for ``size`` bytes, as high as possible in [lowest, highest)."""
     top = min(low_memory_top(memory_bytes), highest)
     start = (top - size) & -PAGE_SIZE
@@ -181,7 +182,7 @@ def place_at_top(
             f"the {what} of {size} bytes does not fit: only {max(top - lowest, 0)} bytes are free "
             f"above the kernel ({lowest:#x}-{top:#x})",
         )
-    return start
+    return GuestPhysicalAddress(start)
 
 
 def encode_command_line(name: str, command_line: str, maximum: int) -> bytes:
@@ -217,7 +218,9 @@ def _identity_page_tables() -> Segment:
     return Segment(PAGE_TABLES, pml4 + pdpt + pages)
 
 
-def start_protected_32(*, rip: int, rbx: int, rax: int) -> tuple[list[Segment], InitialState]:
+def start_protected_32(
+    *, rip: GuestPhysicalAddress, rbx: int, rax: int
+) -> tuple[list[Segment], InitialState]:
     """Flat 32-bit protected mode, paging off: segments to add and registers."""
     gdt = struct.pack("<4Q", 0, 0, _CODE_32, _DATA)
     state = InitialState(
@@ -237,7 +240,7 @@ def start_protected_32(*, rip: int, rbx: int, rax: int) -> tuple[list[Segment], 
     return [*_firmware_data(), Segment(GDT, gdt)], state
 
 
-def start_long_64(*, rip: int, rsi: int) -> tuple[list[Segment], InitialState]:
+def start_long_64(*, rip: GuestPhysicalAddress, rsi: int) -> tuple[list[Segment], InitialState]:
     """64-bit mode with the low 4 GiB identity-mapped: segments to add and registers."""
     gdt = struct.pack("<4Q", 0, 0, _CODE_64, _DATA)
     state = InitialState(

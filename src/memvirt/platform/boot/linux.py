@@ -7,6 +7,7 @@ memtest86+ from version 6 is started the same way.
 import struct
 from dataclasses import dataclass
 
+from memvirt.address import GuestPhysicalAddress
 from memvirt.platform.boot.acpi import acpi_segment
 from memvirt.platform.boot.boot_params import SETUP_HEADER, boot_params_segments
 from memvirt.platform.boot.image import (
@@ -48,7 +49,7 @@ class SetupHeader:
     xloadflags: int
     initrd_addr_max: int
     command_line_maximum: int
-    preferred_gpa: int
+    preferred_gpa: GuestPhysicalAddress
     init_size: int
     raw: bytes  # from SETUP_HEADER on
 
@@ -141,13 +142,15 @@ def load_linux(
     added = missing_parameters(image, command_line)
     command_line = " ".join((*added, command_line) if command_line else added)
     text = encode_command_line(name, command_line, header.command_line_maximum)
-    initrd_gpa = 0
+    initrd_gpa = GuestPhysicalAddress(0)
     if initrd:
         limit = header.initrd_addr_max + 1
         initrd_gpa = place_at_top(
             name, "initrd", len(initrd), lowest=kernel_end, highest=limit, memory_bytes=memory_bytes
         )
-    extra, registers = start_long_64(rip=load_gpa + ENTRY_64_OFFSET, rsi=BOOT_PARAMS)
+    extra, registers = start_long_64(
+        rip=GuestPhysicalAddress(load_gpa + ENTRY_64_OFFSET), rsi=BOOT_PARAMS
+    )
     parameters = boot_params_segments(
         header=header.raw,
         load_gpa=load_gpa,

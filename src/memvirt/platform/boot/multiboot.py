@@ -4,6 +4,7 @@
 import struct
 from dataclasses import dataclass
 
+from memvirt.address import GuestPhysicalAddress
 from memvirt.platform.boot.elf_format import (
     CLASS_32,
     CLASS_64,
@@ -72,7 +73,7 @@ def find_header(image: bytes) -> MultibootHeader | None:
 
 def _load_by_addresses(
     image: bytes, name: str, header: MultibootHeader, memory_bytes: int
-) -> tuple[list[Segment], int, int]:
+) -> tuple[list[Segment], int, GuestPhysicalAddress]:
     """Section 3.1.3: the header itself says what to load where. Segments, end, entry."""
     if len(image) < header.offset + 32:
         raise BootError(name, "truncated Multiboot image: the file ends inside the address fields")
@@ -102,10 +103,13 @@ def _load_by_addresses(
             f"Multiboot entry_addr {entry:#x} is outside the bytes loaded from the file "
             f"({load_gpa:#x}-{load_gpa + size:#x})",
         )
-    return [Segment(load_gpa, image[first : first + size])], end, entry
+    segment = Segment(GuestPhysicalAddress(load_gpa), image[first : first + size])
+    return [segment], end, GuestPhysicalAddress(entry)
 
 
-def _load_elf(image: bytes, name: str, memory_bytes: int) -> tuple[list[Segment], int, int]:
+def _load_elf(
+    image: bytes, name: str, memory_bytes: int
+) -> tuple[list[Segment], int, GuestPhysicalAddress]:
     if not is_elf(image):
         raise BootError(
             name, "a Multiboot image that is not ELF must give its addresses (header flag 16)"
@@ -121,7 +125,7 @@ def _load_elf(image: bytes, name: str, memory_bytes: int) -> tuple[list[Segment]
     return segments, end, executable.entry_gpa(name)
 
 
-def _information(memory_bytes: int, module_gpa: int, module_size: int) -> bytes:
+def _information(memory_bytes: int, module_gpa: GuestPhysicalAddress, module_size: int) -> bytes:
     """The information structure (section 3.3), with what it points to right behind it."""
     ranges = b"".join(
         struct.pack("<IQQI", 20, entry.gpa, entry.size, int(entry.kind))
@@ -169,7 +173,7 @@ def load_multiboot(
     else:
         segments, end, entry = _load_elf(image, name, memory_bytes)
     text = encode_command_line(name, command_line, COMMAND_LINE_MAXIMUM)
-    module_gpa = 0
+    module_gpa = GuestPhysicalAddress(0)
     if initrd:
         module_gpa = place_at_top(
             name, "initrd", len(initrd), lowest=end, highest=HOLE_START, memory_bytes=memory_bytes

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from memvirt.address import PhysicalPageNumber
 from memvirt.mmu.entry import (
     ACCESSED,
     DIRTY,
@@ -29,7 +30,7 @@ from memvirt.mmu.entry import (
 from memvirt.vmm.pmap import PageState
 from memvirt.vmm.stores.backing import BackingStoreError, PageCorrupted
 
-from .sources import ShadowTables, words_of
+from .sources import ShadowEntries, ShadowTables, words_of
 from .violation import Array, Told, Violation
 
 if TYPE_CHECKING:
@@ -46,10 +47,9 @@ def _hex(word: int) -> str:
     return f"{int(word) & (1 << 64) - 1:#x}"
 
 
-def check_direct(
-    shadow: ShadowTables, table: Array, slot: Array, entry: Array, target: Array
-) -> Iterator[Violation]:
+def check_direct(shadow: ShadowTables, entries: ShadowEntries) -> Iterator[Violation]:
     """Below a guest large page, or with paging off, entries map guest-physical memory in order."""
+    table, slot, target = entries.table, entries.slot, entries.target
     level = shadow.level[table]
     ordered = (shadow.direct[table] != 0) & (
         (shadow.mode[table] == MODE_OFF) | (level <= shadow.mode[table])
@@ -75,7 +75,7 @@ def _guest_words(vmm: VirtualMachineMonitor, ppn: int) -> Array | None:
     if state not in tuple(PageState):
         return None
     try:
-        return np.frombuffer(vmm.read_page(ppn), np.int64)
+        return np.frombuffer(vmm.read_page(PhysicalPageNumber(ppn)), np.int64)
     except (BackingStoreError, PageCorrupted, KeyError, IndexError, AssertionError):
         return None  # the disk fails just now, or the slot does not exist: `stores` says which
 
@@ -93,41 +93,33 @@ def _guest_entries(shadow: ShadowTables, index: int, words: Array, slots: Array)
 
 
 def check_derivation(
-    vmm: VirtualMachineMonitor,
-    shadow: ShadowTables,
-    table: Array,
-    slot: Array,
-    entry: Array,
-    target: Array,
+    vmm: VirtualMachineMonitor, shadow: ShadowTables, entries: ShadowEntries
 ) -> Iterator[Violation]:
     """Entries of traced tables agree with the guest entries they were made from."""
     compared = shadow.used & (shadow.direct == 0) & ~shadow.unsynchronized
-    rows = np.flatnonzero(compared[table])
-    guest = np.zeros(rows.size, np.int64)
-    readable = np.ones(rows.size, bool)
+    entries = entries.select(compared[entries.table])
+    guest = np.zeros(entries.table.size, np.int64)
+    readable = np.ones(guest.size, bool)
     # Present entries come in the order of their tables: one run of rows for each.
-    indices, starts = np.unique(table[rows], return_index=True)
-    ends = np.append(starts[1:], rows.size)[: starts.size].tolist()
+    indices, starts = np.unique(entries.table, return_index=True)
+    ends = np.append(starts[1:], guest.size)[: starts.size].tolist()
     for index, start, end in zip(indices.tolist(), starts.tolist(), ends, strict=True):
         words = _guest_words(vmm, int(shadow.ppn[index]))
         if words is None:
             readable[start:end] = False
         else:
-            guest[start:end] = _guest_entries(shadow, index, words, slot[rows[start:end]])
-    rows, guest = rows[readable], guest[readable]
-    yield from _compare(vmm, shadow, table[rows], slot[rows], entry[rows], target[rows], guest)
+            guest[start:end] = _guest_entries(shadow, index, words, entries.slot[start:end])
+    yield from _compare(vmm, shadow, entries.select(readable), guest[readable])
 
 
 def _compare(
     vmm: VirtualMachineMonitor,
     shadow: ShadowTables,
-    table: Array,
-    slot: Array,
-    entry: Array,
-    target: Array,
+    entries: ShadowEntries,
     guest: Array,
 ) -> Iterator[Violation]:
     """The rules, entry by entry: presence, rights, accessed and dirty, and where both lead."""
+    table, slot, entry, target = entries.table, entries.slot, entries.entry, entries.target
     mode, level = shadow.mode[table], shadow.level[table]
     pointer = (mode == MODE_PAE) & (level == 3)  # a PAE PDPTE has no rights and no accessed bit
     rights = np.where(pointer, USER | WRITABLE, guest & (USER | WRITABLE | NO_EXECUTE))
@@ -143,7 +135,7 @@ def _compare(
         ("rights", ~absent & more, "no more rights than"),
         ("writable entries of clean pages", ~absent & clean, "read-only for the clean"),
         ("entries of guest entries not accessed", ~absent & idle, "none before the access to"),
-        ("where entries lead", ~absent & _leads_elsewhere(shadow, table, slot, target, guest, leaf),
+        ("where entries lead", ~absent & _leads_elsewhere(shadow, entries, guest, leaf),
          "what is mapped by"),
     )  # fmt: skip
     for name, wrong, relation in rules:
@@ -160,9 +152,10 @@ def _target_text(level: int, target: int) -> str:
 
 
 def _leads_elsewhere(
-    shadow: ShadowTables, table: Array, slot: Array, target: Array, guest: Array, leaf: Array
+    shadow: ShadowTables, entries: ShadowEntries, guest: Array, leaf: Array
 ) -> Array:
     """Which entries lead to another page, or another table, than the guest entry names."""
+    table, slot, target = entries.table, entries.slot, entries.target
     mode, level = shadow.mode[table], shadow.level[table]
     named = (guest & np.where(mode == MODE_2LEVEL, 0xFFFF_F000, ENTRY_ADDRESS_MASK)) >> 12
     child = np.where(level > 1, target, 0)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from memvirt.address import MachinePageNumber
 from memvirt.machine.memory import NOBODY, FrameKind, MachineMemory
 from memvirt.vmm.pmap import PageState
 
@@ -159,7 +160,7 @@ def check_reserve_is_zeroed(vmm: VirtualMachineMonitor) -> Iterator[Violation]:
     mpns: Array = held[in_machine(machine, held)]
     told = Told("I4", f"content of the reserve of VM {vmm.vm_id}")
     for mpn in told.first(mpns[words_of(machine)[mpns].any(axis=1)]):
-        byte = int(np.flatnonzero(machine.page(mpn))[0])
-        found = f"{int(machine.page(mpn)[byte]):#x} at byte {byte:#x}"
+        byte = int(np.flatnonzero(machine.page(MachinePageNumber(mpn)))[0])
+        found = f"{int(machine.page(MachinePageNumber(mpn))[byte]):#x} at byte {byte:#x}"
         yield Violation("I4", f"reserve of VM {vmm.vm_id}: MPN {mpn:#x}", found, "zeroes")
     yield from told.rest()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from memvirt.address import MpnArray
 from memvirt.machine.memory import FrameKind
 from memvirt.mmu.page_state import FLAG_BALLOONED
 from memvirt.vmm.pmap import LARGE_PAGES, PageState
@@ -75,7 +76,7 @@ def _check_shared(vmm: VirtualMachineMonitor) -> Iterator[Violation]:
     wrong = ~exist
     mpn = mpns[exist]
     wrong[exist] = (machine.kind[mpn] != FrameKind.SHARED) | (
-        machine.share_salt(mpn) != vmm.share_salt
+        machine.share_salt(MpnArray(mpn)) != vmm.share_salt
     )
     told = Told("I6", f"shared pages of VM {vmm.vm_id}")
     for i in told.first(wrong):

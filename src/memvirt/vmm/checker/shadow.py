@@ -18,7 +18,7 @@ from memvirt.mmu.page_state import FLAG_SHADOWED, FLAG_TRACED
 from .derivation import check_derivation, check_direct
 from .links import Links, follow
 from .mapping import check_mappings
-from .sources import ShadowTables, frame_text, in_machine, shadow_tables, words_of
+from .sources import ShadowEntries, ShadowTables, frame_text, in_machine, shadow_tables, words_of
 from .violation import Array, Told, Violation
 
 if TYPE_CHECKING:
@@ -53,12 +53,11 @@ def check_shadow(vmm: VirtualMachineMonitor) -> Iterator[Violation]:
     table, slot = _present(vmm, shadow, sound)
     entry = words_of(vmm.machine)[shadow.mpn[table], slot]
     target = yield from _check_lists(vmm, shadow, table, slot, entry)
-    yield from _check_pointers(shadow, table, slot, entry, target)
-    yield from _check_leaves(vmm, shadow, table, slot, entry, target)
-    known = target >= 0
-    rows = (table[known], slot[known], entry[known], target[known])
-    yield from check_direct(shadow, *rows)
-    yield from check_derivation(vmm, shadow, *rows)
+    known = ShadowEntries(table, slot, entry, target).select(target >= 0)
+    yield from _check_pointers(shadow, known)
+    yield from _check_leaves(vmm, shadow, known)
+    yield from check_direct(shadow, known)
+    yield from check_derivation(vmm, shadow, known)
 
 
 def _wrong_frames(vmm: VirtualMachineMonitor, shadow: ShadowTables) -> Array:
@@ -223,40 +222,33 @@ def _check_previous(shadow: ShadowTables, lists: Links) -> Iterator[Violation]:
     yield from told.rest()
 
 
-def _check_pointers(
-    shadow: ShadowTables, table: Array, slot: Array, entry: Array, target: Array
-) -> Iterator[Violation]:
+def _check_pointers(shadow: ShadowTables, entries: ShadowEntries) -> Iterator[Violation]:
     """A non-leaf entry points to the table it is listed for, which is used and one level below."""
-    upper = np.flatnonzero((shadow.level[table] > 1) & (target >= 0))
-    child = target[upper]
-    mpns = (entry[upper] & ENTRY_ADDRESS_MASK) >> 12
+    upper = entries.select(shadow.level[entries.table] > 1)
+    child = upper.target
+    mpns = (upper.entry & ENTRY_ADDRESS_MASK) >> 12
     told = Told("I1", "pointers between shadow pages")
     for i in told.first(mpns != shadow.mpn[child]):
-        where = entry_text(int(table[upper[i]]) << 9 | int(slot[upper[i]]))
+        where = entry_text(upper.link(i))
         expected = f"MPN {shadow.mpn[child[i]]:#x}, shadow page {child[i]}"
         yield Violation("I1", where, f"a table at MPN {mpns[i]:#x}", expected)
     yield from told.rest()
     told = Told("I1", "levels of shadow pages")
-    for i in told.first(shadow.level[child] != shadow.level[table[upper]] - 1):
-        where = entry_text(int(table[upper[i]]) << 9 | int(slot[upper[i]]))
+    for i in told.first(shadow.level[child] != shadow.level[upper.table] - 1):
+        where = entry_text(upper.link(i))
         found = f"shadow page {child[i]} of level {shadow.level[child[i]]}"
-        yield Violation("I1", where, found, f"one of level {shadow.level[table[upper[i]]] - 1}")
+        yield Violation("I1", where, found, f"one of level {shadow.level[upper.table[i]] - 1}")
     yield from told.rest()
 
 
 def _check_leaves(
-    vmm: VirtualMachineMonitor,
-    shadow: ShadowTables,
-    table: Array,
-    slot: Array,
-    entry: Array,
-    target: Array,
+    vmm: VirtualMachineMonitor, shadow: ShadowTables, entries: ShadowEntries
 ) -> Iterator[Violation]:
-    leaf = np.flatnonzero((shadow.level[table] == 1) & (target >= 0))
+    leaf = entries.select(shadow.level[entries.table] == 1)
     yield from check_mappings(
         vmm,
-        target[leaf],
-        (entry[leaf] & ENTRY_ADDRESS_MASK) >> 12,
-        entry[leaf] & WRITABLE != 0,
-        lambda i: entry_text(int(table[leaf[i]]) << 9 | int(slot[leaf[i]])),
+        leaf.target,
+        (leaf.entry & ENTRY_ADDRESS_MASK) >> 12,
+        leaf.entry & WRITABLE != 0,
+        lambda i: entry_text(leaf.link(i)),
     )

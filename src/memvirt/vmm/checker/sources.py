@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from memvirt.address import PhysicalPageNumber
 from memvirt.machine.memory import FrameKind, MachineMemory
 from memvirt.mmu.entry import CR4_PSE
 from memvirt.vmm.content import COMPRESS, SWAP
@@ -86,7 +87,7 @@ def kept_pages(vmm: VirtualMachineMonitor) -> list[KeptPages]:
         SWAP: np.flatnonzero(state == PageState.SWAPPED),
     }
     for ppn in np.flatnonzero(state == PageState.STORED).tolist():
-        name = contents._elsewhere.get(ppn, "none")
+        name = contents._elsewhere.get(PhysicalPageNumber(ppn), "none")
         pages[name] = np.append(pages.get(name, np.zeros(0, np.int64)), ppn)
     names = dict.fromkeys((*pages, *contents.stores))
     nothing = np.zeros(0, np.int64)
@@ -149,6 +150,26 @@ class ShadowTables:
     def key_columns(self) -> tuple[Array, ...]:
         """What a shadow page is found by: no two have the same."""
         return self.ppn, self.level, self.part, self.direct
+
+
+@dataclass(frozen=True, slots=True)
+class ShadowEntries:
+    """Present entries of shadow pages, in the order of their tables."""
+
+    table: Array  # shadow page each lies in
+    slot: Array
+    entry: Array
+    target: Array  # PPN of a leaf, shadow page of a non-leaf; -1 if no list has the entry
+
+    def select(self, which: Array) -> ShadowEntries:
+        """Those of a mask, or at positions."""
+        return ShadowEntries(
+            self.table[which], self.slot[which], self.entry[which], self.target[which]
+        )
+
+    def link(self, i: int) -> int:
+        """The link of entry ``i`` (shadow page * 512 + slot)."""
+        return int(self.table[i]) << 9 | int(self.slot[i])
 
 
 def shadow_tables(vmm: VirtualMachineMonitor) -> ShadowTables | None:

@@ -10,6 +10,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from memvirt.address import (
+    GuestVirtualAddress,
+    MachineAddress,
+    MachinePageNumber,
+    MpnArray,
+    PhysicalPageNumber,
+    PpnArray,
+)
 from memvirt.compiled import compiled
 from memvirt.machine.memory import FrameKind, MachineMemory
 from memvirt.mmu.access import OK, READ
@@ -19,12 +27,11 @@ from memvirt.mmu.second_level import MISS, pmap_walk
 from memvirt.vmm.pmap import PageState, Pmap
 from memvirt.vmm.vmm_state import VmmState
 
-from .interface import PpnArray
 from .mode import PagingMode
 
 
 @compiled
-def flat_access(vmm: VmmState, gva: int, access: int) -> int:
+def flat_access(vmm: VmmState, gva: GuestVirtualAddress, access: int) -> int:
     """One access: guest tables, then the identity. OK or a status."""
     mmu = vmm.mmu
     status = guest_walk(mmu, gva, access)
@@ -32,7 +39,7 @@ def flat_access(vmm: VmmState, gva: int, access: int) -> int:
         return int(status)
     mmu.out_machine_address = pmap_walk(mmu, mmu.walk_gpa, READ)
     if mmu.out_machine_address == MISS:
-        mmu.out_machine_address = -1
+        mmu.out_machine_address = MachineAddress(-1)
     mmu.out_permissions = WRITABLE | USER
     return OK
 
@@ -47,7 +54,7 @@ class FlatPaging:
 
     def __init__(self, machine: MachineMemory, pmap: Pmap, vm_id: int) -> None:
         first = machine.allocate_contiguous(pmap.pages, kind=FrameKind.GUEST, owner=vm_id)
-        mpns = np.arange(first, first + pmap.pages, dtype=np.uint32)
+        mpns = MpnArray(np.arange(first, first + pmap.pages, dtype=np.uint32))
         machine.guest_ppn[mpns] = np.arange(pmap.pages)
         pmap.frame[:] = mpns
         pmap.state[:] = PageState.PRIVATE
@@ -58,5 +65,5 @@ class FlatPaging:
     def forget_guest_tables(self) -> None:
         """Nothing derives from the guest's tables but the processor's own translations."""
 
-    def release_table_below(self, first_ppn: int) -> int | None:
+    def release_table_below(self, first_ppn: PhysicalPageNumber) -> MachinePageNumber | None:
         return None

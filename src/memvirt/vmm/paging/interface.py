@@ -9,13 +9,11 @@ stopped. A new way to page implements this class, gets a name in ``mode.PagingMo
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
-import numpy as np
+from memvirt.address import MachinePageNumber, PhysicalPageNumber, PpnArray
 
 from .mode import PagingMode
-
-PpnArray = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class Paging(Protocol):
@@ -54,7 +52,7 @@ class Paging(Protocol):
         """
         ...
 
-    def release_table_below(self, first_ppn: int) -> int | None:
+    def release_table_below(self, first_ppn: PhysicalPageNumber) -> MachinePageNumber | None:
         """Unlink the table that a large entry for ``first_ppn`` replaces; its MPN, or None.
 
         All its entries have been dropped. The caller releases the frame.

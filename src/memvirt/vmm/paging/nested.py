@@ -7,6 +7,16 @@ compiled code unless the VMM has to bring a page back or unshare it.
 
 from __future__ import annotations
 
+from memvirt.address import (
+    GuestPhysicalAddress,
+    GuestVirtualAddress,
+    MachineAddress,
+    MachinePageNumber,
+    PhysicalPageNumber,
+    PpnArray,
+    guest_physical_address,
+    physical_page_number,
+)
 from memvirt.compiled import compiled
 from memvirt.mmu.access import MISCONFIGURED, NEED_FRAMES, NEED_PAGE, OK, WRITE
 from memvirt.mmu.entry import (
@@ -30,11 +40,9 @@ from memvirt.mmu.second_level import MISS, ept_walk, forget_nested
 from memvirt.vmm.frames import FRAMES_PER_FAULT, KIND_NESTED, resolve_page, take_frame
 from memvirt.vmm.vmm_state import VmmState
 
-from .interface import PpnArray
-
 
 @compiled
-def nested_entry_at(vmm: VmmState, gpa: int, leaf: int, create: bool) -> int:
+def nested_entry_at(vmm: VmmState, gpa: GuestPhysicalAddress, leaf: int, create: bool) -> int:
     """Host address of the nested entry of level ``leaf`` for ``gpa``; 0 if its table is missing.
 
     With ``create`` missing tables are taken from the reserve, which the caller has checked. The
@@ -59,16 +67,16 @@ def nested_entry_at(vmm: VmmState, gpa: int, leaf: int, create: bool) -> int:
 
 
 @compiled
-def drop_nested_entry(vmm: VmmState, ppn: int) -> int:
+def drop_nested_entry(vmm: VmmState, ppn: PhysicalPageNumber) -> int:
     """Clear the nested entry that maps ``ppn``, for all of a large page; 1 if there was one.
 
     Obligation: the caller flushes.
     """
-    at = nested_entry_at(vmm, ppn << 12, 2, False)
+    at = nested_entry_at(vmm, guest_physical_address(ppn), 2, False)
     if at == 0:
         return 0
     if load64(at) & EPT_LARGE == 0:
-        at = nested_entry_at(vmm, ppn << 12, 1, False)
+        at = nested_entry_at(vmm, guest_physical_address(ppn), 1, False)
     if at == 0 or load64(at) == 0:
         return 0
     store64(at, 0)
@@ -90,13 +98,13 @@ def drop_nested_entries(vmm: VmmState, ppns: PpnArray) -> int:
 
 
 @compiled
-def _map_large_page(vmm: VmmState, first_ppn: int) -> None:
+def _map_large_page(vmm: VmmState, first_ppn: PhysicalPageNumber) -> None:
     """Map 512 private pages in a run of frames by one entry of level 2.
 
     It cannot be seen which of them are touched from now on: all count as touched.
     """
     mmu = vmm.mmu
-    at = nested_entry_at(vmm, first_ppn << 12, 2, True)
+    at = nested_entry_at(vmm, guest_physical_address(first_ppn), 2, True)
     frame = load32(mmu.pmap_frame_at + first_ppn * 4)
     store64(at, (frame << 12) | EPT_LARGE | EPT_WRITE_BACK | EPT_RIGHTS)
     for ppn in range(first_ppn, first_ppn + 512):
@@ -105,17 +113,17 @@ def _map_large_page(vmm: VmmState, first_ppn: int) -> None:
 
 
 @compiled
-def drop_empty_table(vmm: VmmState, ppn: int) -> int:
+def drop_empty_table(vmm: VmmState, ppn: PhysicalPageNumber) -> MachinePageNumber:
     """Unlink the last-level table for ``ppn``, whose entries are all clear; its MPN, or -1."""
-    at = nested_entry_at(vmm, ppn << 12, 2, False)
+    at = nested_entry_at(vmm, guest_physical_address(ppn), 2, False)
     if at == 0:
-        return -1
+        return MachinePageNumber(-1)
     entry = load64(at)
     if entry & EPT_RIGHTS == 0 or entry & EPT_LARGE:
-        return -1
+        return MachinePageNumber(-1)
     store64(at, 0)
     vmm.nested_tables -= 1
-    return (entry & ENTRY_ADDRESS_MASK) >> 12
+    return MachinePageNumber((entry & ENTRY_ADDRESS_MASK) >> 12)
 
 
 @compiled
@@ -126,12 +134,12 @@ def nested_fault(vmm: VmmState) -> int:
         return MISCONFIGURED  # never made by the VMM
     if vmm.reserve_count < FRAMES_PER_FAULT:
         return NEED_FRAMES
-    ppn = mmu.violation_gpa >> 12
+    ppn = physical_page_number(mmu.violation_gpa)
     status = resolve_page(vmm, ppn, mmu.violation_qualification & (1 << WRITE) != 0)
     if status != OK:
         return int(status)
     if load8(vmm.pmap_large_at + (ppn >> 9)):
-        _map_large_page(vmm, ppn & ~511)
+        _map_large_page(vmm, PhysicalPageNumber(ppn & ~511))
         vmm.hidden_faults += 1
         return OK
     at = nested_entry_at(vmm, mmu.violation_gpa, 1, True)
@@ -144,7 +152,7 @@ def nested_fault(vmm: VmmState) -> int:
 
 
 @compiled
-def nested_access(vmm: VmmState, gva: int, access: int) -> int:
+def nested_access(vmm: VmmState, gva: GuestVirtualAddress, access: int) -> int:
     """One access in nested mode: OK with ``out_machine_address``, or a status.
 
     ``out_permissions`` is in native bits; the frame is -1 if ``walk_gpa`` is no memory.
@@ -164,7 +172,7 @@ def nested_access(vmm: VmmState, gva: int, access: int) -> int:
         if status != OK:
             return int(status)
         if mmu.walk_gpa >> 12 >= mmu.guest_pages:
-            mmu.out_machine_address = -1
+            mmu.out_machine_address = MachineAddress(-1)
             return OK
         address = ept_walk(vmm.mmu, mmu.walk_gpa, access)
         if address != MISS:

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from memvirt.address import MachinePageNumber, PhysicalPageNumber, PpnArray
 from memvirt.machine.memory import FrameKind, MachineMemory
 from memvirt.mmu.host_ranges import host_address
 from memvirt.mmu.mmu_state import NESTED_TLB_DTYPE, NESTED_TLB_ENTRIES
 from memvirt.vmm.vmm_state import VmmState
 
-from .interface import PpnArray
 from .mode import PagingMode
 from .nested import drop_empty_table, drop_nested_entries
 
@@ -31,7 +31,7 @@ class NestedPaging:
         vmm.mmu.is_nested = 1
         vmm.mmu.nested_tlb_at = host_address(self.nested_tlb, "nested TLB")
         root = machine.allocate(kind=FrameKind.NESTED, owner=int(vmm.vm_id), detail=4)
-        vmm.mmu.nested_root = int(root[0])
+        vmm.mmu.nested_root = root[0]
         vmm.nested_tables = 1
 
     @property
@@ -44,6 +44,6 @@ class NestedPaging:
     def forget_guest_tables(self) -> None:
         """The nested table derives from the pmap alone: there is nothing to forget."""
 
-    def release_table_below(self, first_ppn: int) -> int | None:
-        mpn = int(drop_empty_table(self._vmm, first_ppn))
+    def release_table_below(self, first_ppn: PhysicalPageNumber) -> MachinePageNumber | None:
+        mpn = MachinePageNumber(drop_empty_table(self._vmm, first_ppn))
         return None if mpn < 0 else mpn

@@ -9,6 +9,14 @@ its PPN exclusively owned, and not a traced page table.
 
 from __future__ import annotations
 
+from memvirt.address import (
+    GuestVirtualAddress,
+    MachineAddress,
+    MachinePageNumber,
+    PhysicalPageNumber,
+    machine_address,
+    physical_page_number,
+)
 from memvirt.compiled import compiled
 from memvirt.mmu.access import FLUSH_AND_RETRY, NEED_FRAMES, NEED_PAGE, OK, WRITE
 from memvirt.mmu.entry import (
@@ -57,12 +65,15 @@ _ALL_RIGHTS = PRESENT | WRITABLE | USER | ACCESSED
 
 
 @compiled
-def _table_ppn(mode: int, entry: int) -> int:
-    return (entry & (0xFFFF_F000 if mode == MODE_2LEVEL else ENTRY_ADDRESS_MASK)) >> 12
+def _table_ppn(mode: int, entry: int) -> PhysicalPageNumber:
+    address = entry & (0xFFFF_F000 if mode == MODE_2LEVEL else ENTRY_ADDRESS_MASK)
+    return PhysicalPageNumber(address >> 12)
 
 
 @compiled
-def _find_or_new(vmm: VmmState, ppn: int, level: int, part: int, direct: int, mode: int) -> int:
+def _find_or_new(
+    vmm: VmmState, ppn: PhysicalPageNumber, level: int, part: int, direct: int, mode: int
+) -> int:
     index = find_shadow_page(vmm, ppn, level, part, direct)
     if index < 0:
         index = new_shadow_page(vmm, ppn, level, part, direct, mode)
@@ -101,16 +112,13 @@ def select_root(vmm: VmmState) -> int:
     mode = paging_mode(mmu.cr0, mmu.cr4, mmu.efer)
     mmu.shadow_levels = 5 if mode == MODE_5LEVEL else 4
     if mode >= MODE_4LEVEL:
-        root = _find_or_new(
-            vmm, (mmu.cr3 & ENTRY_ADDRESS_MASK) >> 12, mode, 0, FROM_GUEST_TABLE, mode
-        )
+        root = _find_or_new(vmm, _table_ppn(mode, mmu.cr3), mode, 0, FROM_GUEST_TABLE, mode)
     elif mode == MODE_OFF:
-        root = _find_or_new(vmm, 0, 4, 0, WITHOUT_GUEST_TABLE, mode)
+        root = _find_or_new(vmm, PhysicalPageNumber(0), 4, 0, WITHOUT_GUEST_TABLE, mode)
     else:
         # The four-level table of a 32-bit guest has a top level no guest table stands behind.
-        root = _find_or_new(
-            vmm, (mmu.cr3 & 0xFFFF_F000) >> 12, 4, (mmu.cr3 >> 5) & 127, WITHOUT_GUEST_TABLE, mode
-        )
+        cr3_ppn = _table_ppn(MODE_2LEVEL, mmu.cr3)
+        root = _find_or_new(vmm, cr3_ppn, 4, (mmu.cr3 >> 5) & 127, WITHOUT_GUEST_TABLE, mode)
     if root < 0:
         zap_all(vmm)
         return FLUSH_AND_RETRY
@@ -125,7 +133,7 @@ def select_root(vmm: VmmState) -> int:
 
 
 @compiled
-def revalidating_walk(vmm: VmmState, gva: int, access: int) -> int:
+def revalidating_walk(vmm: VmmState, gva: GuestVirtualAddress, access: int) -> MachineAddress:
     """As ``shadow_walk``, dropping entries that unsynchronized guest tables no longer back."""
     mmu = vmm.mmu
     index = vmm.shadow.root_index
@@ -147,7 +155,8 @@ def revalidating_walk(vmm: VmmState, gva: int, access: int) -> int:
             mmu.out_permissions = rights | no_execute
             mmu.out_large_page = large_page_bytes(entry)
             frame = entry & ENTRY_ADDRESS_MASK
-            return int(checked(mmu, frame | (gva & 0xFFF), access))
+            address = MachineAddress(frame | (gva & 0xFFF))
+            return MachineAddress(checked(mmu, address, access))
         index = shadow_index(vmm, entry)
     return MISS
 
@@ -170,7 +179,7 @@ def _child(vmm: VmmState, mode: int, level: int, slot: int) -> int:
     leaf = mmu.walk_leaf_level if mode != MODE_OFF else 9
     guest_top = mode if mode != MODE_OFF else 0
     if level > guest_top and mode != MODE_OFF:  # no guest table stands at this level
-        cr3_ppn = (mmu.cr3 & 0xFFFF_F000) >> 12
+        cr3_ppn = _table_ppn(MODE_2LEVEL, mmu.cr3)
         if mode == MODE_PAE:
             return _find_or_new(vmm, cr3_ppn, 3, (mmu.cr3 >> 5) & 127, FROM_GUEST_TABLE, mode)
         if level == 4:
@@ -182,7 +191,7 @@ def _child(vmm: VmmState, mode: int, level: int, slot: int) -> int:
             vmm, _table_ppn(mode, mmu.walk_entry[level]), level - 1, part, FROM_GUEST_TABLE, mode
         )
     shift = 9 * level + 3
-    first_ppn = (mmu.walk_gpa >> shift) << (shift - 12)
+    first_ppn = PhysicalPageNumber((mmu.walk_gpa >> shift) << (shift - 12))
     direct = WITHOUT_GUEST_TABLE if mode == MODE_OFF else mmu.walk_page_bytes
     return _find_or_new(vmm, first_ppn, level - 1, 0, direct, mode)
 
@@ -214,7 +223,7 @@ def _descend(vmm: VmmState, mode: int, index: int, level: int, slot: int) -> int
 
 
 @compiled
-def _fill(vmm: VmmState, mode: int, gva: int, ppn: int) -> bool:
+def _fill(vmm: VmmState, mode: int, gva: GuestVirtualAddress, ppn: PhysicalPageNumber) -> bool:
     """Install the shadow entries for a successful guest walk; False if the pool is used up."""
     mmu = vmm.mmu
     index = vmm.shadow.root_index
@@ -246,7 +255,7 @@ def _fill(vmm: VmmState, mode: int, gva: int, ppn: int) -> bool:
 
 
 @compiled
-def shadow_fault(vmm: VmmState, gva: int, access: int) -> int:
+def shadow_fault(vmm: VmmState, gva: GuestVirtualAddress, access: int) -> int:
     """Resolve a miss in the shadow table.
 
     OK with the machine address in ``out_machine_address`` and the rights in ``out_permissions``
@@ -258,7 +267,9 @@ def shadow_fault(vmm: VmmState, gva: int, access: int) -> int:
     references = mmu.walk_references
     status = guest_walk(mmu, gva, access)
     while status == NEED_PAGE:  # a guest table out of reach: its page is missing or shared
-        status = resolve_page(vmm, mmu.violation_gpa >> 12, mmu.violation_qualification == 2)
+        status = resolve_page(
+            vmm, physical_page_number(mmu.violation_gpa), mmu.violation_qualification == 2
+        )
         if status != OK:
             break
         status = guest_walk(mmu, gva, access)
@@ -266,9 +277,9 @@ def shadow_fault(vmm: VmmState, gva: int, access: int) -> int:
     mmu.walk_references = references
     if status != OK:
         return status
-    ppn = mmu.walk_gpa >> 12
+    ppn = physical_page_number(mmu.walk_gpa)
     if ppn >= mmu.guest_pages:
-        mmu.out_machine_address = -1
+        mmu.out_machine_address = MachineAddress(-1)
         return OK
     status = resolve_page(vmm, ppn, access == WRITE)
     if status != OK:
@@ -282,8 +293,8 @@ def shadow_fault(vmm: VmmState, gva: int, access: int) -> int:
     mmu.out_large_page = mmu.walk_page_bytes if 1 << 12 < mmu.walk_page_bytes < 1 << 32 else 0
     if vmm.shadow.stale:
         return FLUSH_AND_RETRY
-    frame = load32(mmu.pmap_frame_at + ppn * 4)
-    mmu.out_machine_address = (frame << 12) | (gva & 0xFFF)
+    mpn = MachinePageNumber(load32(mmu.pmap_frame_at + ppn * 4))
+    mmu.out_machine_address = machine_address(mpn, gva & 0xFFF)
     rights = PRESENT | (mmu.walk_no_execute * NO_EXECUTE)
     if mmu.walk_user:
         rights |= USER
@@ -300,7 +311,7 @@ def shadow_fault(vmm: VmmState, gva: int, access: int) -> int:
 
 
 @compiled
-def shadow_access(vmm: VmmState, gva: int, access: int) -> int:
+def shadow_access(vmm: VmmState, gva: GuestVirtualAddress, access: int) -> int:
     """One access in shadow mode: OK with ``out_machine_address``, or a status."""
     status = select_root(vmm)
     if status != OK:

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from memvirt.address import MachinePageNumber, PhysicalPageNumber, PpnArray
 from memvirt.mmu.host_ranges import host_address
 from memvirt.vmm.vmm_state import SHADOW_PAGE_DTYPE, VmmState
 
-from .interface import PpnArray
 from .mode import PagingMode
 from .shadow_table import drop_mappings_of, zap_all
 
@@ -62,5 +62,5 @@ class ShadowPaging:
     def forget_guest_tables(self) -> None:
         zap_all(self._vmm)
 
-    def release_table_below(self, first_ppn: int) -> int | None:
+    def release_table_below(self, first_ppn: PhysicalPageNumber) -> MachinePageNumber | None:
         return None

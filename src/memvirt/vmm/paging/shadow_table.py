@@ -19,6 +19,13 @@ table is traced (write-protected) the two agree; after the guest writes to it th
 
 from __future__ import annotations
 
+from memvirt.address import (
+    GuestPhysicalAddress,
+    MachinePageNumber,
+    PhysicalPageNumber,
+    PpnArray,
+    guest_physical_address,
+)
 from memvirt.compiled import compiled
 from memvirt.mmu.access import READ
 from memvirt.mmu.entry import (
@@ -33,8 +40,6 @@ from memvirt.mmu.page_state import FLAG_SHADOWED, FLAG_TRACED, FLAG_WRITE_CACHED
 from memvirt.mmu.second_level import MISS, second_level
 from memvirt.vmm.frames import KIND_SHADOW, take_frame
 from memvirt.vmm.vmm_state import SHADOW_PAGE_BYTES, ShadowPage, VmmState, shadow_page_at
-
-from .interface import PpnArray
 
 # Values of a shadow page's ``direct`` beside the bytes of a guest large page.
 FROM_GUEST_TABLE = 0
@@ -52,7 +57,7 @@ def shadow_page(vmm: VmmState, index: int) -> ShadowPage:
 
 
 @compiled
-def shadow_mpn(vmm: VmmState, index: int) -> int:
+def shadow_mpn(vmm: VmmState, index: int) -> MachinePageNumber:
     return shadow_page(vmm, index).mpn
 
 
@@ -62,12 +67,14 @@ def is_unsynchronized(vmm: VmmState, index: int) -> bool:
 
 
 @compiled
-def _bucket(vmm: VmmState, ppn: int) -> int:
+def _bucket(vmm: VmmState, ppn: PhysicalPageNumber) -> int:
     return vmm.shadow.hash_at + (((ppn * 0x9E3779B1) >> 7) & vmm.shadow.hash_mask) * 4
 
 
 @compiled
-def find_shadow_page(vmm: VmmState, ppn: int, level: int, part: int, direct: int) -> int:
+def find_shadow_page(
+    vmm: VmmState, ppn: PhysicalPageNumber, level: int, part: int, direct: int
+) -> int:
     """Index of the shadow page with this key, or -1."""
     index = load_signed32(_bucket(vmm, ppn))
     while index >= 0:
@@ -95,17 +102,17 @@ def shadow_index(vmm: VmmState, entry: int) -> int:
 
 
 @compiled
-def guest_entry_gpa(vmm: VmmState, index: int, slot: int) -> int:
+def guest_entry_gpa(vmm: VmmState, index: int, slot: int) -> GuestPhysicalAddress:
     """Guest-physical address of the guest entry behind a slot of a non-direct shadow page."""
     page = shadow_page(vmm, index)
     base, mode, level, part = page.ppn << 12, page.mode, page.level, page.part
     if mode == MODE_2LEVEL:
         if level == 2:
-            return base + (part * 256 + (slot >> 1)) * 4
-        return base + (part * 512 + slot) * 4
+            return GuestPhysicalAddress(base + (part * 256 + (slot >> 1)) * 4)
+        return GuestPhysicalAddress(base + (part * 512 + slot) * 4)
     if mode == MODE_PAE and level == 3:
-        return base + part * 32 + (slot & 3) * 8
-    return base + slot * 8
+        return GuestPhysicalAddress(base + part * 32 + (slot & 3) * 8)
+    return GuestPhysicalAddress(base + slot * 8)
 
 
 @compiled
@@ -158,7 +165,7 @@ def drop_entry(vmm: VmmState, index: int, slot: int) -> None:
 
 
 @compiled
-def drop_mappings(vmm: VmmState, ppn: int) -> int:
+def drop_mappings(vmm: VmmState, ppn: PhysicalPageNumber) -> int:
     """Clear every shadow entry that maps ``ppn``; returns how many. The caller flushes."""
     dropped = 0
     link = load_signed32(vmm.rmap_head_at + ppn * 4)
@@ -180,7 +187,7 @@ def drop_mappings_of(vmm: VmmState, ppns: PpnArray) -> int:
 
 
 @compiled
-def write_protect(vmm: VmmState, ppn: int) -> None:
+def write_protect(vmm: VmmState, ppn: PhysicalPageNumber) -> None:
     """Make every shadow entry that maps ``ppn`` read-only, and note if a flush is due."""
     link = load_signed32(vmm.rmap_head_at + ppn * 4)
     while link >= 0:
@@ -202,7 +209,9 @@ def _clear_table(vmm: VmmState, index: int) -> None:
 
 
 @compiled
-def new_shadow_page(vmm: VmmState, ppn: int, level: int, part: int, direct: int, mode: int) -> int:
+def new_shadow_page(
+    vmm: VmmState, ppn: PhysicalPageNumber, level: int, part: int, direct: int, mode: int
+) -> int:
     """An empty shadow page with this key, its guest table traced; -1 if the pool is used up."""
     shadow = vmm.shadow
     index = shadow.free_head
@@ -233,7 +242,7 @@ def new_shadow_page(vmm: VmmState, ppn: int, level: int, part: int, direct: int,
 
 
 @compiled
-def unsynchronize(vmm: VmmState, ppn: int) -> None:
+def unsynchronize(vmm: VmmState, ppn: PhysicalPageNumber) -> None:
     """The guest is about to write to traced page ``ppn``: let it, and trust its shadow no more."""
     shadow = vmm.shadow
     index = load_signed32(_bucket(vmm, ppn))
@@ -279,7 +288,10 @@ def synchronize(vmm: VmmState) -> None:
         index = load32(shadow.unsynchronized_at + position * 4)
         page = shadow_page(vmm, index)
         ppn = page.ppn
-        if page.trace_faults >= TRACE_FAULT_LIMIT or second_level(vmm.mmu, ppn << 12) == MISS:
+        if (
+            page.trace_faults >= TRACE_FAULT_LIMIT
+            or second_level(vmm.mmu, guest_physical_address(ppn)) == MISS
+        ):
             store32(shadow.unsynchronized_at + kept * 4, index)
             kept += 1
             continue

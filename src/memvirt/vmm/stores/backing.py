@@ -7,10 +7,11 @@ A VM has one or several by name (``vmm.content``); the VMkernel says in which or
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
+from memvirt.address import PhysicalPageNumber, PpnArray
 from memvirt.machine.content import Pages
 
 Slots = np.ndarray[tuple[int], np.dtype[np.int64]]
@@ -41,11 +42,11 @@ class BackingStore(Protocol):
         """Frames of machine memory it takes: of kind COMPRESSED, owned by and charged to the VM."""
         ...
 
-    def put(self, ppns: np.ndarray[Any, np.dtype[np.int64]], contents: Pages) -> Slots:
+    def put(self, ppns: PpnArray, contents: Pages) -> Slots:
         """Keep pages (a row of 4096 bytes for each PPN): a slot each, REFUSED, or FULL."""
         ...
 
-    def oldest(self, count: int) -> list[tuple[int, int]]:
+    def oldest(self, count: int) -> list[tuple[PhysicalPageNumber, int]]:
         """(PPN, slot) of pages that make room for ``count`` others if they leave, oldest first.
 
         A store that never answers FULL returns none.

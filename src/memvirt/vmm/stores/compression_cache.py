@@ -12,13 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
 import lz4.block
 import numpy as np
 import zstandard
 
-from memvirt.address import PAGE_BYTES
+from memvirt.address import PAGE_BYTES, MachinePageNumber, PhysicalPageNumber, PpnArray
 from memvirt.machine.content import Pages, hash_pages
 from memvirt.machine.memory import FrameKind, MachineMemory, MachineMemoryExhausted
 from memvirt.names import choose
@@ -62,8 +61,8 @@ _CODECS: dict[str, Callable[[], _Lz4 | _Zstd]] = {Codec.LZ4: _Lz4, Codec.ZSTD: _
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    ppn: int
-    mpn: int
+    ppn: PhysicalPageNumber
+    mpn: MachinePageNumber
     block: int  # number of the block in its frame
     size: int  # of the block
     length: int  # of the compressed page in it
@@ -95,9 +94,11 @@ class CompressionCache:
         self._next_slot = 0
         self._free_slots: list[int] = []
         # Frames by block size with the numbers of their free blocks.
-        self._free: dict[int, dict[int, list[int]]] = {size: {} for size in BLOCK_SIZES}
+        self._free: dict[int, dict[MachinePageNumber, list[int]]] = {
+            size: {} for size in BLOCK_SIZES
+        }
         self._frames = 0
-        self._emptied: list[int] = []
+        self._emptied: list[MachinePageNumber] = []
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -112,7 +113,7 @@ class CompressionCache:
         """Bytes of compressed content."""
         return sum(kept.length for kept in self._kept.values())
 
-    def put(self, ppns: np.ndarray[Any, Any], contents: Pages) -> Slots:
+    def put(self, ppns: PpnArray, contents: Pages) -> Slots:
         """Keep pages that shrink enough: a slot each, REFUSED, or FULL."""
         slots = np.full(ppns.size, REFUSED, np.int64)
         checksums = hash_pages(contents, np.arange(ppns.size)).tolist()
@@ -122,7 +123,7 @@ class CompressionCache:
                 slots[i] = self._keep(ppn, packed, checksums[i])
         return slots
 
-    def _keep(self, ppn: int, packed: bytes, checksum: int) -> int:
+    def _keep(self, ppn: PhysicalPageNumber, packed: bytes, checksum: int) -> int:
         size = next(size for size in BLOCK_SIZES if len(packed) <= size)
         partial = self._free[size]
         if not partial and not self._grow(size):
@@ -150,10 +151,10 @@ class CompressionCache:
         except MachineMemoryExhausted:
             return False
         self._frames += 1
-        self._free[size][int(frame[0])] = list(range(PAGE_BYTES // size))
+        self._free[size][MachinePageNumber(int(frame[0]))] = list(range(PAGE_BYTES // size))
         return True
 
-    def oldest(self, count: int) -> list[tuple[int, int]]:
+    def oldest(self, count: int) -> list[tuple[PhysicalPageNumber, int]]:
         """(PPN, slot) of the pages whose leaving makes room for ``count`` pages, oldest first.
 
         A frame is of use only when all its blocks are free, so whole frames are emptied: those of

@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 
-from memvirt.address import PAGE_BYTES
+from memvirt.address import PAGE_BYTES, PhysicalPageNumber, PpnArray
 from memvirt.machine.content import Pages
 
 from .backing import PageCorrupted, Slots
@@ -34,7 +33,7 @@ class HeldPages:
         """Bytes of host memory the held pages take."""
         return sum(len(packed) for _, packed in self._pages.values())
 
-    def put(self, ppns: np.ndarray[Any, np.dtype[np.int64]], contents: Pages) -> Slots:
+    def put(self, ppns: PpnArray, contents: Pages) -> Slots:
         """Keep pages; none is ever refused."""
         return np.array([self._put(row.tobytes()) for row in contents], np.int64)
 
@@ -46,7 +45,7 @@ class HeldPages:
         self._pages[slot] = (zlib.crc32(content), zlib.compress(content, 1))
         return slot
 
-    def oldest(self, count: int) -> list[tuple[int, int]]:
+    def oldest(self, count: int) -> list[tuple[PhysicalPageNumber, int]]:
         """None: it is never full."""
         return []
 

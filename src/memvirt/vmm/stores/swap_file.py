@@ -16,11 +16,10 @@ import os
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from memvirt.address import PAGE_BYTES
+from memvirt.address import PAGE_BYTES, MachinePageNumber, PhysicalPageNumber, PpnArray
 from memvirt.errors import MemvirtError
 from memvirt.machine.content import Pages, hash_pages
 from memvirt.machine.memory import FrameKind, MachineMemory
@@ -54,10 +53,10 @@ class WriteBuffers:
         for file in self.files:
             file.complete()
 
-    def take(self) -> int:
+    def take(self) -> MachinePageNumber:
         return self._free.pop()
 
-    def give_back(self, mpn: int) -> None:
+    def give_back(self, mpn: MachinePageNumber) -> None:
         self._free.append(mpn)
 
     def close(self) -> None:
@@ -84,7 +83,7 @@ class SwapFile:
         self._buffers = buffers
         self._checksums = np.zeros(slots, np.uint64)
         self._free = list(range(slots - 1, -1, -1))
-        self._buffered: dict[int, int] = {}  # slot -> MPN of its write buffer
+        self._buffered: dict[int, MachinePageNumber] = {}  # by slot: its write buffer
         self._waiting: list[int] = []  # slots to write with the next batch
         self._writing: list[int] = []
         self._dropped: set[int] = set()  # given up while they were being written
@@ -140,7 +139,7 @@ class SwapFile:
 
     # Out ---------------------------------------------------------------------------------------
 
-    def put(self, ppns: np.ndarray[Any, np.dtype[np.int64]], contents: Pages) -> Slots:
+    def put(self, ppns: PpnArray, contents: Pages) -> Slots:
         """Keep pages: a slot each, or REFUSED when the file, or writing, cannot take more."""
         slots = np.full(len(contents), REFUSED, np.int64)
         checksums = hash_pages(contents, np.arange(len(contents)))
@@ -173,7 +172,7 @@ class SwapFile:
         runs = [(slot, self._buffered[slot]) for slot in self._writing]
         self._batch = self._buffers.writer.submit(self._write, runs)
 
-    def _write(self, pages: list[tuple[int, int]]) -> None:
+    def _write(self, pages: list[tuple[int, MachinePageNumber]]) -> None:
         """Write pages, (slot, MPN) in ascending order of slots; neighbours in one call."""
         start = 0
         while start < len(pages):
@@ -229,7 +228,7 @@ class SwapFile:
     def _forget_buffer(self, slot: int) -> None:
         self._buffers.give_back(self._buffered.pop(slot))
 
-    def oldest(self, count: int) -> list[tuple[int, int]]:
+    def oldest(self, count: int) -> list[tuple[PhysicalPageNumber, int]]:
         """None: there is no place behind it for pages to move on to."""
         return []
 
