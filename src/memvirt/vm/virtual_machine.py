@@ -318,7 +318,7 @@ class VirtualMachine:
         requests = self.pc[0].control
         if requests.exit_requested:
             value = int(requests.exit_value)
-            good = value == EXIT_SUCCESS
+            good = value == self.success_code
             self._end(EndReason.SUCCESS if good else EndReason.FAILURE, f"exit value {value:#x}")
         elif requests.poweroff_requested:
             self._end(EndReason.POWER_OFF, "")
@@ -338,6 +338,9 @@ class VirtualMachine:
     # Whether input may wake a halted guest (``type``). Who sets it must wait for the input, between
     # quanta: the VM itself never waits, and would pass its time as fast as it can.
     wakes_on_input = False
+
+    success_code = EXIT_SUCCESS
+    """What the guest writes to the debug-exit port when all is well."""
 
     def _drain_serial(self) -> None:
         if self._console_bytes[0]:
