@@ -38,14 +38,20 @@ def page_tables() -> bytes:
     return pml4 + pdpt + directory + leaves
 
 
-def stride_code(sweeps: int, stride: int) -> bytes:
+_INCREMENT = 12345  # of the generator x = 5 x + 12345 modulo REGION_PAGES, which meets all pages
+
+
+def stride_code(sweeps: int, stride: int, *, scattered: bool = False) -> bytes:
     """``sweeps`` times: reload CR3, then load a byte from REGION_PAGES addresses ``stride``
-    apart. The reload empties the TLB, which would otherwise grow until nothing misses."""
-    loop = (
-        b"\x8a\x04\x3b"  # mov al, [rbx + rdi]
-        + b"\x48\x81\xc7" + struct.pack("<i", stride)  # add rdi, stride
-        + b"\x48\xff\xc9"  # dec rcx
-    )  # fmt: skip
+    apart. The reload empties the TLB, which would otherwise grow until nothing misses.
+    ``scattered``: the same addresses in the order of a linear congruential generator."""
+    step = b"\x48\x81\xc7" + struct.pack("<i", stride)  # add rdi, stride
+    if scattered:
+        step = (
+            b"\x8d\xbc\xbf" + struct.pack("<i", _INCREMENT * stride)  # lea edi, [rdi + rdi*4 + ...]
+            + b"\x81\xe7" + struct.pack("<i", (REGION_PAGES - 1) * stride)  # and edi, ...
+        )  # fmt: skip
+    loop = b"\x8a\x04\x3b" + step + b"\x48\xff\xc9"  # mov al, [rbx + rdi]; step; dec rcx
     inner = loop + b"\x75" + bytes([256 - len(loop) - 2])
     outer = (
         b"\x0f\x22\xda"  # mov cr3, rdx

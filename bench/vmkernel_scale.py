@@ -3,7 +3,9 @@
 
 Simulated guests (metadata only) of 1 GiB under the real VMkernel, on machines with plenty of free
 memory and on machines in state hard. A round is one quiescent point with everything due: samples,
-targets, reclaim, grants; between rounds all guests touch their working sets.
+targets, reclaim, grants; between rounds all guests touch their working sets. CPU seconds.
+
+Then a host as a whole, at a granule of 64 pages: 40 VMs with 1,200 GiB on 512 GiB.
 """
 
 from __future__ import annotations
@@ -50,9 +52,9 @@ def measure(count: int, free_percent: float) -> None:
     host = make(count, free_percent)
     seconds, states = [], []
     for _ in range(_ROUNDS):
-        started = time.perf_counter()
+        started = time.process_time()
         host.kernel.balance(1_000_000_000)
-        seconds.append(time.perf_counter() - started)
+        seconds.append(time.process_time() - started)
         states.append(host.kernel.state.worst.name.lower())
         for guest in host.guests:
             guest.step()
@@ -64,6 +66,24 @@ def measure(count: int, free_percent: float) -> None:
     )
 
 
+def overcommitted(granule: int, seconds: int = 120) -> None:
+    """Simulated seconds for each CPU second, with the guests' steps: filling, then reclaiming."""
+    host = Simulation(512 << 18, MemoryOptions(ShareScanTime=0), granule=granule)
+    for number in range(40):
+        about = VmSettings(f"vm{number}", 30 << 18, 10_240)
+        host.power_on(about, active=0.2 + 0.8 * (number % 10) / 9, compressible=0.3)
+    for part in (20, seconds - 20):
+        started = time.process_time()
+        host.run(part)
+        speed = part / (time.process_time() - started)
+        now = host.kernel.sample().host
+        print(
+            f"  {part:4} s at {speed:6.1f} x real time; guests have {now.guest / VM_PAGES:.0f} "
+            f"GiB, swapped {now.swap_writes_total / VM_PAGES:,.0f} GiB, read back "
+            f"{now.swap_reads_total / VM_PAGES:,.0f} GiB"
+        )
+
+
 def main() -> None:
     print("An allocation round (samples, targets, reclaim, grants) of VMs of 1 GiB, metadata only")
     print(
@@ -73,3 +93,5 @@ def main() -> None:
     for free_percent in (600.0, 20.0):
         for count in _COUNTS:
             measure(count, free_percent)
+    print("40 VMs with 1,200 GiB on 512 GiB, a granule of 64 pages: a step each simulated second")
+    overcommitted(64)

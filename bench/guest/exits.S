@@ -5,6 +5,8 @@
  * and QEMU both start it. Ends with a write to the debug-exit port: 0x10.
  */
         .set    FLAGS, 0
+        .set    REGION, 0x1000000
+        .set    REGION_BYTES, 0x2000000
         .section .text
         .code32
         .align  4
@@ -55,6 +57,7 @@ long_mode:
         mov     %cr0, %r13
         mov     %cr4, %r14
         mov     %cr3, %r15
+        xor     %edi, %edi
         .align  64
 again:
 #if LOOP == 0                           /* nothing: what the loop itself takes */
@@ -87,6 +90,17 @@ again:
 #elif LOOP == 11                        /* code written from the same page, then run */
         mov     %r12d, near_patched + 1
         call    near_patched
+#elif LOOP == 12 || LOOP == 13          /* a load that misses in the TLB; CR3 reloaded each sweep */
+        mov     REGION(%rdi), %al
+#if LOOP == 12                          /* 8,192 pages in order */
+        add     $0x1000, %edi
+#else                                   /* in the order of a linear congruential generator */
+        lea     12345 * 0x1000(%rdi,%rdi,4), %edi
+#endif
+        and     $REGION_BYTES - 1, %edi
+        jnz     2f
+        mov     %r15, %cr3
+2:
 #else
 #error "no such LOOP"
 #endif

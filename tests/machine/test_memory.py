@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from memvirt.machine.free_list import FreeList
 from memvirt.machine.memory import FrameKind, MachineMemory, MachineMemoryExhausted
 
 
@@ -81,7 +82,7 @@ def test_against_a_set(steps: list[tuple[bool, int]]) -> None:
     held: dict[int, int] = {}
     for allocate, number in steps:
         if allocate and number <= machine.free_frames:
-            for mpn in machine.allocate(number, kind=FrameKind.GUEST).tolist():
+            for mpn in machine.allocate(number, kind=FrameKind.SHARED).tolist():
                 assert mpn not in held
                 held[mpn] = 1
         elif allocate:
@@ -95,4 +96,46 @@ def test_against_a_set(steps: list[tuple[bool, int]]) -> None:
                 if held[mpn] == 0:
                     del held[mpn]
         assert machine.free_frames == 32 - len(held)
-        assert {int(m) for m in np.flatnonzero(machine.references)} == set(held)
+        references = machine.references[:]
+        assert {int(m): int(references[m]) for m in np.flatnonzero(references)} == held
+        assert sorted(machine.free_list()) == sorted(set(range(32)) - set(held))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from("apr"), st.integers(0, 12)), max_size=40))
+def test_the_free_list_is_a_stack(steps: list[tuple[str, int]]) -> None:
+    """Against a Python list: last in, first out; frames taken from the middle leave the order."""
+    links = np.zeros(24, np.uint32)
+    stack = list(range(23, -1, -1))
+    free = FreeList(links, np.array(stack, np.uint32))
+    out: list[int] = []
+    for action, number in steps:
+        if action == "a":
+            count = min(number, len(stack))
+            taken = free.take(count).tolist()
+            assert taken == stack[len(stack) - count :][::-1]
+            del stack[len(stack) - count :]
+            out += taken
+        elif action == "p":
+            back, out = out[:number], out[number:]
+            free.put(np.array(back, np.uint32))
+            stack += back
+        else:
+            gone = stack[::3][:number]
+            free.remove(np.array(gone, np.uint32))
+            stack = [mpn for mpn in stack if mpn not in gone]
+            out += gone
+        assert free.count == len(stack)
+        assert free.mpns().tolist() == stack[::-1]
+
+
+def test_only_shared_frames_gain_references() -> None:
+    machine = MachineMemory(8)
+    (guest,) = machine.allocate(kind=FrameKind.GUEST, owner=3)
+    (shared,) = machine.allocate(kind=FrameKind.SHARED)
+    machine.add_references([shared, shared])
+    assert machine.references[[guest, shared, 7]].tolist() == [1, 3, 0]
+    with pytest.raises(ValueError, match="is GUEST: it cannot gain"):
+        machine.add_references([shared, guest])
+    assert machine.references[shared] == 3
+    assert machine.owned_by(3).tolist() == [guest]

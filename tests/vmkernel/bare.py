@@ -71,6 +71,9 @@ class Levers:
     def reclaimable_pages(self) -> PpnArray:
         return np.flatnonzero(self.vm.resident)
 
+    def reclaimable(self, ppns: PpnArray) -> Flags:
+        return self.vm.resident[ppns]
+
     def shared_pages(self) -> PpnArray:
         return np.zeros(0, np.int64)
 
@@ -97,6 +100,7 @@ class BareVm:
     """A VM of ``pages`` pages that touches the first ``active`` part of them when it runs."""
 
     trouble = ""
+    granule = 1
     sharing = frames = large_pages = None
 
     def __init__(

@@ -102,11 +102,9 @@ class Subject:
             machine.kind,
             machine.owner,
             machine.guest_ppn,
-            machine.references,
-            self.free_list,
         ]
         pmap = vmm.pmap
-        arrays += [pmap.state, pmap.frame, pmap.flags, pmap.large, pmap.rmap_head, self.reserve]
+        arrays += [pmap.state, pmap.frame, pmap.flags, pmap.large, self.reserve]
         if self.paging is PagingMode.NESTED:
             tables = [self.nested_table(level) for level in (4, 3, 2, 1)]
             arrays += [self.nested_tlb["tag"], self.nested_tlb["entry"]]
@@ -114,7 +112,7 @@ class Subject:
             pool = self.pool
             tables = pool.pages["mpn"][pool.pages["used"] != 0].tolist()
             arrays += [pool.pages[name] for name in pool.pages.dtype.names or ()]
-            arrays += [pool._hash, pool._parent, pool.rmap_next, pool.rmap_previous]
+            arrays += [pool._hash, pool._parent, pool.rmap_head, pool.rmap_next, pool.rmap_previous]
         return arrays + [self.words[mpn] for mpn in tables]
 
     # Where things are ---------------------------------------------------------------------------
@@ -138,7 +136,11 @@ class Subject:
 
     @property
     def free_list(self) -> Any:
-        return self.machine._free[: self.machine._free_count]
+        return self.machine.free_list()
+
+    def link(self, mpn: int, following: int) -> None:
+        """Let the frame after ``mpn`` on the list of free frames be ``following``."""
+        self.machine._free._links[mpn] = following
 
     def set_counter(self, name: str, value: int) -> None:
         """Change a count or an index that the VMM keeps in its state."""
@@ -181,7 +183,7 @@ class Subject:
 
     def leaf(self, ppn: int) -> tuple[int, int]:
         """Shadow page and slot of the first entry that maps ``ppn``."""
-        link = int(self.vmm.pmap.rmap_head[ppn])
+        link = int(self.pool.rmap_head[ppn])
         assert link >= 0
         return link >> 9, link & 511
 

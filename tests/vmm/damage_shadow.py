@@ -77,7 +77,7 @@ def circular_list(s: Subject) -> None:
 
 
 def list_beyond_the_array(s: Subject) -> None:
-    s.vmm.pmap.rmap_head[UNMAPPED_PPN] = 0x7FFF_FFFF
+    s.pool.rmap_head[UNMAPPED_PPN] = 0x7FFF_FFFF
 
 
 def parent_list_lost(s: Subject) -> None:

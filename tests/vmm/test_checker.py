@@ -179,8 +179,8 @@ def test_levels_see_what_they_say() -> None:
 
 def test_many_of_a_kind_are_counted() -> None:
     subject = Subject(PagingMode.NESTED)
-    subject.free_list[:100] = subject.machine.frames
-    told = [each for each in subject.check() if each.expected == "frames of this machine"]
+    subject.reserve[:100] = subject.machine.frames
+    told = [each for each in subject.check() if each.expected == "a RESERVE frame of VM 0"]
     assert len(told) == MOST_TOLD
     assert "84 more like these" in {each.found for each in subject.check()}
 

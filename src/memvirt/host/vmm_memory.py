@@ -54,6 +54,8 @@ class VmmMemory:
     def pages(self) -> int:
         return self.vmm.pmap.pages
 
+    granule = 1
+
     @property
     def balloon(self) -> Balloon | None:
         return self._balloon
@@ -81,7 +83,7 @@ class VmmMemory:
 
     def usage(self) -> MemoryUsage:
         vmm, pmap = self.vmm, self.vmm.pmap
-        states, cost = census(pmap.state, pmap.frame, vmm.machine.references)
+        states, cost = census(pmap.state, pmap.frame, vmm.machine.owner)
         return MemoryUsage(
             private=states[PageState.PRIVATE],
             shared=states[PageState.SHARED],
@@ -164,6 +166,14 @@ class VmmMemory:
         alone = np.flatnonzero(pmap.state == PageState.SHARED)
         alone = alone[self.vmm.machine.references[pmap.frame[alone]] == 1]
         return PpnArray(np.concatenate((np.flatnonzero(pmap.state == PageState.PRIVATE), alone)))
+
+    def reclaimable(self, ppns: PpnArray) -> Flags:
+        pmap = self.vmm.pmap
+        states = pmap.state[ppns]
+        fit = np.asarray(states == PageState.PRIVATE)
+        shared = np.flatnonzero(states == PageState.SHARED)
+        fit[shared] = self.vmm.machine.references[pmap.frame[ppns[shared]]] == 1
+        return fit
 
     def shared_pages(self) -> PpnArray:
         return PpnArray(np.flatnonzero(self.vmm.pmap.state == PageState.SHARED))

@@ -93,15 +93,13 @@ def note_taken(
     kinds: _U8,
     owners: _I32,
     details: _I32,
-    references: _U32,
     kind: int,
     owner: int,
     detail: int,
 ) -> None:
-    """Give the free frames ``mpns`` their kind, owner and detail, and one reference each."""
+    """Give the free frames ``mpns`` their kind, owner and detail."""
     for i in range(mpns.size):
         mpn = mpns[i]
         kinds[mpn] = kind
         owners[mpn] = owner
         details[mpn] = detail
-        references[mpn] = 1

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Machine memory: the host's frames, who owns them, and how many mappings each has.
 
-Metadata is arrays over MPN (13 bytes a frame, plus 4 for the free list), so that 1 TiB of frames
-can be represented; content is one buffer, reserved lazily by the operating system and shareable
-with processes. A frame is zeroed when allocated: no VM ever sees another's bytes.
+Metadata is arrays over MPN, 9 bytes a frame: its kind (1), who holds it (4) and a detail (4), which
+also links the free frames. So 1 TiB of frames can be represented; content is one buffer, reserved
+lazily by the operating system and shareable with processes. A frame is zeroed when allocated: no VM
+ever sees another's bytes.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from memvirt.errors import MemvirtError
 from memvirt.size import format_size
 
 from .frame_arrays import note_taken, zero_frames
+from .free_list import FreeList
 
 __all__ = ["FrameKind", "MachineMemory", "MachineMemoryExhausted", "MachineMemoryStatistics"]
 
@@ -34,7 +36,7 @@ class FrameKind(IntEnum):
     """What a frame is used for. Its owner is a VM, or ``NOBODY`` for frames shared by VMs.
 
     Each kind keeps one number a frame, in the same word (``MachineMemory``: ``guest_ppn`` and the
-    names beside it).
+    names beside it); in that of a FREE frame is the next one (``free_list``).
     """
 
     FREE = 0
@@ -76,6 +78,27 @@ class MachineMemoryStatistics:
     frees: int
 
 
+class FrameReferences:
+    """By MPN: how many mappings a frame has. Read by index; only SHARED frames can have several.
+
+    It has no memory of its own: a free frame has none, a frame of one use has one, and of SHARED
+    frames the word that says who holds them has the number (``MachineMemory.owner``).
+    """
+
+    def __init__(self, kind: Any, owner: Any) -> None:
+        self._kind = kind
+        self._owner = owner
+
+    def __getitem__(self, mpns: Any) -> Any:
+        kind = self._kind[mpns]
+        single = (kind != FrameKind.FREE) * 1
+        return np.where(kind == FrameKind.SHARED, NOBODY - self._owner[mpns], single)
+
+    def __setitem__(self, mpns: Any, references: Any) -> None:
+        """Of SHARED frames: that is the caller's promise."""
+        self._owner[mpns] = NOBODY - np.asarray(references, np.int32)
+
+
 class MachineMemory:
     """``frames`` frames of 4 KiB.
 
@@ -92,19 +115,19 @@ class MachineMemory:
             raise ValueError(f"frames must be between 1 and 2**32 - 1, not {frames}")
         self.frames = frames
         self.kind = np.zeros(frames, np.uint8)
+        # The VM a frame belongs to; negative: none, of a SHARED frame -1 - its references.
         self.owner = np.full(frames, NOBODY, np.int32)
+        self.references = FrameReferences(self.kind, self.owner)
         self._detail = np.zeros(frames, np.int32)  # by kind: guest_ppn, share_salt, ...
-        self.references = np.zeros(frames, np.uint32)
         self._lock = threading.RLock()
         self._mapping = mmap.mmap(-1, PAGE_BYTES if metadata_only else frames * PAGE_BYTES)
         self._metadata_only = metadata_only
         self.content = np.frombuffer(self._mapping, np.uint8)
         self._host_address = int(self.content.ctypes.data)
-        # A stack: the next frame to allocate is the last element before ``_free_count``.
-        self._free = MpnArray(np.arange(frames - 1, -1, -1, dtype=np.uint32))
+        order = MpnArray(np.arange(frames - 1, -1, -1, dtype=np.uint32))
         if scatter_seed is not None:
-            np.random.default_rng(scatter_seed).shuffle(self._free)
-        self._free_count = frames
+            np.random.default_rng(scatter_seed).shuffle(order)
+        self._free = FreeList(self._detail.view(np.uint32), order)
         self._allocations = 0
         self._frees = 0
 
@@ -114,7 +137,7 @@ class MachineMemory:
 
     @property
     def free_frames(self) -> int:
-        return self._free_count
+        return self._free.count
 
     @property
     def bytes(self) -> int:
@@ -124,6 +147,10 @@ class MachineMemory:
     def host_address(self) -> int:
         """Host address of frame 0, valid as long as this object."""
         return self._host_address
+
+    def free_list(self) -> MpnArray:
+        """MPNs of the free frames, in the order in which they will be allocated."""
+        return self._free.mpns()
 
     # One word a frame, whose meaning depends on its kind: each meaning has a name. ----------------
 
@@ -173,10 +200,9 @@ class MachineMemory:
         Raises MachineMemoryExhausted if fewer are free.
         """
         with self._lock:
-            if count > self._free_count:
-                raise MachineMemoryExhausted(count, self._free_count)
-            self._free_count -= count
-            taken = self._free[self._free_count : self._free_count + count][::-1].copy()
+            if count > self._free.count:
+                raise MachineMemoryExhausted(count, self._free.count)
+            taken = self._free.take(count)
             self._take(taken, kind, owner, detail)
             return taken
 
@@ -199,34 +225,34 @@ class MachineMemory:
             starts = np.arange(0, self.frames - count + 1, align)
             whole = starts[busy[starts + count] == busy[starts]]
             if whole.size == 0:
-                raise MachineMemoryExhausted(count, self._free_count)
+                raise MachineMemoryExhausted(count, self._free.count)
             first = int(whole[0])
-            free = self._free[: self._free_count]
-            rest = free[(free < first) | (free >= first + count)]
-            self._free[: rest.size] = rest
-            self._free_count = int(rest.size)
             taken = MpnArray(np.arange(first, first + count, dtype=np.uint32))
+            self._free.remove(taken)
             self._take(taken, kind, owner, detail)
             return MachinePageNumber(first)
 
     def _take(self, mpns: MpnArray, kind: FrameKind, owner: int, detail: int) -> None:
-        arrays = self.kind, self.owner, self._detail, self.references
-        note_taken(mpns, *arrays, int(kind), owner, detail)
+        # One reference: of a SHARED frame that is in the word for its owner.
+        holder = NOBODY - 1 if kind is FrameKind.SHARED else owner
+        note_taken(mpns, self.kind, self.owner, self._detail, int(kind), holder, detail)
         self._allocations += mpns.size
         if not self._metadata_only:
             zero_frames(self._host_address, mpns)
 
     def add_references(self, mpns: MpnsLike) -> None:
-        """One more mapping of an allocated frame for each time it is listed.
+        """One more mapping of a SHARED frame for each time it is listed.
 
-        Raises ValueError, with nothing changed, if one is free.
+        Raises ValueError, with nothing changed, if one is free or of another kind.
         """
         frames, times = np.unique(np.atleast_1d(np.asarray(mpns, np.uint32)), return_counts=True)
         with self._lock:
-            free = frames[self.kind[frames] == FrameKind.FREE]
-            if free.size:
-                raise ValueError(f"MPN {int(free[0]):#x} is free: it cannot gain a reference")
-            self.references[frames] += times.astype(np.uint32)
+            others = frames[self.kind[frames] != FrameKind.SHARED]
+            if others.size:
+                mpn = int(others[0])
+                kind = FrameKind(int(self.kind[mpn])).name
+                raise ValueError(f"MPN {mpn:#x} is {kind}: it cannot gain a reference")
+            self.owner[frames] -= times.astype(np.int32)
 
     def release(self, mpns: MpnsLike) -> int:
         """Drop one reference of a frame each time it is listed; those without any become free.
@@ -237,16 +263,15 @@ class MachineMemory:
         """
         frames, times = np.unique(np.atleast_1d(np.asarray(mpns, np.uint32)), return_counts=True)
         with self._lock:
-            short = frames[self.references[frames] < times]
-            if short.size:
-                raise ValueError(f"MPN {int(short[0]):#x} is free already")
-            self.references[frames] -= times.astype(np.uint32)
-            freed = frames[self.references[frames] == 0]
+            left = self.references[frames] - times
+            if left.size and left.min() < 0:
+                raise ValueError(f"MPN {int(frames[left < 0][0]):#x} is free already")
+            still = left > 0
+            self.references[frames[still]] = left[still]
+            freed = frames[~still]
             self.kind[freed] = FrameKind.FREE
             self.owner[freed] = NOBODY
-            self._detail[freed] = 0
-            self._free[self._free_count : self._free_count + freed.size] = freed
-            self._free_count += int(freed.size)
+            self._free.put(freed)
             self._frees += int(freed.size)
             return int(freed.size)
 

@@ -16,6 +16,7 @@ import numpy as np
 from memvirt.address import PpnArray
 
 from .protocols import GuestMemory
+from .random_pages import FEW, distinct
 
 SLOW_GAIN, FAST_GAIN = 0.125, 0.5
 
@@ -37,10 +38,10 @@ class Activity:
 
     def touched_fraction(self) -> float:
         """Part of the running period's sample that has been touched so far."""
-        sampling = self.guest.sampling
-        if self._sample.size == 0 or sampling is None:
+        size, sampling = self._sample.size, self.guest.sampling
+        if size == 0 or sampling is None:
             return self.fast
-        return 1 - float(np.count_nonzero(sampling.untouched(self._sample))) / self._sample.size
+        return 1 - int(np.count_nonzero(sampling.untouched(self._sample))) / size
 
     @property
     def next(self) -> float:
@@ -63,6 +64,10 @@ class Activity:
             self.slow = touched if first else self.slow + SLOW_GAIN * (touched - self.slow)
             self.fast = touched if first else self.fast + FAST_GAIN * (touched - self.fast)
             self.periods += 1
-        count = min(self.pages, self.guest.pages)
-        self._sample = PpnArray(np.sort(self.random.choice(self.guest.pages, count, replace=False)))
+        pages = self.guest.pages
+        if pages > FEW and pages >= 2 * self.pages:
+            self._sample = distinct(pages, self.pages, self.random)
+        else:
+            count = min(self.pages, pages)
+            self._sample = PpnArray(self.random.choice(pages, count, replace=False))
         sampling.begin_sample(self._sample)

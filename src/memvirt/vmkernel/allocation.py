@@ -13,8 +13,7 @@ costs a sort and not a step per page.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -96,8 +95,7 @@ def targets(total: float, weight: Any, minimum: Any, maximum: Any, demand: Any) 
 # Policies ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(NamedTuple):
     """One VM's claim on machine memory. Amounts are pages, ``active`` is a fraction (0 to 1)."""
 
     shares: int

@@ -11,13 +11,7 @@ from collections.abc import Callable, Sequence
 
 from .events import EventLog, Mechanism
 from .host_state import HostStateMachine
-from .managed import (
-    MAXIMUM_GRANT,
-    MINIMUM_GRANT,
-    NEEDED_TO_RUN,
-    Condition,
-    ManagedVm,
-)
+from .managed import Condition, ManagedVm
 from .protocols import FrameGrants, MachineFrames
 from .reclaim import Reclaimer
 from .samples import HostState
@@ -45,7 +39,12 @@ class Grants:
     @property
     def lent(self) -> int:
         """Frames in the reserves of VMs beyond what each has to keep."""
-        return sum(max(vm.reserve - MINIMUM_GRANT, 0) for vm in self._vms)
+        lent = 0
+        for vm in self._vms:
+            spare = vm.reserve - vm.minimum_grant
+            if spare > 0:
+                lent += spare
+        return lent
 
     def settle(self) -> None:
         """Note what VMs used of their grants while they ran."""
@@ -58,19 +57,23 @@ class Grants:
         """Take all frames back that VMs do not need at once."""
         for vm in self._vms:
             if vm.guest.frames is not None:
-                vm.granted -= vm.guest.frames.give_back(MINIMUM_GRANT)
+                vm.granted -= vm.guest.frames.give_back(vm.minimum_grant)
 
     def grant_all(self) -> None:
         """Give each VM frames for its next quantum: twice what it used, within what is fair."""
-        share = {vm: min(max(2 * vm.used, MINIMUM_GRANT), MAXIMUM_GRANT) for vm in self._vms}
-        for vm, frames in share.items():
-            if vm.guest.frames is not None:
-                vm.guest.frames.give_back(frames)
-        hungry = len([vm for vm in self._vms if vm.used or vm.waiting]) or 1
+        shares, hungry = [], 0
         for vm in self._vms:
+            share = min(max(2 * vm.used, vm.minimum_grant), vm.maximum_grant)
+            shares.append(share)
+            if vm.used or vm.waiting:
+                hungry += 1
+            frames = vm.guest.frames
+            if frames is not None and frames.reserve > share:
+                frames.give_back(share)
+        hungry = hungry or 1
+        for vm, share in zip(self._vms, shares, strict=True):
             fair = self._machine.free_frames // (2 * hungry)
-            wanted = share[vm] - vm.reserve
-            self.grant(vm, min(wanted, max(fair, MINIMUM_GRANT)))
+            self.grant(vm, min(share - vm.reserve, max(fair, vm.minimum_grant)))
             vm.granted = vm.reserve
 
     def grant(self, vm: ManagedVm, wanted: int) -> None:
@@ -79,7 +82,7 @@ class Grants:
             return  # for a reason that frames do not cure
         low = self._state.state is HostState.LOW
         frames = vm.guest.frames
-        starving = frames is None or frames.reserve < NEEDED_TO_RUN
+        starving = frames is None or frames.reserve < vm.needed_to_run
         if low and vm.usage.consumed > vm.target and starving:
             self._starve(vm, Condition.BLOCKED, "host low on memory, VM above its target")
         elif frames is None:
@@ -91,12 +94,12 @@ class Grants:
         if vm.settings.limit is not None:
             wanted = min(wanted, self._room_under_limit(vm, frames, wanted))
         short = wanted - self._machine.free_frames
-        if short > 0 and frames.reserve < NEEDED_TO_RUN:
+        if short > 0 and frames.reserve < vm.needed_to_run:
             self._reclaimer.take_pages(short, f"{wanted} pages for {vm.name}")
         wanted = min(wanted, self._machine.free_frames)
         if wanted > 0:
             frames.grant(wanted)
-        if frames.reserve >= NEEDED_TO_RUN:
+        if frames.reserve >= vm.needed_to_run:
             self.resume(vm)
         else:
             self._starve(vm, Condition.WAITING, "no frame can be reclaimed")
@@ -104,8 +107,8 @@ class Grants:
     def _room_under_limit(self, vm: ManagedVm, frames: FrameGrants, wanted: int) -> int:
         """Frames a VM may still get under its limit; at it, it has to give up others first."""
         room = vm.room - frames.reserve
-        if room < MINIMUM_GRANT and frames.reserve < NEEDED_TO_RUN:
-            need = max(wanted, MINIMUM_GRANT) - room
+        if room < vm.minimum_grant and frames.reserve < vm.needed_to_run:
+            need = max(wanted, vm.minimum_grant) - room
             self._reclaimer.take_from(vm, need, "at its limit")
             room = vm.room - frames.reserve
         return max(room, 0)

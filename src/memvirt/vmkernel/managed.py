@@ -13,6 +13,7 @@ from .admission import VmSettings
 from .allocation import Claim
 from .protocols import GuestMemory, MemoryUsage
 
+# By pages a PPN of the VM stands for (``GuestMemory.granule``), of which none can be had in part.
 MINIMUM_GRANT = 64  # frames: fewer would make a VM stop after a few page faults
 MAXIMUM_GRANT = 1024  # frames: as many as a VM's reserve holds
 NEEDED_TO_RUN = 32  # frames without which a VM may not finish a single page fault
@@ -51,6 +52,19 @@ class ManagedVm:
     waiting: bool = False  # stopped in the middle of a quantum for want of frames
     granted: int = 0  # frames in the reserve when it last started to run
     used: int = 0  # frames it took of them
+    minimum_grant: int = MINIMUM_GRANT
+    maximum_grant: int = MAXIMUM_GRANT
+    needed_to_run: int = NEEDED_TO_RUN
+    _active: float | None = None  # the estimate, if it was asked for since the VM last ran
+
+    _claim: Claim | None = None
+    _claim_of: tuple[VmSettings, MemoryUsage, int, float] | None = None
+
+    def __post_init__(self) -> None:
+        granule = self.guest.granule
+        self.minimum_grant = max(MINIMUM_GRANT, granule)
+        self.maximum_grant = MAXIMUM_GRANT * granule
+        self.needed_to_run = max(NEEDED_TO_RUN, granule)
 
     @property
     def name(self) -> str:
@@ -59,6 +73,19 @@ class ManagedVm:
     def refresh(self) -> None:
         """Look at the VM anew, after something has changed its memory."""
         self.usage = self.guest.usage()
+        self._active = None
+
+    @property
+    def active(self) -> float:
+        """The active fraction of its memory, as estimated at this quiescent point."""
+        if self._active is None:
+            self._active = self.activity.estimate
+        return self._active
+
+    def end_sampling_period(self) -> None:
+        """Fold the sample into the estimate, and draw the next one."""
+        self.activity.end_period()
+        self._active = None
 
     @property
     def reserve(self) -> int:
@@ -83,13 +110,18 @@ class ManagedVm:
 
     @property
     def claim(self) -> Claim:
-        """What allocation goes by."""
-        return Claim(
-            shares=self.settings.shares,
-            active=self.activity.estimate,
-            memory=self.settings.memory,
-            reservation=self.settings.reservation,
-            maximum=self.settings.maximum,
-            consumed=self.usage.consumed,
-            demand=self.usage.in_use + self.balloon_size,
-        )
+        """What allocation goes by; asked for several times a round, and made anew on a change."""
+        settings, usage, balloon = self.settings, self.usage, self.balloon_size
+        claim, of = self._claim, (settings, usage, balloon, self.active)
+        if claim is None or self._claim_of != of:
+            self._claim_of = of
+            claim = self._claim = Claim(
+                settings.shares,
+                self.active,
+                settings.memory,
+                settings.reservation,
+                settings.maximum,
+                usage.consumed,
+                usage.in_use + balloon,
+            )
+        return claim

@@ -90,7 +90,10 @@ class MemoryUsage:
     @property
     def kept_frames(self) -> int:
         """Frames that keeping pages elsewhere takes."""
-        return sum(kept.frames for kept in self.kept.values())
+        frames = 0
+        for kept in self.kept.values():  # read several times a round for every VM: no generator
+            frames += kept.frames
+        return frames
 
     @property
     def consumed(self) -> float:
@@ -100,7 +103,10 @@ class MemoryUsage:
     @property
     def in_use(self) -> int:
         """Guest pages with content, wherever it is kept."""
-        return self.granted + sum(kept.pages for kept in self.kept.values())
+        pages = self.private + self.shared
+        for kept in self.kept.values():
+            pages += kept.pages
+        return pages
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +176,10 @@ class PageReclaim(Protocol):
 
     def reclaimable_pages(self) -> PpnArray:
         """PPNs whose eviction frees a whole frame."""
+        ...
+
+    def reclaimable(self, ppns: PpnArray) -> Flags:
+        """Which of ``ppns`` are among ``reclaimable_pages``, without looking at others."""
         ...
 
     def shared_pages(self) -> PpnArray:
@@ -276,7 +286,15 @@ class GuestMemory(Protocol):
 
     @property
     def pages(self) -> int:
-        """Guest-physical pages."""
+        """Guest-physical pages: PPNs are below."""
+        ...
+
+    @property
+    def granule(self) -> int:
+        """Pages of 4 KiB that one PPN stands for: 1, but in simulations of large hosts.
+
+        PPNs and their flags are by granule; every number of pages or frames counts pages.
+        """
         ...
 
     def usage(self) -> MemoryUsage: ...

@@ -150,4 +150,4 @@ class Reclaimer:
         expected = self.shortage(free, CLEAR_PERCENT) or self._state.border(SOFT_PERCENT)
         for vm, pages in zip(self.vms, self.revoke(self.vms, expected), strict=True):
             if pages > 0:
-                self._victims.prepare(vm.guest, pages, vm.random)
+                self._victims.prepare(vm.guest, -(-pages // vm.guest.granule), vm.random)

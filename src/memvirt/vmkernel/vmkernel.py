@@ -24,7 +24,7 @@ from .host_state import (
     minimum_free_pages,
 )
 from .large_pages import LargePageManager
-from .managed import MINIMUM_GRANT, Condition, ManagedVm
+from .managed import Condition, ManagedVm
 from .options import MemoryOptions, Salting
 from .policies import ALLOCATION, RECLAIM, VICTIMS
 from .protocols import GuestMemory, MachineFrames
@@ -151,7 +151,7 @@ class VmKernel:
         self.sharing.add(guest)
         self._record(vm, Mechanism.POWER_ON, settings.memory, terms(settings))
         self._balance_due_ns = self.time_ns
-        self.grants.grant(vm, MINIMUM_GRANT)
+        self.grants.grant(vm, vm.minimum_grant)
         return vm
 
     def cache_max(self, settings: VmSettings) -> int:
@@ -214,7 +214,7 @@ class VmKernel:
             return
         self._sample_due_ns = self.time_ns + int(self.options.sample_period * 1e9)
         for vm in self.vms:
-            vm.activity.end_period()
+            vm.end_sampling_period()
 
     def _share(self, elapsed_ns: int) -> None:
         """Scan as far as the time that has passed allows; faster when memory is short."""
@@ -224,7 +224,7 @@ class VmKernel:
         part = elapsed_ns / 60e9 / minutes
         if self.state.state > HostState.HIGH:
             part *= _PRESSURE_SCAN_FACTOR
-        total = sum(vm.guest.pages for vm in self.vms)
+        total = sum(vm.settings.memory for vm in self.vms)
         most = self.options.share_rate_max * elapsed_ns / 1e9
         part = min(part, most / total)
         self.sharing.break_large = self.state.state > HostState.HIGH
@@ -232,6 +232,7 @@ class VmKernel:
             shared = self.sharing.scan(vm.guest, vm.guest.pages * part)
             if shared:
                 vm.refresh()
+                shared *= vm.guest.granule
                 self._record(vm, Mechanism.SHARE, shared, "scan found equal pages")
 
     def _update_state(self, free: int) -> HostState:
@@ -259,7 +260,7 @@ class VmKernel:
                 self._record(
                     vm, Mechanism.TARGET, int(pages - vm.target),
                     f"entitled to {int(pages)} pages: {vm.settings.shares} shares, "
-                    f"{100 * vm.activity.estimate:.0f} % active",
+                    f"{100 * vm.active:.0f} % active",
                 )  # fmt: skip
                 vm.target = pages
 
@@ -295,7 +296,8 @@ class VmKernel:
             raise CannotWithdraw("this host's kernel manages its free memory: it cannot be resized")
         self.make_room(frames, "memory withdrawn from use")
         most = min(
-            self.machine.free_frames - MINIMUM_GRANT * len(self.vms), self.admission.unreserved
+            self.machine.free_frames - sum(vm.minimum_grant for vm in self.vms),
+            self.admission.unreserved,
         )
         count = max(min(frames, most), 0)
         if count:

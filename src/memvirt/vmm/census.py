@@ -16,20 +16,20 @@ _STATES = len(PageState)
 
 
 @compiled
-def _count(state: Any, frame: Any, references: Any, counts: Any) -> float:
+def _count(state: Any, frame: Any, owner: Any, counts: Any) -> float:
     cost = 0.0
     for ppn in range(state.size):
         counts[state[ppn]] += 1
         if state[ppn] == STATE_SHARED:
-            cost += 1.0 / references[frame[ppn]]
+            cost += 1.0 / (-1 - owner[frame[ppn]])  # ``MachineMemory.owner`` of a SHARED frame
     return cost
 
 
-def census(state: Any, frame: Any, references: Any) -> tuple[list[int], float]:
+def census(state: Any, frame: Any, owner: Any) -> tuple[list[int], float]:
     """Pages by ``PageState``, and what the shared ones cost: 1/n for a frame used by n pages.
 
-    ``state`` (uint8) and ``frame`` (uint32) are a pmap's, ``references`` (uint32) the machine's.
+    ``state`` (uint8) and ``frame`` (uint32) are a pmap's, ``owner`` (int32) the machine's.
     """
     counts = np.zeros(_STATES, np.int64)
-    cost = float(_count(state, frame, references, counts))
+    cost = float(_count(state, frame, owner, counts))
     return counts.tolist(), cost

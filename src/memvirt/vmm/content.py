@@ -23,7 +23,7 @@ import numpy as np
 
 from memvirt.address import PAGE_BYTES, MachinePageNumber, MpnArray, PhysicalPageNumber, PpnArray
 from memvirt.machine.content import Pages
-from memvirt.machine.memory import NOBODY, FrameKind, MachineMemory
+from memvirt.machine.memory import FrameKind, MachineMemory
 
 from .pmap import KEPT, RESIDENT, PageState, Pmap, is_resident
 from .reserve import FrameReserve
@@ -223,7 +223,7 @@ class PageContents:
         self.invalidate(PpnArray(np.array([ppn], np.int64)))
         mpn = self.pmap.mpn_of(ppn)
         self.machine.kind[mpn] = FrameKind.SHARED
-        self.machine.owner[mpn] = NOBODY
+        self.machine.references[mpn] = 1
         self.machine.set_share_salt(mpn, salt)
         self.pmap.state[ppn] = PageState.SHARED
         return mpn

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pmap: what lies behind each guest-physical page of one VM.
 
-Structure of arrays over PPN, 10 bytes a page: state (1), MPN or slot of the backing store (4),
-flags (1), head of the reverse map (4). Exactly one state holds for a page at any time. One byte for
+Structure of arrays over PPN, 6 bytes a page: state (1), MPN or slot of the backing store (4) and
+flags (1). Exactly one state holds for a page at any time. One byte for
 each aligned run of 512 pages says whether it is backed as one *large page*.
 """
 
@@ -32,7 +32,6 @@ class PageState(IntEnum):
 RESIDENT = (PageState.PRIVATE, PageState.SHARED)  # an MPN
 KEPT = (PageState.COMPRESSED, PageState.SWAPPED, PageState.STORED)  # a slot of a backing store
 _IS_RESIDENT = np.isin(np.arange(len(PageState)), RESIDENT)
-NO_MAPPING = -1
 LARGE_PAGES = 512  # pages of 4 KiB in a large page of 2 MiB
 
 
@@ -44,8 +43,6 @@ def is_resident(states: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.boo
 class Pmap:
     """The pmap of a VM with ``pages`` guest-physical pages."""
 
-    BYTES_PER_PAGE = 10
-
     def __init__(self, pages: int) -> None:
         self.pages = pages
         self.state = np.zeros(pages, np.uint8)
@@ -53,7 +50,6 @@ class Pmap:
         self.flags = np.zeros(pages, np.uint8)
         # 1: all pages of the run are private, in an aligned run of frames, in order.
         self.large = np.zeros(-(-pages // LARGE_PAGES), np.uint8)
-        self.rmap_head = np.full(pages, NO_MAPPING, np.int32)
 
     def state_of(self, ppn: PhysicalPageNumber) -> PageState:
         """State of ``ppn``. Raises IndexError beyond the VM's memory."""

@@ -35,4 +35,3 @@ def set_up_state(
     mmu.pmap_frame_at = host_address(pmap.frame, f"pmap.frame of VM {vm_id}")
     mmu.pmap_flags_at = host_address(pmap.flags, f"pmap.flags of VM {vm_id}")
     state.pmap_large_at = host_address(pmap.large, f"pmap.large of VM {vm_id}")
-    state.rmap_head_at = host_address(pmap.rmap_head, f"pmap.rmap_head of VM {vm_id}")

@@ -21,7 +21,7 @@ from typing import Any
 import lz4.block
 import numpy as np
 
-from memvirt.address import PAGE_BYTES
+from memvirt.address import PAGE_BYTES, PpnArray
 from memvirt.machine.content import hash_pages, zero_pages
 from memvirt.machine.similarity import block_keys, patch_sizes
 from memvirt.plan.dumps.detect import open_dump
@@ -230,7 +230,7 @@ def _read_pages(numbers: Array, paths: tuple[Path, ...]) -> Array:
     for number in np.unique(dumps).tolist():
         dump = open_dump(paths[number])
         rows = order[dumps == number]
-        ppns = (numbers[rows] & np.uint64(PPN_MASK)).astype(np.int64)
+        ppns = PpnArray((numbers[rows] & np.uint64(PPN_MASK)).astype(np.int64))
         at = np.array([dump.position(ppn) for ppn in ppns.tolist()], np.int64)
         starts = np.flatnonzero(np.concatenate(([True], np.diff(at) != 1)))
         for start, end in zip(starts, [*starts[1:], at.size], strict=True):

@@ -13,11 +13,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from memvirt.address import PAGE_BYTES
+from memvirt.address import PAGE_BYTES, PhysicalPageNumber, PpnArray
 from memvirt.errors import MemvirtError
 
 Pages = np.ndarray[Any, np.dtype[np.uint8]]
-Ppns = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class DumpError(MemvirtError):
@@ -38,7 +37,7 @@ class Dump(Protocol):
         """Registers of the first processor the dump tells of ("cr3"); empty if it has none."""
         ...
 
-    def ppns(self, first: int, count: int) -> Ppns:
+    def ppns(self, first: int, count: int) -> PpnArray:
         """Physical page numbers of ``count`` pages from position ``first``."""
         ...
 
@@ -50,7 +49,7 @@ class Dump(Protocol):
         """(position, count) of the parts that may hold anything but zeroes."""
         ...
 
-    def position(self, ppn: int) -> int:
+    def position(self, ppn: PhysicalPageNumber) -> int:
         """Position of a page by its number; -1 if the dump does not hold it."""
         ...
 
@@ -59,7 +58,7 @@ class Dump(Protocol):
 class Extent:
     """``count`` consecutive pages: from ``ppn``, at byte ``offset`` of the file."""
 
-    ppn: int
+    ppn: PhysicalPageNumber
     count: int
     offset: int
 
@@ -100,12 +99,12 @@ class FileDump:
             first, count, number = first + part, count - part, number + 1
         return out
 
-    def ppns(self, first: int, count: int) -> Ppns:
+    def ppns(self, first: int, count: int) -> PpnArray:
         parts = [
             np.arange(extent.ppn + inside, extent.ppn + inside + part, dtype=np.int64)
             for extent, inside, _, part in self._parts(first, count)
         ]
-        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+        return PpnArray(np.concatenate(parts) if parts else np.zeros(0, np.int64))
 
     def read(self, first: int, count: int) -> Pages:
         out = np.empty((count, PAGE_BYTES), np.uint8)
@@ -147,7 +146,7 @@ class FileDump:
                 at = max(hole, at + 1)
         return out
 
-    def position(self, ppn: int) -> int:
+    def position(self, ppn: PhysicalPageNumber) -> int:
         number = int(np.searchsorted(self._first, ppn, side="right")) - 1
         if number < 0 or ppn >= self.extents[number].ppn + self.extents[number].count:
             return -1

@@ -12,7 +12,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from memvirt.address import PAGE_BYTES
+from memvirt.address import PAGE_BYTES, PhysicalPageNumber
 
 from .dump import DumpError, Extent, FileDump
 
@@ -60,7 +60,8 @@ def open_elf_core(path: Path) -> FileDump:
             if what == _PT_LOAD and stored >= PAGE_BYTES:
                 if physical % PAGE_BYTES:
                     raise DumpError(f"{path}: segment {number} begins inside a page")
-                extents.append(Extent(physical // PAGE_BYTES, stored // PAGE_BYTES, offset))
+                ppn = PhysicalPageNumber(physical // PAGE_BYTES)
+                extents.append(Extent(ppn, stored // PAGE_BYTES, offset))
             elif what == _PT_NOTE and machine == _X86_64 and stored <= _MOST_NOTES:
                 file.seek(offset)
                 registers = registers or note_registers(file.read(stored))

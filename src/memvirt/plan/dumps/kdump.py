@@ -21,9 +21,9 @@ import numpy as np
 import pyarrow as pa
 import zstandard
 
-from memvirt.address import PAGE_BYTES
+from memvirt.address import PAGE_BYTES, PhysicalPageNumber, PpnArray
 
-from .dump import DumpError, Pages, Ppns
+from .dump import DumpError, Pages
 from .elf_core import note_registers
 
 SIGNATURE, FLATTENED = b"KDUMP   ", b"makedumpfile"
@@ -143,7 +143,7 @@ class KdumpDump:
         bitmap_at = (1 + sub_blocks) * block
         bits = np.frombuffer(self._file.read(bitmap_at + half, half), np.uint8)
         stored = np.unpackbits(bits, bitorder="little")[:max_mapnr]
-        self._ppns: Ppns = np.flatnonzero(stored).astype(np.int64)
+        self._ppns = PpnArray(np.flatnonzero(stored).astype(np.int64))
         self._descriptors_at = bitmap_at + 2 * half
         if not self._ppns.size:
             raise DumpError(f"{path}: holds no page")
@@ -152,7 +152,7 @@ class KdumpDump:
     def pages(self) -> int:
         return int(self._ppns.size)
 
-    def ppns(self, first: int, count: int) -> Ppns:
+    def ppns(self, first: int, count: int) -> PpnArray:
         return self._ppns[first : first + count]
 
     def read(self, first: int, count: int) -> Pages:
@@ -163,11 +163,11 @@ class KdumpDump:
         last: tuple[int, bytes] = (-1, b"")
         for row, (offset, size, flags, _) in enumerate(_DESCRIPTOR.iter_unpack(table)):
             if offset != last[0]:  # all zero pages of a dump are stored once
-                last = (offset, self._page(offset, size, flags, int(self._ppns[first + row])))
+                last = (offset, self._page(offset, size, flags, self._ppns[first + row]))
             out[row] = np.frombuffer(last[1], np.uint8)
         return out
 
-    def _page(self, offset: int, size: int, flags: int, ppn: int) -> bytes:
+    def _page(self, offset: int, size: int, flags: int, ppn: PhysicalPageNumber) -> bytes:
         if flags & _LZO:
             raise DumpError(
                 f"{self.path}: is compressed with LZO, which cannot be read; dump with "
@@ -187,6 +187,6 @@ class KdumpDump:
     def data_ranges(self, first: int, count: int) -> list[tuple[int, int]]:
         return [(first, count)]
 
-    def position(self, ppn: int) -> int:
+    def position(self, ppn: PhysicalPageNumber) -> int:
         at = int(np.searchsorted(self._ppns, ppn))
         return at if at < self.pages and self._ppns[at] == ppn else -1

@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-from memvirt.address import PAGE_BYTES
+from memvirt.address import PAGE_BYTES, PhysicalPageNumber
 
 from .dump import DumpError, Extent, FileDump
 
@@ -41,7 +41,8 @@ def open_lime(path: Path) -> FileDump:
             skip = -first % PAGE_BYTES
             count = max(size - skip, 0) // PAGE_BYTES
             if count:
-                extents.append(Extent((first + skip) // PAGE_BYTES, count, at + skip))
+                ppn = PhysicalPageNumber((first + skip) // PAGE_BYTES)
+                extents.append(Extent(ppn, count, at + skip))
             at += size
     if not extents:
         raise DumpError(f"{path}: holds no whole page")

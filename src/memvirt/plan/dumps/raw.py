@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from memvirt.address import PAGE_BYTES
+from memvirt.address import PAGE_BYTES, PhysicalPageNumber
 
 from .dump import DumpError, Extent, FileDump
 
@@ -18,4 +18,4 @@ def open_raw(path: Path) -> FileDump:
             f"{path}: is no dump in a known format, and no raw one: its {size:,} bytes are not "
             "whole 4 KiB pages"
         )
-    return FileDump(path, "raw", [Extent(0, size // PAGE_BYTES, 0)])
+    return FileDump(path, "raw", [Extent(PhysicalPageNumber(0), size // PAGE_BYTES, 0)])

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from memvirt.address import PAGE_BYTES, PhysicalPageNumber
+from memvirt.address import PAGE_BYTES, PhysicalPageNumber, PpnArray
 from memvirt.observe.snapshot import SnapshotError, load_snapshot
 from memvirt.observe.view import PageUnavailable, VmView
 
-from .dump import DumpError, Pages, Ppns
+from .dump import DumpError, Pages
 
 
 class SnapshotDump:
@@ -31,8 +31,8 @@ class SnapshotDump:
     def registers(self) -> Mapping[str, int]:
         return {name: int(self._view.registers[name]) for name in ("cr0", "cr3", "cr4")}
 
-    def ppns(self, first: int, count: int) -> Ppns:
-        return np.arange(first, first + count, dtype=np.int64)
+    def ppns(self, first: int, count: int) -> PpnArray:
+        return PpnArray(np.arange(first, first + count, dtype=np.int64))
 
     def read(self, first: int, count: int) -> Pages:
         try:
@@ -46,7 +46,7 @@ class SnapshotDump:
     def data_ranges(self, first: int, count: int) -> list[tuple[int, int]]:
         return [(first, count)]
 
-    def position(self, ppn: int) -> int:
+    def position(self, ppn: PhysicalPageNumber) -> int:
         return ppn if 0 <= ppn < self.pages else -1
 
 

@@ -97,7 +97,6 @@ def _check_tables(
         (machine.kind[mpns] != FrameKind.NESTED)
         | (machine.owner[mpns] != vmm.vm_id)
         | (machine.table_level[mpns] != level)
-        | (machine.references[mpns] != 1)
     )
     told = Told("I4", f"nested tables of level {level}")
     for i in told.first(wrong):

@@ -71,7 +71,6 @@ def _wrong_frames(vmm: VirtualMachineMonitor, shadow: ShadowTables) -> Array:
     wrong[indices] = (
         (machine.kind[mpns] != FrameKind.SHADOW)
         | (machine.owner[mpns] != vmm.vm_id)
-        | (machine.references[mpns] != 1)
         | (machine.shadow_index[mpns] != indices)
     )
     return np.asarray(wrong)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from memvirt.address import PhysicalPageNumber
-from memvirt.machine.memory import FrameKind, MachineMemory
+from memvirt.machine.memory import NOBODY, FrameKind, MachineMemory
 from memvirt.mmu.entry import CR4_PSE
 from memvirt.vmm.content import COMPRESS, SWAP
 from memvirt.vmm.paging.nested_paging import NestedPaging
@@ -39,7 +39,7 @@ def in_machine(machine: MachineMemory, mpns: Array) -> Array:
 
 def free_list(machine: MachineMemory) -> Array:
     """MPNs on the list of free frames."""
-    return np.asarray(machine._free[: machine._free_count], np.int64)
+    return machine.free_list().astype(np.int64)
 
 
 def frame_text(machine: MachineMemory, mpn: int) -> str:
@@ -48,8 +48,9 @@ def frame_text(machine: MachineMemory, mpn: int) -> str:
         return f"MPN {mpn:#x}, beyond the machine's {machine.frames} frames"
     number = int(machine.kind[mpn])
     kind = FrameKind(number).name if number in tuple(FrameKind) else f"kind {number}"
+    owner = max(int(machine.owner[mpn]), NOBODY)
     return (
-        f"MPN {mpn:#x} {kind} owner {machine.owner[mpn]} detail {machine.guest_ppn[mpn]:#x} "
+        f"MPN {mpn:#x} {kind} owner {owner} detail {machine.guest_ppn[mpn]:#x} "
         f"references {machine.references[mpn]}"
     )
 
@@ -198,7 +199,7 @@ def shadow_tables(vmm: VirtualMachineMonitor) -> ShadowTables | None:
         hash_heads=pool._hash,
         listed_unsynchronized=pool._unsynchronized[:listed],
         copies=pool._copy,
-        rmap_heads=vmm.pmap.rmap_head,
+        rmap_heads=pool.rmap_head,
         parent_heads=pool._parent,
         next=pool.rmap_next,
         previous=pool.rmap_previous,

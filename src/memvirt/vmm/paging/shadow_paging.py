@@ -32,6 +32,7 @@ class ShadowPaging:
         self.pages = np.zeros(capacity, SHADOW_PAGE_DTYPE)
         self.pages["mpn"] = -1
         self._copy = np.zeros(capacity * 512, np.int64)
+        self.rmap_head = np.full(pages, -1, np.int32)  # by PPN: its first shadow entry, or -1
         self.rmap_next = np.zeros(capacity * 512, np.int32)
         self.rmap_previous = np.zeros(capacity * 512, np.int32)
         self._parent = np.full(capacity, -1, np.int32)
@@ -41,6 +42,7 @@ class ShadowPaging:
         state.capacity = capacity
         state.pages_at = host_address(self.pages, "shadow pages")
         state.copy_at = host_address(self._copy, "shadow copy")
+        vmm.rmap_head_at = host_address(self.rmap_head, "shadow rmap_head")
         state.rmap_next_at = host_address(self.rmap_next, "shadow rmap_next")
         state.rmap_previous_at = host_address(self.rmap_previous, "shadow rmap_previous")
         state.parent_at = host_address(self._parent, "shadow parent")
@@ -50,6 +52,13 @@ class ShadowPaging:
         zap_all(vmm)
         vmm.shadow_zaps = 0
         state.stale = 0
+
+    @property
+    def bytes_per_shadow_page(self) -> int:
+        """Bytes kept beside the frame of each shadow page in use; for others they are reserved,
+        and the operating system has given no memory for them."""
+        by_entry = (self._copy, self.rmap_next, self.rmap_previous)
+        return sum(array.nbytes for array in by_entry) // self.pages.size
 
     @property
     def table_frames(self) -> int:
