@@ -78,7 +78,9 @@ MBytes Read/sec* and *Write/sec*; for VMs *Memory Size*, *Granted*, *Consumed*, 
 *% Active*, *Swapped*, *Swap Read* and *Written*, *Compressed Memory*, *Compression* and *Decompression*,
 *Shared Saved*, *Overhead*. The others follow their pattern and may differ from ESXi's.
 
-One row every `--interval` seconds of virtual time; its time is the start of the run and virtual time.
+One row every `--interval` seconds of virtual time; its time is the start of the run and virtual time,
+in whole seconds as esxtop's; the host's last counter, *Sample Time Seconds*, tells samples of one second apart.
+In instance names, parentheses, commas, quotes and backslashes are replaced (`()` by `[]`): the number N is unique.
 Everything that is not CSV goes to standard error.
 
 ## Records

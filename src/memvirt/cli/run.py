@@ -31,6 +31,7 @@ from .errors import INTERRUPTED, output_errors
 from .interruption import Interruption
 from .live import Screen, print_summary
 from .warm import warm
+from .web import serve_host
 
 _PLAIN_WIDTH = 150
 
@@ -45,6 +46,7 @@ class RunOptions:
     record: Path | None = None
     events: Path | None = None
     columns: str = ""
+    web: str | None = None  # address to serve the page at, empty for a free port
 
 
 def vm_names(scenario: Scenario) -> list[str]:
@@ -123,6 +125,16 @@ def _run_host(
     def interrupted() -> bool:
         return interruption.asked
 
+    if options.web is not None:
+        serve_host(
+            host,
+            title=options.scenario.stem,
+            address=options.web,
+            on_sample=on_sample,
+            interval=options.interval,
+            interruption=interruption,
+        )
+        return
     if options.batch or not out.is_terminal:
         host.run(
             on_sample=on_sample,

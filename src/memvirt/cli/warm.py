@@ -23,7 +23,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from memvirt.compiled import CALLBACKS, KERNELS, silence_notice
 from memvirt.compiled_cache import cache_folder, source_digest
-from memvirt.cpu.factory import processor_callbacks
+from memvirt.cpu.factory import describe_processor, processor_callbacks
 from memvirt.host.host import Host
 from memvirt.images import BUNDLED, image_path
 from memvirt.machine.machine import Machine
@@ -113,13 +113,14 @@ def _done(folder: Path) -> Path:
 
 
 def warm() -> float:
-    """Compile what is not in the cache yet; returns the seconds that took.
+    """Compile what is not in the cache yet; returns the seconds that took. Raises ProcessorError.
 
     On a terminal a bar on standard error shows how far it is, elsewhere a line says what happens.
     """
     folder = cache_folder()
     if folder is None or _done(folder).exists():
         return 0.0
+    describe_processor()  # one that cannot be had is an error before all that compiling
     silence_notice()
     started = time.monotonic()
     err = Console(stderr=True)

@@ -51,6 +51,7 @@ class ExitReason(Enum):
     BALLOON = "a call of the balloon device"
     HALTED = "halted, and no event of the platform will wake it"
     TRIPLE_FAULT = "triple fault"
+    NO_FIRMWARE = "an event in real mode that only a BIOS would handle"
     MISCONFIGURED = "a nested page table entry is corrupt"
     FAILED = "the processor itself failed"
 
@@ -62,9 +63,9 @@ class ProcessorExit:
     reason: ExitReason
     ppn: PhysicalPageNumber = _NO_PAGE  # NEED_PAGE
     write: bool = False  # NEED_PAGE: for a store
-    vector: int = 0  # TRIPLE_FAULT: what was being delivered
+    vector: int = 0  # NO_FIRMWARE: of the event
     instruction_bytes: int = 0  # BACKDOOR, BALLOON: length of the IN, which RIP still points at
-    detail: str = ""  # MISCONFIGURED, FAILED: for the report
+    detail: str = ""  # TRIPLE_FAULT, MISCONFIGURED, FAILED: for the report
 
 
 @dataclass(frozen=True, slots=True)

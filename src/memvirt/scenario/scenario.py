@@ -264,7 +264,7 @@ def bundled_scenarios() -> dict[str, str]:
     """Names of the bundled scenarios, each with the first sentence of its comment."""
     found = {}
     for path in sorted(_FOLDER.glob("*.toml")):
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
         comment = " ".join(line.removeprefix("#").strip() for line in _leading_comment(lines))
         found[path.stem] = comment.split(". ")[0].removesuffix(".")
     return found
@@ -364,7 +364,7 @@ def parse_scenario(text: str, name: str) -> Scenario:
 def load_scenario(path: str | Path) -> Scenario:
     """The scenario in a file, whose relative paths start at that file. Raises ScenarioError."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ScenarioError(f"{path}: cannot be read: {reason}") from error

@@ -18,7 +18,7 @@ from memvirt.live.host_memory import HostPages, read_host_pages
 from memvirt.live.page_states import LivePageState
 from memvirt.vmkernel.protocols import Eviction, Flags, Place
 
-from .pageout import PAGEOUT, WILLNEED, Adviser, pageable, runs_of
+from .pageout import PAGEOUT, Adviser, bring_back, pageable, runs_of
 
 if TYPE_CHECKING:
     from .guest import LiveGuest
@@ -117,7 +117,7 @@ class KernelReclaim:
             self.trouble = "the host's swap space is full"
             return Eviction(refused=wanted)
         try:
-            self._advise(PpnArray(taken), PAGEOUT)
+            self._of_process().advise(runs_of(self._guest.vm.layout, taken), PAGEOUT)
             self._guest.rescan()
         except (LiveError, OSError) as error:
             self.trouble = str(error)
@@ -146,7 +146,7 @@ class KernelReclaim:
         if pages.size == 0:
             return 0
         try:
-            self._advise(PpnArray(pages), WILLNEED)
+            bring_back(self._of_process(), self._guest.vm.layout, np.asarray(pages))
             self._guest.rescan()
         except (LiveError, OSError) as error:
             self.trouble = str(error)
@@ -161,7 +161,7 @@ class KernelReclaim:
     def submit_writes(self) -> None:
         """Nothing: the kernel writes by itself."""
 
-    def _advise(self, pages: PpnArray, advice: int) -> None:
+    def _of_process(self) -> Adviser:
         if self._adviser is None:
             self._adviser = Adviser(self._guest.vm.pid)
-        self._adviser.advise(runs_of(self._guest.vm.layout, pages), advice)
+        return self._adviser
