@@ -66,9 +66,10 @@ class LowestPages:
         self.prepared = 0
 
     def choose(
-        self, guest: GuestMemory, pages: PpnArray, count: int, random: np.random.Generator
+        self, guest: GuestMemory, resident: int, count: int, random: np.random.Generator
     ) -> PpnArray:
-        victims = np.sort(pages)[:count]
+        assert guest.reclaim is not None
+        victims = PpnArray(np.sort(guest.reclaim.reclaimable_pages())[:count])
         self.chosen += victims.tolist()
         return victims
 
