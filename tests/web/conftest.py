@@ -26,7 +26,7 @@ SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
 
 SCENARIO = f"""
 seed = 3
-timeout = 300
+timeout = 3000
 check = false
 [machine]
 memory = "24M"
@@ -123,11 +123,12 @@ class Opened:
     def settled(self, served: Served) -> int:
         """Pause the host, wait until the page shows its last round, and return that."""
         served.ask(lambda: served.source.control("pause"))
-        number = served.round()
-        self.until(
-            "n => memvirt.store.live.header?.round === n && !memvirt.store.live.header.playing",
-            number,
-        )
+        shown = "n => memvirt.store.live.header?.round === n && !memvirt.store.live.header.playing"
+        deadline = time.monotonic() + 60
+        # A round that was under way when the host was asked to pause is still finished.
+        while not self.page.evaluate(shown, number := served.round()):
+            assert time.monotonic() < deadline, shown
+            self.page.wait_for_timeout(20)
         return number
 
 

@@ -114,9 +114,9 @@ def _owners(machine: MachineMemory, vms: Sequence[VirtualMachine]) -> Owners:
     position = np.full(max(vm.vm_id for vm in vms) + 2, -1, np.int16)
     for index, vm in enumerate(vms):
         position[vm.vm_id] = index
-    # Owners are VM ids; NOBODY (-1) reads the last element, and VMs that left have no place.
-    known = machine.owner < position.size - 1
-    return np.where(known, position[np.where(known, machine.owner, -1)], np.int16(-1))
+    # Owners are VM ids; negative ones are no VM, and VMs that left have no place: the last element.
+    known = (machine.owner >= 0) & (machine.owner < position.size - 1)
+    return np.asarray(position[np.where(known, machine.owner, -1)])
 
 
 def host_pages(machine: MachineMemory, vms: Sequence[VirtualMachine]) -> HostPages:

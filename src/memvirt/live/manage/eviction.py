@@ -8,23 +8,38 @@ whatever it has: zram (then it is compression), zswap before a disk, a disk.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
 from memvirt.address import PpnArray
 from memvirt.live.errors import LiveError
 from memvirt.live.host_memory import HostPages, read_host_pages
-from memvirt.live.page_states import LivePageState
+from memvirt.live.page_states import LivePageState, PageStates
+from memvirt.live.vm import LiveVm
 from memvirt.vmkernel.protocols import Eviction, Flags, Place
 
 from .pageout import PAGEOUT, Adviser, bring_back, pageable, runs_of
 
-if TYPE_CHECKING:
-    from .guest import LiveGuest
-
 _NO_PAGES = PpnArray(np.zeros(0, np.int64))
 _SWAP_MARGIN = 1024  # pages of swap that are left to others
+
+
+class EvictedGuest(Protocol):
+    """What eviction needs to know of a VM."""
+
+    vm: LiveVm
+    pages: int
+    has_pager: bool
+
+    @property
+    def states(self) -> PageStates | None:
+        """Of all its pages, at the last look; None if there was none."""
+        ...
+
+    def rescan(self) -> None:
+        """Look at all pages again."""
+        ...
 
 
 class HostSwap:
@@ -50,7 +65,7 @@ class KernelReclaim:
     ``put_total`` and ``taken_total`` count pages this object sent away and brought back.
     """
 
-    def __init__(self, guest: LiveGuest, swap: HostSwap, *, dry_run: bool) -> None:
+    def __init__(self, guest: EvictedGuest, swap: HostSwap, *, dry_run: bool) -> None:
         self._guest = guest
         self._swap = swap
         self._dry_run = dry_run
