@@ -30,6 +30,8 @@ from memvirt.machine.machine import Machine
 from memvirt.scenario.scenario import parse_scenario
 from memvirt.vm.virtual_machine import VirtualMachine
 
+from .errors import INTERRUPTED
+
 _GUEST = "workload=fill"
 _HOST = """
 [machine]
@@ -132,19 +134,34 @@ def warm() -> float:
         transient=True,
         disable=not err.is_terminal,
     )
-    if not err.is_terminal:
-        print("memvirt: compiling for this machine, once ...", file=sys.stderr, flush=True)
-    processor_callbacks()  # all kernels are defined now
-    with bar, subprocess.Popen([sys.executable, "-m", __name__]) as other:
-        task = bar.add_task("", total=len(KERNELS) + len(CALLBACKS))
-        try:
-            with _after_each_kernel(lambda: bar.update(task, completed=_kept(folder))):
-                _compile_first_half()
-            while other.poll() is None:
-                bar.update(task, completed=_kept(folder))
-                time.sleep(0.1)
-        finally:
-            other.kill()
+    children: list[subprocess.Popen[bytes]] = []
+
+    def interrupt(*_: object) -> None:
+        # No KeyboardInterrupt: raised inside a callback of Numba's it would be lost.
+        for child in children:
+            child.kill()
+        bar.stop()
+        print("memvirt: interrupted", file=sys.stderr, flush=True)
+        os._exit(INTERRUPTED)
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        if not err.is_terminal:
+            print("memvirt: compiling for this machine, once ...", file=sys.stderr, flush=True)
+        processor_callbacks()  # all kernels are defined now
+        with bar, subprocess.Popen([sys.executable, "-m", __name__]) as other:
+            children.append(other)
+            task = bar.add_task("", total=len(KERNELS) + len(CALLBACKS))
+            try:
+                with _after_each_kernel(lambda: bar.update(task, completed=_kept(folder))):
+                    _compile_first_half()
+                while other.poll() is None:
+                    bar.update(task, completed=_kept(folder))
+                    time.sleep(0.1)
+            finally:
+                other.kill()
+    finally:
+        signal.signal(signal.SIGINT, before)
     if other.returncode == 0:
         _done(folder).touch()
     return time.monotonic() - started
