@@ -29,7 +29,7 @@ from .console import STDIO, Console
 from .errors import UsageError
 from .escape import HELP, EscapeKeys, Typed
 from .interruption import Interruption
-from .warm import warm
+from .ready import make_ready
 
 _LAST_LINES, _MOST_LINES = 24, 100
 # Ends that registers and walks explain.
@@ -130,7 +130,7 @@ def boot(
     files = {"--stats": stats, "--snapshot": snapshot}
     files["--serial"] = None if serial == STDIO else Path(serial)
     check_outputs(files, {"the image": image_path(options.image), "--initrd": options.initrd})
-    warm()
+    make_ready()
     console = Console(serial)
     vm = make_vm(options, console)
     if vm.boot_image is not None and vm.boot_image.added_parameters:

@@ -30,7 +30,7 @@ from .columns import columns_named
 from .errors import INTERRUPTED, output_errors
 from .interruption import Interruption
 from .live import Screen, print_summary
-from .warm import warm
+from .ready import make_ready
 from .web import serve_host
 
 _PLAIN_WIDTH = 150
@@ -77,7 +77,7 @@ def run(options: RunOptions) -> int:
         {"--record": options.record, "--events": options.events},
         {"the scenario": options.scenario},
     )
-    warm()
+    make_ready()
     out = Console(stderr=options.batch)
     if not out.is_terminal:
         out = Console(stderr=options.batch, width=_PLAIN_WIDTH)

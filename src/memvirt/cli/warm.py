@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from memvirt.compiled import CALLBACKS, KERNELS, silence_notice
-from memvirt.compiled_cache import cache_folder, source_digest
+from memvirt.compiled_cache import cache_folder, is_warm, note_warm
 from memvirt.cpu.factory import describe_processor, processor_callbacks
 from memvirt.host.host import Host
 from memvirt.images import BUNDLED, image_path
@@ -109,18 +109,13 @@ def _kept(folder: Path) -> int:
     return sum(1 for _ in folder.rglob("*.nbi"))
 
 
-def _done(folder: Path) -> Path:
-    """The file that says: for these sources nothing is left to compile."""
-    return folder / f"warm-{source_digest()}"
-
-
 def warm() -> float:
     """Compile what is not in the cache yet; returns the seconds that took. Raises ProcessorError.
 
     On a terminal a bar on standard error shows how far it is, elsewhere a line says what happens.
     """
     folder = cache_folder()
-    if folder is None or _done(folder).exists():
+    if folder is None or is_warm():
         return 0.0
     describe_processor()  # one that cannot be had is an error before all that compiling
     silence_notice()
@@ -163,7 +158,7 @@ def warm() -> float:
     finally:
         signal.signal(signal.SIGINT, before)
     if other.returncode == 0:
-        _done(folder).touch()
+        note_warm()
     return time.monotonic() - started
 
 

@@ -16,7 +16,7 @@ from memvirt.vmkernel.samples import Sample
 
 from .errors import INTERRUPTED, web_tools
 from .interruption import Interruption
-from .warm import warm
+from .ready import make_ready
 
 if TYPE_CHECKING:
     from .boot import BootOptions
@@ -86,7 +86,7 @@ def boot_in_browser(
     """One VM on a host of its own; the exit status is that of its outcome."""
     from .boot import enough_for  # noqa: PLC0415
 
-    warm()
+    make_ready()
     image = image_path(options.image)
     memory = parse_size(options.memory, what="guest memory")
     machine = parse_size(
