@@ -19,7 +19,7 @@ from memvirt.live.page_states import LivePageState, PageStates
 from memvirt.live.vm import LiveVm
 from memvirt.vmkernel.protocols import Eviction, Flags, Place
 
-from .pageout import PAGEOUT, Adviser, bring_back, pageable, runs_of
+from .pageout import PAGEOUT, Adviser, bring_back, pageable, ranges_of
 
 _NO_PAGES = PpnArray(np.zeros(0, np.int64))
 _SWAP_MARGIN = 1024  # pages of swap that are left to others
@@ -132,7 +132,7 @@ class KernelReclaim:
             self.trouble = "the host's swap space is full"
             return Eviction(refused=wanted)
         try:
-            self._of_process().advise(runs_of(self._guest.vm.layout, taken), PAGEOUT)
+            self._of_process().advise(ranges_of(self._guest.vm.layout, taken), PAGEOUT)
             self._guest.rescan()
         except (LiveError, OSError) as error:
             self.trouble = str(error)

@@ -19,6 +19,7 @@ import numpy as np
 from memvirt.address import PAGE_BYTES
 from memvirt.live.errors import AccessDenied, KernelFeatureMissing, ProcessGone
 from memvirt.live.ram import Backing, RamLayout
+from memvirt.live.runs import runs_of
 from memvirt.live.system_calls import MOST_RUNS, process_vm_readv
 
 _PROCESS_MADVISE = 440
@@ -88,7 +89,7 @@ def bring_back(adviser: Adviser, layout: RamLayout, indices: np.ndarray[Any, Any
     Obligation: only pages that are in swap now; the read of a hole would map a page there. Raises
     as ``Adviser.advise``.
     """
-    runs = runs_of(layout, indices)
+    runs = ranges_of(layout, indices)
     adviser.advise(runs, WILLNEED)
     bytes_read = np.zeros(MOST_RUNS, np.uint8)
     firsts = [start + at for start, size in runs for at in range(0, size, PAGE_BYTES)]
@@ -128,13 +129,12 @@ def _after(runs: list[tuple[int, int]], done: int) -> list[tuple[int, int]]:
     return []
 
 
-def runs_of(layout: RamLayout, indices: np.ndarray[Any, Any]) -> list[tuple[int, int]]:
-    """Runs (host virtual address, bytes) of pages by RAM page index, in ascending order."""
+def ranges_of(layout: RamLayout, indices: np.ndarray[Any, Any]) -> list[tuple[int, int]]:
+    """Ranges (host virtual address, bytes) of pages by RAM page index, in ascending order."""
     if indices.size == 0:
         return []
     addresses = np.sort(layout.host_addresses_of(np.asarray(indices, np.int64)))
-    cuts = np.flatnonzero(np.diff(addresses) != PAGE_BYTES) + 1
-    return [(int(part[0]), int(part.size) * PAGE_BYTES) for part in np.split(addresses, cuts)]
+    return [(first, count * PAGE_BYTES) for first, count in runs_of(addresses, PAGE_BYTES)]
 
 
 def pageable(layout: RamLayout) -> np.ndarray[Any, np.dtype[np.bool_]]:
