@@ -96,6 +96,7 @@ with Host(parse_scenario(text, "example")) as host:
             "memvirt.host.host",
             "memvirt.host.vm_control",
             "memvirt.scenario.scenario",
+            "memvirt.scenario.schema",
             "memvirt.vmkernel.samples",
             "memvirt.vmkernel.events",
         ),

@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 
 from memvirt.observe.esxtop import COLUMNS
-from memvirt.scenario.scenario import bundled_scenarios, key_tables, scenario_schema
+from memvirt.scenario.scenario import bundled_scenarios
+from memvirt.scenario.schema import key_tables, scenario_schema
 
 DOCS = Path(__file__).parent
 

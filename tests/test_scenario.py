@@ -11,15 +11,15 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from memvirt.scenario.keys import shares_of
 from memvirt.scenario.scenario import (
     ScenarioError,
     bundled_scenarios,
     find_scenario,
     load_scenario,
     parse_scenario,
-    scenario_schema,
-    shares_of,
 )
+from memvirt.scenario.schema import scenario_schema
 from memvirt.vmkernel.options import Salting
 
 DOCS = Path(__file__).parents[1] / "docs"

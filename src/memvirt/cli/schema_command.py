@@ -15,6 +15,6 @@ def schema_command(
     ] = False,
 ) -> None:
     """Print the JSON Schema of scenario files."""
-    from memvirt.scenario.scenario import key_tables, scenario_schema  # noqa: PLC0415
+    from memvirt.scenario.schema import key_tables, scenario_schema  # noqa: PLC0415
 
     print(key_tables() if tables else json.dumps(scenario_schema(), indent=2))

@@ -38,17 +38,17 @@ from memvirt.mmu.page_state import (
     FLAG_WRITE_CACHED,
     FLAGS_UNTIL_TOUCHED,
 )
-from memvirt.record import new_record, record_word
+from memvirt.state_record import new_record, record_word
 
 from .content import SWAP, PageContents
 from .eviction import Eviction, EvictionOrder, default_order, evict
+from .memory_statistics import COUNTED, MemoryStatistics, memory_statistics
 from .paging.build import new_paging
 from .paging.mode import PagingMode
 from .pmap import KEPT, LARGE_PAGES, RESIDENT, PageState, Pmap
 from .reserve import FrameReserve
 from .set_up import set_up_state
 from .stale import Stale, StaleLog
-from .statistics import COUNTED, MemoryStatistics, memory_statistics
 from .stores.backing import BackingStore
 from .stores.held_pages import HeldPages
 from .vmm_state import VMM_DTYPE, VmmState
