@@ -131,6 +131,7 @@ class Host:
 
     @property
     def events(self) -> EventLog:
+        """Decisions of the VMkernel, each with its reason."""
         return self.kernel.events
 
     def sample(self) -> Sample:

@@ -148,6 +148,7 @@ class VirtualMachine:
 
     @property
     def paging(self) -> PagingMode:
+        """How the processor translates; it never changes."""
         return self.vmm.paging
 
     @property
