@@ -18,7 +18,7 @@ run: $(ENGINE_STAMP)
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable .
+	$(BIN)/pip install --quiet --editable '.[web]'
 	touch $@
 
 # Unicorn with our changes, in the user's cache (docs/engine.md); without a compiler: a line that says

@@ -19,6 +19,7 @@ from bench import (
     swap_victims,
     tlb_miss,
     vmkernel_scale,
+    web,
 )
 
 _BENCHMARKS = {
@@ -35,6 +36,7 @@ _BENCHMARKS = {
     "fleet": fleet.main,
     "linux_boot": linux_boot.main,
     "live_watch": live_watch.main,
+    "web": web.main,
 }
 
 

@@ -12,7 +12,7 @@
 #include "uc_priv.h"
 
 /* Raised whenever a function below, or a field of the layout, changes its meaning. */
-#define MEMVIRT_INTERFACE 1
+#define MEMVIRT_INTERFACE 2
 
 UNICORN_EXPORT uint32_t memvirt_interface(void);
 uint32_t memvirt_interface(void)

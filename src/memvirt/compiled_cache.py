@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import os
 import shutil
@@ -34,7 +35,16 @@ from numba.core.dispatcher import Dispatcher
 CHECKED = os.environ.get("MEMVIRT_CHECKED", "") not in ("", "0")
 
 # Where kernels, and the constants they are compiled with, may be defined (tests/test_compiled.py).
-_COMPILED = ("address.py", "record.py", "compiled.py", "machine", "mmu", "vmm", "platform", "cpu")
+_COMPILED = (
+    "address.py",
+    "state_record.py",
+    "compiled.py",
+    "machine",
+    "mmu",
+    "vmm",
+    "platform",
+    "cpu",
+)
 _KEPT = 12  # folders of other source states: another checkout may still use them
 
 
@@ -54,6 +64,7 @@ class KernelCache(FunctionCache):  # type: ignore[misc]
             super().save_overload(sig, data)
 
 
+@functools.cache
 def source_digest() -> str:
     """Names the state of all that kernels are made from, and how they are compiled."""
     build = f"{numba.__version__} checked={CHECKED} bounds={bool(numba.config.BOUNDSCHECK)}"
@@ -94,6 +105,23 @@ def _compile_in_memory() -> None:
 def cache_folder() -> Path | None:
     """The folder of these sources' kernels; None where nothing is kept."""
     return Path(numba.config.CACHE_DIR) if numba.config.CACHE_DIR else None
+
+
+def _warm_mark() -> Path | None:
+    folder = cache_folder()
+    return None if folder is None else folder / f"warm-{source_digest()}"
+
+
+def is_warm() -> bool:
+    """True if nothing is left to compile for a VM, or nothing of it would be kept."""
+    mark = _warm_mark()
+    return mark is None or mark.exists()
+
+
+def note_warm() -> None:
+    """Remember that all that VMs need has been compiled."""
+    if (mark := _warm_mark()) is not None:
+        mark.touch()
 
 
 def use_compiled_cache() -> None:

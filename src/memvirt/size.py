@@ -29,7 +29,8 @@ def parse_size(size: int | str, *, what: str) -> int:
             raise SizeError(f'{what}: "{size}" is not a whole number of bytes')
         size = int(value)
     if size <= 0 or size % PAGE_BYTES:
-        raise SizeError(f"{what}: {size} bytes is not a positive multiple of 4 KiB")
+        likely = f"; did you mean {size}M?" if 0 < size < PAGE_BYTES else ""
+        raise SizeError(f"{what}: {size} bytes is not a positive multiple of 4 KiB{likely}")
     return size
 
 

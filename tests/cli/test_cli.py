@@ -134,3 +134,13 @@ def test_a_scenario_of_several_vms(tmp_path: Path) -> None:
     done = memvirt("run", scenario)
     assert done.returncode == 1
     assert "2 of 3 guests" in done.stdout
+
+
+def test_success_code() -> None:
+    words = ("boot", "bundled", "--append", "workload=selfmod", "--success-code")
+    done = memvirt(*words, "0")
+    assert done.returncode == 1, done.stderr
+    assert "the guest reports failure (exit value 0x10)" in done.stderr
+    for wrong in ("ten", "-1", "0x100000000"):
+        done = memvirt(*words, wrong)
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 COMMAND = [sys.executable, "-m", "memvirt"]
-CACHES = ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME")
+# The engine is kept in that cache too: without it the package index's build is used, if it may be.
+CACHES = ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME", "MEMVIRT_ENGINE")
 
 
 def environment(cache: Path) -> dict[str, str]:

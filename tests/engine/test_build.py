@@ -108,15 +108,18 @@ def test_a_choice_that_cannot_be_obeyed(
 
 
 @pytest.mark.parametrize("command", [["--version"], ["boot", "bundled"]])
-def test_such_a_choice_is_one_line(command: list[str]) -> None:
+def test_such_a_choice_is_one_line_before_anything_is_compiled(
+    command: list[str], tmp_path: Path
+) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "memvirt", *command],
-        env=os.environ | {"MEMVIRT_ENGINE": "mine"},
+        env=os.environ | {"MEMVIRT_ENGINE": "mine", "XDG_CACHE_HOME": str(tmp_path)},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 2
     assert "MEMVIRT_ENGINE=mine" in done.stderr
     assert "Traceback" not in done.stderr
+    assert "compiling for this machine, once" not in done.stderr
 
 
 _UNICORN_FIRST = """

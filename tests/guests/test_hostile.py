@@ -41,7 +41,7 @@ start:  mov     $0x40000000, %eax
 """
 
 
-_BEYOND = (0x4000_0000, 0xFEE0_0000, 0xFFF_FFFF_F000, 0xF_FFFF_FFFF_F000)
+_BEYOND = (0x4000_0000, 0xFEE0_0000, 0xFF_FFFF_F000)
 
 
 def _images() -> dict[str, bytes]:

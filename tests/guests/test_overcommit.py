@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from pathlib import Path
 
 import pytest
 
 from memvirt.host.host import Host
+from memvirt.host.state_directory import LIST, delete_dead_directories
 from memvirt.vmkernel.events import Mechanism
 
 from .scenarios import overcommitted
@@ -56,12 +59,32 @@ def test_a_state_directory_of_its_own_is_kept_clean(tmp_path: Path) -> None:
     folder = tmp_path / "state"
     folder.mkdir()
     (folder / "memvirt-left-behind-7.vswp").write_bytes(b"from a run that was killed")
+    (folder / "memvirt-mine.vswp").write_bytes(b"only has such a name")
+    (folder / LIST).write_text('["memvirt-left-behind-7.vswp", "notes.txt", "../escape.vswp"]')
     (folder / "other.vswp").write_bytes(b"another program's")
     (folder / "notes.txt").write_text("mine")
     machine = scenario.machine.model_copy(update={"state_directory": str(folder)})
     with Host(scenario.model_copy(update={"machine": machine})) as host:
         files = sorted(path.name for path in folder.glob("memvirt-*.vswp"))
+        files.remove("memvirt-mine.vswp")
         assert len(files) == len(host.vms)
         assert not any("left-behind" in name for name in files)
         assert all((folder / name).stat().st_mode & 0o077 == 0 for name in files)
-    assert sorted(path.name for path in folder.iterdir()) == ["notes.txt", "other.vswp"]
+    left = sorted(path.name for path in folder.iterdir())
+    assert left == ["memvirt-mine.vswp", "notes.txt", "other.vswp"]
+
+
+def test_directories_of_killed_runs_are_deleted(tmp_path: Path) -> None:
+    dead, alive, not_ours = (tmp_path / f"memvirt-{name}" for name in ("dead", "alive", "mine"))
+    for folder in (dead, alive, not_ours):
+        folder.mkdir()
+        (folder / "memvirt-vm-1.vswp").write_bytes(b"pages")
+    for folder in (dead, alive):
+        (folder / LIST).write_text('["memvirt-vm-1.vswp"]')
+    lock = os.open(alive, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    delete_dead_directories(tmp_path)
+    os.close(lock)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["memvirt-alive", "memvirt-mine"]
+    assert (alive / "memvirt-vm-1.vswp").exists()
+    assert (not_ours / "memvirt-vm-1.vswp").exists()

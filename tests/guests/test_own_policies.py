@@ -13,12 +13,8 @@ from memvirt.address import PpnArray
 from memvirt.host.host import Host
 from memvirt.host.stores import STORES, StoreRequest
 from memvirt.machine.content import Pages
-from memvirt.scenario.scenario import (
-    ScenarioError,
-    find_scenario,
-    parse_scenario,
-    scenario_schema,
-)
+from memvirt.scenario.scenario import ScenarioError, find_scenario, parse_scenario
+from memvirt.scenario.schema import scenario_schema
 from memvirt.vmkernel.mechanisms import KeepIn
 from memvirt.vmkernel.policies import RECLAIM, VICTIMS
 from memvirt.vmkernel.protocols import GuestMemory, Place
@@ -66,9 +62,10 @@ class LowestPages:
         self.prepared = 0
 
     def choose(
-        self, guest: GuestMemory, pages: PpnArray, count: int, random: np.random.Generator
+        self, guest: GuestMemory, resident: int, count: int, random: np.random.Generator
     ) -> PpnArray:
-        victims = np.sort(pages)[:count]
+        assert guest.reclaim is not None
+        victims = PpnArray(np.sort(guest.reclaim.reclaimable_pages())[:count])
         self.chosen += victims.tolist()
         return victims
 

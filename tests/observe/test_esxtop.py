@@ -78,9 +78,20 @@ def test_batch_rows_can_be_read_and_late_vms_are_empty_first() -> None:
     assert len(heading) == len(first) == len(second)
     of_two = heading.index("\\\\host1\\Group Memory(2:two)\\Memory Size MBytes")
     assert (first[of_two], second[of_two]) == ("", "64.00")
-    assert second[0] == "11/24/2026 10:00:01.500"
+    assert second[0] == "11/24/2026 10:00:01"  # whole seconds, as esxtop's
+    exact = heading.index("\\\\host1\\Memory\\Sample Time Seconds")
+    assert (first[exact], second[exact]) == ("0.000", "1.500")
     reads = heading.index("\\\\host1\\Group Memory(1:one)\\Swap Read MBytes/sec")
     assert (first[reads], second[reads]) == ("0.00", "1.00")
+
+
+def test_names_keep_counter_paths_unambiguous() -> None:
+    text = io.StringIO()
+    BatchWriter(text, "host1", ['a"b', "c\\d(e),f"], datetime(2026, 11, 24, tzinfo=UTC))
+    (heading,) = csv.reader(io.StringIO(text.getvalue()))
+    assert heading == text.getvalue().strip().strip('"').split('","')  # no cell needs quoting
+    groups = {path.split("\\")[3] for path in heading if "Group Memory" in path}
+    assert groups == {"Group Memory(1:a'b)", "Group Memory(2:c_d[e];f)"}
 
 
 def test_header_lines_fit_80_columns() -> None:

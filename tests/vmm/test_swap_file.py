@@ -231,3 +231,11 @@ def test_the_machine_has_less_by_its_buffers() -> None:
     buffers.close()
     assert machine.free_frames == 8
     assert np.count_nonzero(machine.kind) == 0
+
+
+def test_a_short_read_is_no_loss(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    (slot,) = disk.put(A)
+    disk.file.complete()
+    read = os.pread
+    monkeypatch.setattr(os, "pread", lambda fd, size, at: read(fd, min(size, 1000), at))
+    assert disk.file.read(slot) == A

@@ -27,13 +27,15 @@ from memvirt.vmm.check import Violation, check_machine
 
 from .console import STDIO, Console
 from .errors import UsageError
+from .escape import HELP, EscapeKeys, Typed
 from .interruption import Interruption
-from .warm import warm
+from .ready import make_ready
 
 _LAST_LINES, _MOST_LINES = 24, 100
 # Ends that registers and walks explain.
 _DEATHS = (
-    EndReason.TRIPLE_FAULT, EndReason.MISCONFIGURED, EndReason.ENGINE_ERROR, EndReason.HALTED,
+    EndReason.TRIPLE_FAULT, EndReason.NO_FIRMWARE, EndReason.MISCONFIGURED,
+    EndReason.ENGINE_ERROR, EndReason.HALTED,
 )  # fmt: skip
 _CHECK_EVERY = 32  # quanta between two runs of the consistency checker
 
@@ -50,6 +52,7 @@ class BootOptions:
     initrd: Path | None = None
     protocol: Protocol = Protocol.AUTO
     scatter_seed: int | None = 1
+    success_code: int = 0x10
 
 
 def enough_for(memory: str) -> int:
@@ -71,6 +74,7 @@ def make_vm(options: BootOptions, console: Console | None) -> VirtualMachine:
             name=name,
             serial=console.write if console else None,
         )
+        vm.success_code = options.success_code
         initrd: bytes | Path = b"" if options.initrd is None else options.initrd
         vm.load(
             image_path(options.image),
@@ -126,7 +130,7 @@ def boot(
     files = {"--stats": stats, "--snapshot": snapshot}
     files["--serial"] = None if serial == STDIO else Path(serial)
     check_outputs(files, {"the image": image_path(options.image), "--initrd": options.initrd})
-    warm()
+    make_ready()
     console = Console(serial)
     vm = make_vm(options, console)
     if vm.boot_image is not None and vm.boot_image.added_parameters:
@@ -138,6 +142,7 @@ def boot(
     halted_ns = 0
     interactive = serial == STDIO and os.isatty(0)
     vm.wakes_on_input = interactive
+    escapes = EscapeKeys()
     interruption = Interruption()
 
     def between_quanta(vm: VirtualMachine) -> None:
@@ -151,8 +156,14 @@ def boot(
             vm.stop()
             return
         vm.wakes_on_input = interactive and console.input_open
-        if typed := console.read():
-            vm.type(typed)
+        typed = escapes.take(console.read()) if interactive else Typed(console.read())
+        if typed.keys:
+            vm.type(typed.keys)
+        if typed.help:
+            print(f"\n{HELP}", end="", file=sys.stderr)
+        if typed.end:
+            vm.stop()
+            return
         if check and quanta % _CHECK_EVERY == 0:
             violations.extend(check_machine(vm.machine, [vm.vmm]))
 

@@ -11,8 +11,19 @@ import typer
 
 from memvirt.platform.boot.protocol import Protocol
 
-from .errors import user_errors
+from .errors import UsageError, user_errors
 from .machine_options import Append, Initrd, MachineMemory, Memory, Paging, PagingOption
+from .web_command import Web
+
+
+def _exit_code(text: str) -> int:
+    try:
+        value = int(text, 0)
+    except ValueError:
+        value = -1
+    if not 0 <= value <= 0xFFFF_FFFF:
+        raise UsageError(f"--success-code {text}: it is a number up to 32 bits, such as 0x10 or 0")
+    return value
 
 
 def boot_command(
@@ -28,6 +39,10 @@ def boot_command(
     check: Annotated[bool, typer.Option("--check", help="audit the invariants as it runs")] = False,
     stats: Annotated[Path | None, typer.Option(help="write statistics as JSON")] = None,
     snapshot: Annotated[Path | None, typer.Option(help="write a snapshot at the end")] = None,
+    success_code: Annotated[
+        str, typer.Option(help="what the guest writes to port 0xf4 when all is well")
+    ] = "0x10",
+    web: Web = None,
 ) -> None:
     """Boot one VM, with its serial console here.
 
@@ -37,7 +52,16 @@ def boot_command(
     with user_errors():
         from .boot import BootOptions, boot  # noqa: PLC0415
 
-        options = BootOptions(image, memory, machine_memory, paging.value, append, initrd, protocol)
+        options = BootOptions(
+            image, memory, machine_memory, paging.value, append, initrd, protocol,
+            success_code=_exit_code(success_code),
+        )  # fmt: skip
+        if web is not None:
+            if serial != "stdio" or stats or snapshot or protocol is not Protocol.AUTO:
+                raise UsageError("--web excludes --serial, --stats, --snapshot and --protocol")
+            from .web import boot_in_browser  # noqa: PLC0415
+
+            sys.exit(boot_in_browser(options, web, timeout=timeout, check=check))
         status = boot(
             options, serial=serial, timeout=timeout, check=check, stats=stats, snapshot=snapshot
         )

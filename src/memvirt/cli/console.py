@@ -95,13 +95,18 @@ class Console:
 
     @contextlib.contextmanager
     def keys_unbuffered(self) -> Iterator[None]:
-        """Let keys through one by one, without echo; the terminal is restored afterwards."""
+        """Let all keys through one by one, without echo; the terminal is restored afterwards."""
         if not self._stdio or not sys.stdin.isatty():
             yield
             return
         before = termios.tcgetattr(0)
         try:
             tty.setcbreak(0)
+            attributes = termios.tcgetattr(0)
+            # Ctrl-C, Ctrl-Z, Ctrl-V, Ctrl-S and Ctrl-Q are keys like any other.
+            attributes[0] &= ~termios.IXON
+            attributes[3] &= ~(termios.ISIG | termios.IEXTEN)
+            termios.tcsetattr(0, termios.TCSADRAIN, attributes)
             yield
         finally:
             termios.tcsetattr(0, termios.TCSADRAIN, before)

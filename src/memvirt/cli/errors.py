@@ -19,6 +19,17 @@ class UsageError(MemvirtError):
 
 
 @contextlib.contextmanager
+def web_tools() -> Iterator[None]:
+    """Import what the web server needs in the block; say how to install it if it is not there."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"{error.name} is not installed; the web page needs it: pip install 'memvirt[web]'"
+        ) from error
+
+
+@contextlib.contextmanager
 def planning_tools() -> Iterator[None]:
     """Import what planning needs inside the block; say how to install it if it is not there."""
     try:

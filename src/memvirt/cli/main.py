@@ -27,6 +27,7 @@ from .run_command import run_command
 from .schema_command import schema_command
 from .warm_command import warm_command
 from .watch_command import watch_command
+from .web_command import WebCommand, web_command
 
 app = typer.Typer(
     add_completion=False,
@@ -54,8 +55,10 @@ def _main(
 
 
 # The first line of a command's help stands in the list of commands: at most one line long.
-app.command("boot")(boot_command)
-app.command("run", short_help="Run a scenario's VMs on one host, overcommitted.")(run_command)
+app.command("boot", cls=WebCommand)(boot_command)
+app.command("run", cls=WebCommand, short_help="Run a scenario's VMs on one host, overcommitted.")(
+    run_command
+)
 app.command("schema")(schema_command)
 app.command("map", short_help="Show what lies between an address and its machine page.")(
     map_command
@@ -68,6 +71,7 @@ app.command("analyze", short_help="Say what is in the memory of VMs, and what wo
 app.command("page", short_help="Page a running VM of QEMU from outside (experimental).")(
     page_command
 )
+app.command("web")(web_command)
 app.command("warm", short_help="Compile for this machine ahead of the first use.")(warm_command)
 app.command("manage", short_help="Manage this host's live VMs as ESXi does.")(manage_command)
 

@@ -9,16 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memvirt.address import PAGE_BYTES
+from memvirt.live.manage.host_plan import HostPlan, VmPlan, VmSelector
 from memvirt.live.manage.ledger import Ledger
 from memvirt.live.manage.manager import Manager
-from memvirt.live.manage.plan import HostPlan, VmPlan, VmSelector
 from memvirt.live.manage.restore import restore_all
 from memvirt.live.working_set_way import WorkingSetWay
 from memvirt.observe.record import EventWriter
 from memvirt.output_file import check_outputs
-from memvirt.scenario.scenario import Scenario, load_scenario, names_of, shares_of
+from memvirt.scenario.keys import names_of
+from memvirt.scenario.scenario import Scenario, load_scenario
+from memvirt.scenario.vm_settings import vm_settings
 from memvirt.size import format_size
-from memvirt.vmkernel.admission import VmSettings
 from memvirt.vmkernel.events import Event, Mechanism
 from memvirt.vmkernel.samples import Sample
 
@@ -42,16 +43,8 @@ def host_plan(scenario: Scenario) -> HostPlan:
     vms = []
     for vm in scenario.vm:
         for name in names_of(vm):
-            settings = VmSettings(
-                name,
-                vm.memory // PAGE_BYTES,
-                shares_of(vm),
-                vm.reservation // PAGE_BYTES,
-                None if vm.limit is None else vm.limit // PAGE_BYTES,
-                vm.group,
-            )
             selector = VmSelector(name, vm.live.qmp, vm.live.domain, vm.live.command_line)
-            vms.append(VmPlan(selector, settings, vm.live.cgroup))
+            vms.append(VmPlan(selector, vm_settings(vm, name), vm.live.cgroup))
     live = scenario.live
     return HostPlan(
         memory=scenario.machine.memory // PAGE_BYTES,

@@ -12,7 +12,7 @@ from memvirt.observe.view import VmView, live_view
 
 from .boot import BootOptions, make_vm
 from .errors import UsageError
-from .warm import warm
+from .ready import make_ready
 
 _LONGEST_QUANTUM_NS = 10_000_000
 
@@ -24,7 +24,7 @@ def snapshot_view(path: str) -> VmView:
 
 def booted_view(options: BootOptions, run_for: float) -> VmView:
     """The VM of ``options`` after ``run_for`` virtual seconds, or at its end."""
-    warm()
+    make_ready()
     vm = make_vm(options, None)
     end_ns = int(run_for * 1e9)
     while vm.outcome is None and vm.virtual_ns < end_ns:

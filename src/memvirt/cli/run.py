@@ -23,14 +23,16 @@ from memvirt.observe.esxtop import BY_NAME, Column
 from memvirt.observe.record import EventWriter, Recorder
 from memvirt.observe.summary import Summary
 from memvirt.output_file import check_outputs
-from memvirt.scenario.scenario import Scenario, load_scenario, names_of
+from memvirt.scenario.keys import names_of
+from memvirt.scenario.scenario import Scenario, load_scenario
 from memvirt.vmkernel.samples import Sample
 
 from .columns import columns_named
 from .errors import INTERRUPTED, output_errors
 from .interruption import Interruption
 from .live import Screen, print_summary
-from .warm import warm
+from .ready import make_ready
+from .web import serve_host
 
 _PLAIN_WIDTH = 150
 
@@ -45,6 +47,7 @@ class RunOptions:
     record: Path | None = None
     events: Path | None = None
     columns: str = ""
+    web: str | None = None  # address to serve the page at, empty for a free port
 
 
 def vm_names(scenario: Scenario) -> list[str]:
@@ -75,7 +78,7 @@ def run(options: RunOptions) -> int:
         {"--record": options.record, "--events": options.events},
         {"the scenario": options.scenario},
     )
-    warm()
+    make_ready()
     out = Console(stderr=options.batch)
     if not out.is_terminal:
         out = Console(stderr=options.batch, width=_PLAIN_WIDTH)
@@ -123,6 +126,16 @@ def _run_host(
     def interrupted() -> bool:
         return interruption.asked
 
+    if options.web is not None:
+        serve_host(
+            host,
+            title=options.scenario.stem,
+            address=options.web,
+            on_sample=on_sample,
+            interval=options.interval,
+            interruption=interruption,
+        )
+        return
     if options.batch or not out.is_terminal:
         host.run(
             on_sample=on_sample,

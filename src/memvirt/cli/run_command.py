@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from .errors import user_errors
+from .errors import UsageError, user_errors
+from .web_command import Web
 
 
 def _list_scenarios(wanted: bool) -> None:
@@ -36,6 +37,7 @@ def run_command(
         Path | None, typer.Option(help="write the decisions: JSON lines, or FILE.csv")
     ] = None,
     columns: Annotated[str, typer.Option(help="columns to show, separated by commas")] = "",
+    web: Web = None,
     list_scenarios: Annotated[
         bool,
         typer.Option("--list", callback=_list_scenarios, is_eager=True, help="bundled scenarios"),
@@ -50,6 +52,8 @@ def run_command(
 
         from .run import RunOptions, run  # noqa: PLC0415
 
+        if batch and web is not None:
+            raise UsageError("--batch and --web exclude each other")
         path = find_scenario(scenario)
-        status = run(RunOptions(path, batch, interval, record, events, columns))
+        status = run(RunOptions(path, batch, interval, record, events, columns, web))
     sys.exit(status)

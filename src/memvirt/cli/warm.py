@@ -22,13 +22,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from memvirt.compiled import CALLBACKS, KERNELS, silence_notice
-from memvirt.compiled_cache import cache_folder, source_digest
-from memvirt.cpu.factory import processor_callbacks
+from memvirt.compiled_cache import cache_folder, is_warm, note_warm
+from memvirt.cpu.factory import describe_processor, processor_callbacks
 from memvirt.host.host import Host
 from memvirt.images import BUNDLED, image_path
 from memvirt.machine.machine import Machine
 from memvirt.scenario.scenario import parse_scenario
 from memvirt.vm.virtual_machine import VirtualMachine
+
+from .errors import INTERRUPTED
 
 _GUEST = "workload=fill"
 _HOST = """
@@ -107,19 +109,15 @@ def _kept(folder: Path) -> int:
     return sum(1 for _ in folder.rglob("*.nbi"))
 
 
-def _done(folder: Path) -> Path:
-    """The file that says: for these sources nothing is left to compile."""
-    return folder / f"warm-{source_digest()}"
-
-
 def warm() -> float:
-    """Compile what is not in the cache yet; returns the seconds that took.
+    """Compile what is not in the cache yet; returns the seconds that took. Raises ProcessorError.
 
     On a terminal a bar on standard error shows how far it is, elsewhere a line says what happens.
     """
     folder = cache_folder()
-    if folder is None or _done(folder).exists():
+    if folder is None or is_warm():
         return 0.0
+    describe_processor()  # one that cannot be had is an error before all that compiling
     silence_notice()
     started = time.monotonic()
     err = Console(stderr=True)
@@ -131,21 +129,36 @@ def warm() -> float:
         transient=True,
         disable=not err.is_terminal,
     )
-    if not err.is_terminal:
-        print("memvirt: compiling for this machine, once ...", file=sys.stderr, flush=True)
-    processor_callbacks()  # all kernels are defined now
-    with bar, subprocess.Popen([sys.executable, "-m", __name__]) as other:
-        task = bar.add_task("", total=len(KERNELS) + len(CALLBACKS))
-        try:
-            with _after_each_kernel(lambda: bar.update(task, completed=_kept(folder))):
-                _compile_first_half()
-            while other.poll() is None:
-                bar.update(task, completed=_kept(folder))
-                time.sleep(0.1)
-        finally:
-            other.kill()
+    children: list[subprocess.Popen[bytes]] = []
+
+    def interrupt(*_: object) -> None:
+        # No KeyboardInterrupt: raised inside a callback of Numba's it would be lost.
+        for child in children:
+            child.kill()
+        bar.stop()
+        print("memvirt: interrupted", file=sys.stderr, flush=True)
+        os._exit(INTERRUPTED)
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        if not err.is_terminal:
+            print("memvirt: compiling for this machine, once ...", file=sys.stderr, flush=True)
+        processor_callbacks()  # all kernels are defined now
+        with bar, subprocess.Popen([sys.executable, "-m", __name__]) as other:
+            children.append(other)
+            task = bar.add_task("", total=len(KERNELS) + len(CALLBACKS))
+            try:
+                with _after_each_kernel(lambda: bar.update(task, completed=_kept(folder))):
+                    _compile_first_half()
+                while other.poll() is None:
+                    bar.update(task, completed=_kept(folder))
+                    time.sleep(0.1)
+            finally:
+                other.kill()
+    finally:
+        signal.signal(signal.SIGINT, before)
     if other.returncode == 0:
-        _done(folder).touch()
+        note_warm()
     return time.monotonic() - started
 
 

@@ -51,6 +51,7 @@ class ExitReason(Enum):
     BALLOON = "a call of the balloon device"
     HALTED = "halted, and no event of the platform will wake it"
     TRIPLE_FAULT = "triple fault"
+    NO_FIRMWARE = "an event in real mode that only a BIOS would handle"
     MISCONFIGURED = "a nested page table entry is corrupt"
     FAILED = "the processor itself failed"
 
@@ -62,9 +63,9 @@ class ProcessorExit:
     reason: ExitReason
     ppn: PhysicalPageNumber = _NO_PAGE  # NEED_PAGE
     write: bool = False  # NEED_PAGE: for a store
-    vector: int = 0  # TRIPLE_FAULT: what was being delivered
+    vector: int = 0  # NO_FIRMWARE: of the event
     instruction_bytes: int = 0  # BACKDOOR, BALLOON: length of the IN, which RIP still points at
-    detail: str = ""  # MISCONFIGURED, FAILED: for the report
+    detail: str = ""  # TRIPLE_FAULT, MISCONFIGURED, FAILED: for the report
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,22 +154,32 @@ class Processor(Protocol):
         """A segment or descriptor table register by lower-case name (cs, tr, gdtr, ...)."""
         ...
 
-    def set_segment(self, name: str, state: SegmentState) -> None: ...
+    def set_segment(self, name: str, state: SegmentState) -> None:
+        """Load a segment register with its hidden part, unchecked: for boot code and snapshots."""
+        ...
 
     def set_mode(self, *, long_mode: bool, code64: bool, protected: bool = True) -> None:
         """Begin in this mode, at privilege level 0 with flat segments."""
         ...
 
     @property
-    def privilege_level(self) -> int: ...
+    def privilege_level(self) -> int:
+        """CPL, 0 to 3."""
+        ...
 
     @property
-    def in_64_bit_code(self) -> bool: ...
+    def in_64_bit_code(self) -> bool:
+        """True if CS is a 64-bit code segment in long mode."""
+        ...
 
     @property
-    def interrupts_enabled(self) -> bool: ...
+    def interrupts_enabled(self) -> bool:
+        """RFLAGS.IF."""
+        ...
 
-    def statistics(self) -> ProcessorStatistics: ...
+    def statistics(self) -> ProcessorStatistics:
+        """What it did since it was made."""
+        ...
 
     def close(self) -> None:
         """Release the engine. Calling again does nothing."""

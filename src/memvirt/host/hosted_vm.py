@@ -12,9 +12,10 @@ from memvirt.host.stores import StoreRequest, close_stores, make_stores
 from memvirt.images import image_path
 from memvirt.machine.memory import MachineMemory, MachineMemoryExhausted
 from memvirt.platform.boot.image import BootError
-from memvirt.scenario.scenario import VmOptions, shares_of
+from memvirt.scenario.keys import VmOptions
+from memvirt.scenario.vm_settings import vm_settings
 from memvirt.vm.virtual_machine import VirtualMachine, VirtualMachineError
-from memvirt.vmkernel.admission import AdmissionError, VmSettings
+from memvirt.vmkernel.admission import AdmissionError
 from memvirt.vmkernel.managed import ManagedVm
 from memvirt.vmkernel.vmkernel import VmKernel
 from memvirt.vmm.content import SWAP
@@ -49,14 +50,7 @@ class HostedVm:
         self.name = options.name if options.count == 1 else f"{options.name}-{number + 1}"
         self.start_ns = int(options.start * 1e9)
         self.paging = PagingMode[options.paging.upper()]
-        self.settings = VmSettings(
-            name=self.name,
-            memory=options.memory // PAGE_BYTES,
-            shares=shares_of(options),
-            reservation=options.reservation // PAGE_BYTES,
-            limit=None if options.limit is None else options.limit // PAGE_BYTES,
-            group=options.group,
-        )
+        self.settings = vm_settings(options, self.name)
         self.vm: VirtualMachine | None = None
         self.managed: ManagedVm | None = None
         self.stores: dict[str, BackingStore] = {}

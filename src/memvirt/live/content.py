@@ -20,6 +20,7 @@ from .errors import AccessDenied, LiveError
 from .page_states import open_backing
 from .process import Process
 from .ram import Indices, RamBlock, RamLayout
+from .runs import runs_of
 from .system_calls import MOST_RUNS, process_vm_readv
 
 
@@ -73,7 +74,7 @@ class GuestContent:
     def _read_process(self, block: RamBlock, pages: Indices, out: Any) -> None:
         runs = [
             (block.host_address + first * PAGE_BYTES, count * PAGE_BYTES)
-            for first, count in _runs(pages)
+            for first, count in runs_of(pages)
         ]
         at = 0
         for start in range(0, len(runs), MOST_RUNS):
@@ -101,7 +102,7 @@ class GuestContent:
             descriptor = self._files[block.name] = open_backing(self._process, block)
         view = memoryview(out)
         at = 0
-        for first, count in _runs(pages):
+        for first, count in runs_of(pages):
             size = count * PAGE_BYTES
             part = view[at : at + size]
             while part.nbytes:
@@ -118,11 +119,3 @@ class GuestContent:
             f"process {self._process.pid}: RAM block {block.name} changed while it was read "
             "(unplugged, or migrated away)"
         )
-
-
-def _runs(pages: Indices) -> list[tuple[int, int]]:
-    """(first, count) of each run of consecutive pages."""
-    cuts = np.flatnonzero(np.diff(pages) != 1) + 1
-    starts = np.concatenate(([0], cuts))
-    ends = np.concatenate((cuts, [pages.size]))
-    return [(int(pages[a]), int(b - a)) for a, b in zip(starts, ends, strict=True)]

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TextIO
 
 from memvirt.vmkernel.samples import HostMemory, Sample
 
+from .counter_path import HEADING, SAMPLE_TIME, group_path, time_cells
 from .esxtop import COLUMNS, Interval, mebibytes
-
-HEADING = "(PDH-CSV 4.0) (UTC)(0)"
 
 _HOST: tuple[tuple[str, Callable[[HostMemory], float]], ...] = (
     ("Machine MBytes", lambda host: mebibytes(host.total)),
@@ -57,9 +56,10 @@ class BatchWriter:
         self._start = start.astimezone(UTC)
         self._before: Sample | None = None
         heading = [HEADING]
-        heading += [f"\\\\{host}\\Memory\\{name}" for name, _ in (*_HOST, *_RATES)]
+        counters = [name for name, _ in (*_HOST, *_RATES)] + [SAMPLE_TIME]
+        heading += [f"\\\\{host}\\Memory\\{name}" for name in counters]
         for number, name in enumerate(self._names, 1):
-            group = f"\\\\{host}\\Group Memory({number}:{name})"
+            group = group_path(host, number, name)
             heading += [f"{group}\\{column.counter}" for column in _VM]
         self._writer.writerow(heading)
 
@@ -68,13 +68,14 @@ class BatchWriter:
         interval = Interval(sample, self._before)
         self._before = sample
         host = sample.host
-        when = self._start + timedelta(seconds=host.time_ns / 1e9)
-        row = [when.strftime("%m/%d/%Y %H:%M:%S.%f")[:-3]]
+        when, seconds = time_cells(self._start, host.time_ns)
+        row = [when]
         row += [f"{value(host):.2f}" for _, value in _HOST]
         before = interval.before.host if interval.before is not None else None
         for _, field in _RATES:
             earlier = getattr(before, field) if before is not None else 0
             row.append(f"{interval.rate(getattr(host, field), earlier):.2f}")
+        row.append(seconds)
         vms = {vm.name: vm for vm in sample.vms}
         for name in self._names:
             vm = vms.get(name)

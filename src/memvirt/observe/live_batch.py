@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TextIO
 
-from memvirt.live.statistics import LiveHostMemory, LiveSample
+from memvirt.live.live_sample import LiveHostMemory, LiveSample
 
-from .batch import HEADING
+from .counter_path import HEADING, SAMPLE_TIME, group_path, time_cells
 from .esxtop import mebibytes
 from .live_esxtop import LIVE_COLUMNS, LiveInterval
 
@@ -46,9 +46,10 @@ class LiveBatchWriter:
         self._names = list(names)
         self._start = start.astimezone(UTC)
         self._before: LiveSample | None = None
-        heading = [HEADING, *(f"\\\\{host}\\Memory\\{name}" for name, _ in _HOST)]
+        counters = [*(name for name, _ in _HOST), SAMPLE_TIME]
+        heading = [HEADING, *(f"\\\\{host}\\Memory\\{name}" for name in counters)]
         for number, name in enumerate(self._names, 1):
-            group = f"\\\\{host}\\Group Memory({number}:{name})"
+            group = group_path(host, number, name)
             heading += [f"{group}\\{column.counter}" for column in _COLUMNS]
         self._writer.writerow(heading)
 
@@ -56,9 +57,9 @@ class LiveBatchWriter:
         """One row."""
         interval = LiveInterval(sample, self._before)
         self._before = sample
-        when = self._start + timedelta(seconds=sample.host.time_ns / 1e9)
-        row = [when.strftime("%m/%d/%Y %H:%M:%S.%f")[:-3]]
-        row += [_number(value(sample.host)) for _, value in _HOST]
+        when, seconds = time_cells(self._start, sample.host.time_ns)
+        row = [when]
+        row += [_number(value(sample.host)) for _, value in _HOST] + [seconds]
         vms = {vm.name: vm for vm in sample.vms}
         for name in self._names:
             vm = vms.get(name)

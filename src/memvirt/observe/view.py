@@ -86,9 +86,11 @@ class VmView:
 
     @property
     def pages(self) -> int:
+        """Number of guest-physical pages: PPNs are below."""
         return int(self.state.size)
 
     def state_of(self, ppn: PhysicalPageNumber) -> PageState:
+        """The pmap's state of one page. Raises IndexError beyond the VM's memory."""
         return PageState(int(self.state[ppn]))
 
     def frame_of(self, ppn: PhysicalPageNumber) -> MachinePageNumber | None:
@@ -157,34 +159,46 @@ class _LiveKept(Mapping[PhysicalPageNumber, bytes]):
         return int(self._ppns().size)
 
 
-def _translation(vm: VirtualMachine) -> Translation:
-    mmu, shadow = vm.vmm.state.mmu, vm.vmm.state.shadow
+def _translation(vmm: VirtualMachineMonitor, privilege_level: int) -> Translation:
+    mmu, shadow = vmm.state.mmu, vmm.state.shadow
     root, levels = None, 4
-    if vm.paging is PagingMode.NESTED:
+    if vmm.paging is PagingMode.NESTED:
         root = MachinePageNumber(int(mmu.nested_root))
-    elif vm.paging is PagingMode.SHADOW and shadow.root_index >= 0:
+    elif vmm.paging is PagingMode.SHADOW and shadow.root_index >= 0:
         root, levels = MachinePageNumber(int(mmu.shadow_root)), int(mmu.shadow_levels)
     return Translation(
-        privilege_level=vm.processor.privilege_level,
+        privilege_level=privilege_level,
         physical_address_bits=int(mmu.physical_address_bits),
         has_1gib_pages=bool(mmu.has_1gib_pages),
         root=root,
-        root_cr3=unsigned64(shadow.root_cr3) if vm.paging is PagingMode.SHADOW else 0,
+        root_cr3=unsigned64(shadow.root_cr3) if vmm.paging is PagingMode.SHADOW else 0,
         levels=levels,
+    )
+
+
+def monitor_view(
+    vmm: VirtualMachineMonitor, *, name: str, registers: Mapping[str, int], privilege_level: int
+) -> VmView:
+    """A view of a VMM whose processor is stopped; valid until it runs again."""
+    pmap = vmm.pmap
+    return VmView(
+        name=name,
+        paging=vmm.paging,
+        registers=registers,
+        translation=_translation(vmm, privilege_level),
+        state=pmap.state,
+        frame=pmap.frame,
+        flags=pmap.flags,
+        frames=_LiveFrames(vmm.machine),
+        kept=_LiveKept(vmm),
     )
 
 
 def live_view(vm: VirtualMachine) -> VmView:
     """A view of a VM whose processor is stopped; valid until it runs again."""
-    pmap = vm.vmm.pmap
-    return VmView(
+    return monitor_view(
+        vm.vmm,
         name=vm.name,
-        paging=vm.paging,
         registers={name: vm.processor.get(name) for name in REGISTERS},
-        translation=_translation(vm),
-        state=pmap.state,
-        frame=pmap.frame,
-        flags=pmap.flags,
-        frames=_LiveFrames(vm.machine),
-        kept=_LiveKept(vm.vmm),
+        privilege_level=vm.processor.privilege_level,
     )

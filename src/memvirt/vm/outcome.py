@@ -18,6 +18,7 @@ class EndReason(Enum):
     RESET = "the guest asked for a reset"
     PANIC = "the guest's kernel panicked"
     TRIPLE_FAULT = "triple fault"
+    NO_FIRMWARE = "the guest needs a BIOS"
     HALTED = "the guest halted with nothing left to wake it"
     OUT_OF_MEMORY = "machine memory is exhausted"
     PAGE_LOST = "a page could not be brought back"
@@ -47,6 +48,7 @@ class Outcome:
 
     @property
     def succeeded(self) -> bool:
+        """True if the guest ended its run itself and reported no failure."""
         return self.reason in (EndReason.SUCCESS, EndReason.POWER_OFF)
 
     @property

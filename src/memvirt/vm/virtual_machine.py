@@ -37,8 +37,8 @@ from memvirt.platform.boot.image import BootImage, InitialState, StartMode
 from memvirt.platform.boot.protocol import Protocol, boot_protocol
 from memvirt.platform.pc import Pc, new_pc, pc_serial_input
 from memvirt.platform.uart import uart_drain
-from memvirt.record import record_word
 from memvirt.size import format_size, parse_size
+from memvirt.state_record import record_word
 from memvirt.vmm.balloon import BalloonedPages
 from memvirt.vmm.monitor import PagingMode, VirtualMachineMonitor
 from memvirt.vmm.reserve import FramesWanted
@@ -123,7 +123,8 @@ class VirtualMachine:
         self.waiting = False
         self.paused = ""
         self._host_seconds = 0.0
-        self._started = time.perf_counter()
+        self._started = 0.0
+        self._running = False
 
     def __enter__(self) -> VirtualMachine:
         return self
@@ -147,6 +148,7 @@ class VirtualMachine:
 
     @property
     def paging(self) -> PagingMode:
+        """How the processor translates; it never changes."""
         return self.vmm.paging
 
     @property
@@ -255,6 +257,7 @@ class VirtualMachine:
         if self._off:
             raise VirtualMachineError(f"{self.name} is powered off: it cannot run any more")
         self._started = time.perf_counter()
+        self._running = True
         try:
             while self.outcome is None:
                 left = self.processor.run()
@@ -270,7 +273,8 @@ class VirtualMachine:
         except MachineMemoryExhausted as error:
             self._end(EndReason.OUT_OF_MEMORY, str(error))
         finally:
-            self._host_seconds += time.perf_counter() - self._started
+            self._host_seconds += self._in_quantum()
+            self._running = False
         return self.outcome
 
     def _handle(self, left: ProcessorExit) -> bool:
@@ -292,7 +296,10 @@ class VirtualMachine:
         elif reason is ExitReason.HALTED:
             return self._handle_halt()
         elif reason is ExitReason.TRIPLE_FAULT:
-            self._end(EndReason.TRIPLE_FAULT, f"while delivering vector {left.vector}")
+            self._end(EndReason.TRIPLE_FAULT, left.detail)
+        elif reason is ExitReason.NO_FIRMWARE:
+            what = f"int {left.vector:#x} in real mode, and there is no BIOS"
+            self._end(EndReason.NO_FIRMWARE, what)
         elif reason is ExitReason.MISCONFIGURED:
             self._end(EndReason.MISCONFIGURED, left.detail)
         else:
@@ -312,7 +319,7 @@ class VirtualMachine:
         requests = self.pc[0].control
         if requests.exit_requested:
             value = int(requests.exit_value)
-            good = value == EXIT_SUCCESS
+            good = value == self.success_code
             self._end(EndReason.SUCCESS if good else EndReason.FAILURE, f"exit value {value:#x}")
         elif requests.poweroff_requested:
             self._end(EndReason.POWER_OFF, "")
@@ -333,6 +340,9 @@ class VirtualMachine:
     # quanta: the VM itself never waits, and would pass its time as fast as it can.
     wakes_on_input = False
 
+    success_code = EXIT_SUCCESS
+    """What the guest writes to the debug-exit port when all is well."""
+
     def _drain_serial(self) -> None:
         if self._console_bytes[0]:
             data = uart_drain(self.pc[0].uart)
@@ -351,8 +361,12 @@ class VirtualMachine:
             exit_value=int(requests.exit_value) if requests.exit_requested else None,
             detail=detail,
             virtual_seconds=self.virtual_ns / 1e9,
-            host_seconds=self._host_seconds + time.perf_counter() - self._started,
+            host_seconds=self._host_seconds + self._in_quantum(),
         )
+
+    def _in_quantum(self) -> float:
+        """Host seconds of the quantum that runs now: not yet part of ``host_seconds``."""
+        return time.perf_counter() - self._started if self._running else 0.0
 
     def stop(self, reason: EndReason = EndReason.STOPPED, detail: str = "") -> None:
         """End the VM from outside, its processor stopped already."""

@@ -26,6 +26,7 @@ from .protocols import (
     MemoryUsage,
     Place,
 )
+from .simulated_machine import SimulatedMachine
 
 _UNIQUE = 1 << 40  # above: hashes of pages that equal no other
 _CHUNK = 1 << 14  # PPNs looked at together in search of those that are not resident
@@ -45,73 +46,6 @@ class PageState(IntEnum):
 # Plain numbers: in Python 3.11 an enumeration's members are found by a search.
 _UNMAPPED, _PRIVATE, _SHARED, _COMPRESSED, _SWAPPED = (int(state) for state in PageState)
 _IS_ABSENT = np.array([state not in (_PRIVATE, _SHARED) for state in PageState])
-
-
-class NoFrames(Exception):
-    """The simulated machine has fewer frames free than are wanted."""
-
-
-class SimulatedMachine:
-    """Machine memory of ``frames`` frames, as a number. Raises NoFrames.
-
-    Of shared frames, which have a number each (as MPNs, from 0), it has the references and salts.
-    """
-
-    def __init__(self, frames: int) -> None:
-        self.frames = frames
-        self.used = 0
-        self.references = np.zeros(0, np.int64)
-        self.salts = np.zeros(0, np.int64)
-        self.shared = 0  # shared frames ever made
-        self.reference_changes = 0
-
-    @property
-    def free_frames(self) -> int:
-        return self.frames - self.used
-
-    @property
-    def pool(self) -> _Pool:
-        return _Pool(self)
-
-    def take(self, count: int) -> None:
-        if count > self.frames - self.used:
-            raise NoFrames(f"{count} frames wanted, {self.free_frames} free")
-        self.used += count
-
-    def put_back(self, count: int) -> None:
-        self.used -= count
-
-    def new_shared(self, salt: int) -> MachinePageNumber:
-        """A shared frame with one reference; its number."""
-        mpn = self.shared
-        if mpn == self.references.size:
-            more = np.zeros(max(mpn, 1024), np.int64)
-            self.references = np.concatenate((self.references, more))
-            self.salts = np.concatenate((self.salts, more))
-        self.references[mpn], self.salts[mpn] = 1, salt
-        self.shared += 1
-        self.reference_changes += 1
-        return MachinePageNumber(mpn)
-
-    def add_references(self, mpns: MpnArray) -> None:
-        """One more for each time a shared frame is listed."""
-        np.add.at(self.references, mpns, 1)
-        self.reference_changes += 1
-
-
-class _Pool:
-    """Frames of a simulated machine out of use."""
-
-    def __init__(self, machine: SimulatedMachine) -> None:
-        self._machine = machine
-
-    def withdraw(self, count: int) -> int:
-        self._machine.take(count)
-        return count
-
-    def put_back(self, withdrawn: object) -> None:
-        assert isinstance(withdrawn, int)
-        self._machine.put_back(withdrawn)
 
 
 class _Marks:

@@ -24,7 +24,8 @@ from __future__ import annotations
 from .admission import VmSettings
 from .managed import MAXIMUM_GRANT, Condition, ManagedVm
 from .options import MemoryOptions
-from .simulated_guest import NoFrames, SimulatedGuest, SimulatedMachine
+from .simulated_guest import SimulatedGuest
+from .simulated_machine import NoFrames, SimulatedMachine
 from .vmkernel import VmKernel
 
 __all__ = ["NoFrames", "SimulatedGuest", "SimulatedMachine", "Simulation"]

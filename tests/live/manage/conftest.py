@@ -51,7 +51,7 @@ def start_vm(
         vm = VerifyingVm(
             directory, *verifying_guest, memory=f"{memory}M",
             command_line=f"memory={used} churn={churn}", backend="share=off",
-            disks=False, kind="ram", reporting=False,
+            disks=False, kind="ram", balloon="deflate-on-oom=on",
         )  # fmt: skip
         started.append(vm)
         return vm

@@ -56,7 +56,7 @@ class VerifyingVm:
         backend: str = "share=on",
         disks: bool = True,
         kind: str = "memfd",
-        reporting: bool = True,
+        balloon: str = "free-page-reporting=on",
         name: str = "",
         extra: tuple[str, ...] = (),
     ) -> None:
@@ -77,7 +77,7 @@ class VerifyingVm:
             "-qmp", f"unix:{directory / 'qmp'},server=on,wait=off",
             "-qmp", f"unix:{self.monitor_path},server=on,wait=off",
             "-device",
-            f"virtio-balloon-pci,id=balloon,free-page-reporting={'on' if reporting else 'off'}",
+            f"virtio-balloon-pci,id=balloon,{balloon}",
             *extra,
         ]  # fmt: skip
         if disks:

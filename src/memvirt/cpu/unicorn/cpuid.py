@@ -58,6 +58,15 @@ def _ask(engine: unicorn.Uc, leaf: int, subleaf: int) -> tuple[int, int, int, in
     return a, b, c, d
 
 
+def answers_by_register(table: np.ndarray[Any, np.dtype[np.void]]) -> dict[tuple[int, str], int]:
+    """A table's answers by leaf and register; of leaves with subleaves the first."""
+    answers: dict[tuple[int, str], int] = {}
+    for row in table:
+        for name in "abcd":
+            answers.setdefault((int(row["leaf"]), name), int(row[name]))
+    return answers
+
+
 def cpuid_table(
     engine: unicorn.Uc, hidden: tuple[HiddenFeature, ...]
 ) -> np.ndarray[Any, np.dtype[np.void]]:

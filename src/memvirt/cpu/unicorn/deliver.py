@@ -13,37 +13,34 @@ from unicorn import x86_const
 
 from memvirt.address import GuestVirtualAddress
 from memvirt.compiled import compiled
-from memvirt.mmu.access import NOT_CANONICAL, OK, PROCESSOR_STATUSES, TRUE_FAULT
-from memvirt.mmu.entry import EFER_LMA, EFER_SCE
+from memvirt.mmu.access import OK
+from memvirt.mmu.entry import CR0_PE, EFER_LMA, EFER_SCE
 from memvirt.mmu.native import call_c3, load32, load64, store32, store64
 
 from . import registers as reg
+from .deliver_real import deliver_real
 from .engine_state import (
     DESCRIPTOR,
     FLAGS_WORD,
     FRAME,
     GATE,
-    INSTRUCTION,
     NO_EVENT,
     STACK_POINTER,
     EngineState,
     mmu_of,
-    vmm_of,
 )
-from .guest_memory import fetch_guest, read_guest, write_guest
+from .events import (
+    VECTOR_DB,
+    VECTOR_GP,
+    VECTOR_NP,
+    VECTOR_TS,
+    VECTOR_UD,
+    memory_status,
+    nested_fault,
+    raise_event,
+)
+from .guest_memory import read_guest, write_guest
 from .segments import load_control, read_flags, set_code_segment, set_segment, write_flags
-
-VECTOR_DB = 1
-VECTOR_UD, VECTOR_DF, VECTOR_TS, VECTOR_NP, VECTOR_SS, VECTOR_GP, VECTOR_PF = (
-    6,
-    8,
-    10,
-    11,
-    12,
-    13,
-    14,
-)
-TRIPLE_FAULT = PROCESSOR_STATUSES + 1  # a status beside those of mmu.access
 
 _CS, _SS, _TR, _IDT, _GDT, _LDT = reg.CS, reg.SS, reg.TR, reg.IDTR, reg.GDTR, reg.LDTR
 _BASE, _LIMIT = reg.SEGMENT_BASE, reg.SEGMENT_LIMIT
@@ -52,88 +49,6 @@ _RCX, _R11, _CR2 = reg.RCX, reg.R11, reg.CR2
 _DR6_REGISTER, _DR6_BS = x86_const.UC_X86_REG_DR6, 1 << 14
 _DATA_FLAGS = 0x00C09300  # flat, present, writable, accessed
 _U32 = 0xFFFF_FFFF
-
-
-@compiled
-def _has_error_code(vector: int) -> bool:
-    return vector == 8 or 10 <= vector <= 14 or vector == 17
-
-
-@compiled
-def raise_event(engine: EngineState, vector: int, error: int) -> None:
-    """Make exception ``vector`` the pending event."""
-    engine.event_vector = vector
-    engine.event_error = error
-    engine.event_has_error = _has_error_code(vector)
-    engine.event_is_software = 0
-    engine.event_is_interrupt = 0
-
-
-@compiled
-def _contributory(vector: int) -> bool:
-    return vector == 0 or 10 <= vector <= 13
-
-
-@compiled
-def raise_software_event(engine: EngineState, vector: int) -> None:
-    """Make the ``int`` instruction that has just been executed (RIP is past it) the pending event.
-
-    ``int n`` has two bytes, ``int3``, ``int1`` and ``into`` one. Which it was is looked up now,
-    while the instruction is where the processor has fetched it: its delivery may wait for the host,
-    which may take the page away.
-    """
-    raise_event(engine, vector, 0)
-    engine.event_has_error = 0
-    engine.event_is_software = 1
-    engine.event_instruction_bytes = 1
-    load_control(engine)
-    start = load64(engine.registers_at + _RIP) - 2
-    if load32(engine.registers_at + _HFLAGS) & reg.HF_CS64 == 0:
-        start = (start + load64(engine.registers_at + _CS + _BASE)) & _U32
-    vmm = vmm_of(engine)
-    walks, references = vmm.walks, vmm.mmu.walk_references  # a processor has no need to look again
-    if fetch_guest(engine, GuestVirtualAddress(start), engine.state_at + INSTRUCTION, 2) == OK:
-        if engine.instruction & 0xFFFF == 0xCD | vector << 8:
-            engine.event_instruction_bytes = 2
-    vmm.walks, vmm.mmu.walk_references = walks, references
-    engine.translation_status = OK
-
-
-@compiled
-def _step_back(engine: EngineState) -> None:
-    """Make RIP point at the ``int`` instruction again: one that faults has not been executed."""
-    at = engine.registers_at + _RIP
-    store64(at, load64(at) - engine.event_instruction_bytes)
-
-
-@compiled
-def _nested_fault(engine: EngineState, vector: int, error: int) -> int:
-    """An exception during the delivery of the pending event (SDM table 6-5)."""
-    first = engine.event_vector
-    if engine.event_is_software:
-        _step_back(engine)
-    benign = engine.event_is_interrupt != 0 or engine.event_is_software != 0
-    if not benign:
-        if first == VECTOR_DF:
-            return TRIPLE_FAULT
-        page_then = first == VECTOR_PF and (vector == VECTOR_PF or _contributory(vector))
-        if page_then or (_contributory(first) and _contributory(vector)):
-            raise_event(engine, VECTOR_DF, 0)
-            return TRUE_FAULT
-    raise_event(engine, vector, error)
-    return TRUE_FAULT
-
-
-@compiled
-def memory_status(engine: EngineState, status: int) -> int:
-    """Turn the status of a guest memory access during delivery into the next step."""
-    mmu = mmu_of(engine)
-    if status == TRUE_FAULT:
-        store64(engine.registers_at + _CR2, engine.fault_gva)
-        return int(_nested_fault(engine, VECTOR_PF, mmu.fault_error))
-    if status == NOT_CANONICAL:
-        return int(_nested_fault(engine, VECTOR_GP, 0))
-    return status
 
 
 @compiled
@@ -156,31 +71,31 @@ def _read_gate(engine: EngineState, long_mode: bool, external: int) -> int:
     size = 16 if long_mode else 8
     code = vector * 8 + 2 + external
     if vector * size + size - 1 > load32(engine.registers_at + _IDT + _LIMIT):
-        return int(_nested_fault(engine, VECTOR_GP, code))
+        return int(nested_fault(engine, VECTOR_GP, code))
     gva = GuestVirtualAddress(load64(engine.registers_at + _IDT + _BASE) + vector * size)
     status = read_guest(engine, gva, engine.state_at + GATE, size)
     if status != OK:
         return int(memory_status(engine, status))
     kind = (engine.gate_low >> 40) & 0xFF
     if kind & 0x1F != 0x0E and kind & 0x1F != 0x0F:
-        return int(_nested_fault(engine, VECTOR_GP, code))
+        return int(nested_fault(engine, VECTOR_GP, code))
     if engine.event_is_software and (kind >> 5) & 3 < cpl:
-        return int(_nested_fault(engine, VECTOR_GP, code))
+        return int(nested_fault(engine, VECTOR_GP, code))
     if kind & 0x80 == 0:
-        return int(_nested_fault(engine, VECTOR_NP, code))
+        return int(nested_fault(engine, VECTOR_NP, code))
     selector = (engine.gate_low >> 16) & 0xFFFF
     status = _read_descriptor(engine, selector)
     if status == -1:
-        return int(_nested_fault(engine, VECTOR_GP, (selector & 0xFFFC) + external))
+        return int(nested_fault(engine, VECTOR_GP, (selector & 0xFFFC) + external))
     if status != OK:
         return int(memory_status(engine, status))
     flags = (engine.descriptor >> 32) & _U32
     dpl = (flags >> 13) & 3
     wrong = flags & (1 << 12) == 0 or flags & (1 << 11) == 0 or dpl > cpl
     if wrong or (long_mode and flags & (3 << 21) != 1 << 21):
-        return int(_nested_fault(engine, VECTOR_GP, (selector & 0xFFFC) + external))
+        return int(nested_fault(engine, VECTOR_GP, (selector & 0xFFFC) + external))
     if flags & (1 << 15) == 0:
-        return int(_nested_fault(engine, VECTOR_NP, (selector & 0xFFFC) + external))
+        return int(nested_fault(engine, VECTOR_NP, (selector & 0xFFFC) + external))
     return OK
 
 
@@ -194,7 +109,7 @@ def _stack_pointer(engine: EngineState, cpl: int, new_cpl: int) -> int:
     offset = 0x1C + 8 * interrupt_stack if interrupt_stack else 4 + 8 * new_cpl
     if offset + 7 > load32(engine.registers_at + _TR + _LIMIT):
         selector = load32(engine.registers_at + _TR) & 0xFFFC
-        return int(_nested_fault(engine, VECTOR_TS, selector))
+        return int(nested_fault(engine, VECTOR_TS, selector))
     gva = GuestVirtualAddress(load64(engine.registers_at + _TR + _BASE) + offset)
     status = read_guest(engine, gva, engine.state_at + STACK_POINTER, 8)
     if status != OK:
@@ -292,7 +207,7 @@ def _deliver_protected(engine: EngineState, cpl: int, external: int) -> int:
         esp, new_ss = engine.stack_pointer & _U32, (engine.stack_pointer >> 32) & 0xFFFF
         status = _read_descriptor(engine, new_ss)
         if status == -1:
-            return int(_nested_fault(engine, VECTOR_TS, new_ss & 0xFFFC))
+            return int(nested_fault(engine, VECTOR_TS, new_ss & 0xFFFC))
         if status != OK:
             return int(memory_status(engine, status))
         ss_low, ss_high = engine.descriptor & _U32, (engine.descriptor >> 32) & _U32
@@ -338,6 +253,8 @@ def deliver_event(engine: EngineState) -> int:
     mmu.implicit_supervisor = 1
     if mmu.efer & EFER_LMA:
         status = _deliver_long(engine, mmu.cpl, external)
+    elif mmu.cr0 & CR0_PE == 0:
+        status = deliver_real(engine)
     else:
         status = _deliver_protected(engine, mmu.cpl, external)
     mmu.implicit_supervisor = 0
@@ -348,6 +265,7 @@ def deliver_event(engine: EngineState) -> int:
             engine.exceptions_delivered += 1
             engine.exceptions[engine.event_vector & 31] += 1
         engine.event_vector = NO_EVENT
+        engine.chain_length = 0
     return int(status)
 
 

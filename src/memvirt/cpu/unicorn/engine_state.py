@@ -18,7 +18,7 @@ from memvirt.mmu.access import PROCESSOR_STATUSES
 from memvirt.mmu.mmu_state import MmuState
 from memvirt.mmu.native import record_reference
 from memvirt.platform.pc import PcState
-from memvirt.record import Record, record_dtype
+from memvirt.state_record import Record, record_dtype
 from memvirt.vmm.vmm_state import VmmState, vmm_state_at
 
 from . import registers as reg
@@ -43,6 +43,8 @@ class EngineState(Record):
     page_flags_at: int  # uint8 by PPN
     cpuid_at: int  # rows of cpuid.ROW_DTYPE
     cpuid_count: int
+    cr4_bits: int  # not reserved (cpu.control_rules)
+    efer_bits: int
     # The engine: its handle, places in its state (``registers.RegisterFile``), its C functions.
     handle: int
     registers_at: int
@@ -95,6 +97,16 @@ class EngineState(Record):
     event_is_software: int
     event_is_interrupt: int
     event_instruction_bytes: int  # of the ``int`` instruction it came from
+    event_gva: int  # of a page fault: what CR2 was when it was raised
+    # How the event now delivered came about: the first of a chain of events during deliveries, and
+    # the exception that made the double fault.
+    chain_length: int
+    chain_vector: int
+    chain_error: int
+    chain_gva: int
+    chain_rip: int
+    chain_second: int
+    chain_second_error: int
     # Virtual time. code_bytes counts bytes of guest code begun; idle_ns is what hlt skipped and
     # what port accesses and rdtsc took.
     code_bytes: int
@@ -104,6 +116,7 @@ class EngineState(Record):
     interrupt_waiting: int
     quantum_end_ns: int
     stop_asked: int
+    time_stamp_offset: int  # what the guest has added to the time-stamp counter
     # Starts of the engine in a row that were stopped before their first block, and the count of
     # code bytes at the last of them.
     stopped_starts: int

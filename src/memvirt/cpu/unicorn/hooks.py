@@ -24,7 +24,8 @@ from memvirt.mmu.native import (
     store64,
 )
 from memvirt.platform.control import PORT_POST
-from memvirt.platform.pc import mmio_read, mmio_write
+from memvirt.platform.lapic import BASE_ENABLE
+from memvirt.platform.pc import PcState, mmio_read, mmio_write
 from memvirt.platform.pc import pc_interrupt_pending as interrupt_pending
 from memvirt.platform.ports import (
     IO_BACKDOOR,
@@ -33,12 +34,12 @@ from memvirt.platform.ports import (
     io_read,
     io_write,
 )
-from memvirt.record import Record
+from memvirt.state_record import Record
 
 from . import registers as reg
 from .abort import abort_instruction
-from .deliver import VECTOR_GP
 from .engine_state import INSTRUCTION, PERMISSIONS, EngineState, engine_at, mmu_of, pc_at
+from .events import VECTOR_GP
 from .guest_memory import read_guest
 from .segments import load_control
 from .tlb_fill import PERMIT_EXECUTE, PERMIT_READ, fill
@@ -72,6 +73,17 @@ def stop(engine: EngineState) -> None:
 def interrupts_enabled(engine: EngineState) -> bool:
     """True if the processor would take an external interrupt now."""
     if load64(engine.registers_at + _RAW_FLAGS) & reg.RFLAGS_IF == 0:
+        return False
+    return load32(engine.registers_at + _HFLAGS) & reg.HF_INHIBIT_IRQ == 0
+
+
+@compiled
+def takes_nmi(engine: EngineState, pc: PcState) -> bool:
+    """True if an NMI waits and the processor would take it now: not in the shadow of a load of SS,
+    and not before the IRET of the last one (SDM vol. 3A section 6.7.1)."""
+    if pc.lapic.nmi_pending == 0:
+        return False
+    if load32(engine.registers_at + reg.HFLAGS_2) & reg.HF2_NMI:
         return False
     return load32(engine.registers_at + _HFLAGS) & reg.HF_INHIBIT_IRQ == 0
 
@@ -138,7 +150,7 @@ def on_deadline(handle: int, gva: GuestVirtualAddress, size: int, user: int) -> 
             if may_begin and (gva + size <= engine.owed_first or gva > engine.owed_last | 0xFFF):
                 return
         elif engine.interrupt_waiting:
-            if not interrupts_enabled(engine):
+            if not interrupts_enabled(engine) and not takes_nmi(engine, pc_at(engine.pc_at)):
                 return
         elif overdue:
             return
@@ -183,8 +195,11 @@ def on_cpuid(handle: int, user: int) -> int:
         if load64(at) == leaf and (wanted == subleaf or wanted < 0):
             a, b, c, d = load64(at + 16), load64(at + 24), load64(at + 32), load64(at + 40)
             break
-    if leaf == 1 and load64(state + reg.CR4) & (1 << 18):
-        c |= 1 << 27  # OSXSAVE mirrors CR4
+    if leaf == 1:
+        if load64(state + reg.CR4) & (1 << 18):
+            c |= 1 << 27  # OSXSAVE mirrors CR4
+        if pc_at(engine.pc_at).lapic.base_msr & BASE_ENABLE == 0:
+            d &= ~(1 << 9)  # APIC mirrors IA32_APIC_BASE
     store64(state + _RAX, a)
     store64(state + _RBX, b)
     store64(state + _RCX, c)
@@ -198,7 +213,7 @@ def on_time_stamp(handle: int, user: int) -> int:
     engine = engine_at(user)
     engine.time_stamp_reads += 1
     engine.idle_ns += TIME_STAMP_NS
-    now = virtual_now(engine)
+    now = virtual_now(engine) + engine.time_stamp_offset
     store64(engine.registers_at + _RAX, now & _U32)
     store64(engine.registers_at + _RDX, (now >> 32) & _U32)
     return 1

@@ -15,7 +15,7 @@ from unicorn.unicorn_py3 import unicorn as unicorn_binding
 
 from .library import ENGINE_VERSION
 
-INTERFACE = 1  # MEMVIRT_INTERFACE in engine/source/memvirt.c
+INTERFACE = 2  # MEMVIRT_INTERFACE in engine/source/memvirt.c
 _library = unicorn_binding.uclib
 _U64 = ctypes.c_uint64
 
@@ -62,6 +62,14 @@ def layout_of(handle: Any) -> Layout | None:
     size = ctypes.sizeof(layout)
     written = function(handle, ctypes.byref(layout), _U64(size))
     return layout if written == size else None
+
+
+def set_control(handle: Any, state_at: int, callback: int) -> None:
+    """Have the engine ask ``callback`` (``control.on_control``) for control registers and MSRs.
+
+    Own build only.
+    """
+    _library.memvirt_set_control(handle, ctypes.c_void_p(callback), ctypes.c_void_p(state_at))
 
 
 def count_blocks(handle: Any, state: np.ndarray[Any, Any], callback: int) -> None:

@@ -10,9 +10,9 @@ import numpy as np
 import unicorn
 from unicorn import unicorn_const as uc_const
 from unicorn import x86_const
-from unicorn.unicorn_py3 import unicorn as unicorn_binding
 
 from memvirt.address import PAGE_BYTES, MachinePageNumber, PhysicalPageNumber
+from memvirt.cpu.control_rules import cr4_bits, efer_bits
 from memvirt.cpu.processor import (
     ExitReason,
     ProcessorError,
@@ -25,19 +25,23 @@ from memvirt.mmu.host_ranges import ForeignRanges, host_address
 from memvirt.names import choose
 from memvirt.platform.pc import Pc
 from memvirt.platform.ports import IO_BACKDOOR, IO_BALLOON
-from memvirt.record import new_record
+from memvirt.state_record import new_record
 from memvirt.vmm.monitor import PagingMode, VirtualMachineMonitor
 from memvirt.vmm.stale import Stale
 
 from . import ENGINE, hooks
 from . import registers as reg
 from . import run as run_loop
+from .address_space import check_address_space
+from .binding import function_address, hook_function, library
 from .block_counter import block_counter_address
-from .cpuid import cpuid_table
+from .chain import chain_of
+from .control_registers import on_control
+from .cpuid import answers_by_register, cpuid_table
 from .engine_state import ENGINE_DTYPE, EXECUTED, NO_EVENT, EngineState
 from .features import hidden_features
 from .guest_memory import access_entry
-from .own_build import IS_OWN_BUILD, count_blocks, used_engine
+from .own_build import IS_OWN_BUILD, count_blocks, set_control, used_engine
 from .run import drop_code_at, flush_translations_at, run_at
 from .tlb_fill import LAPIC_GPA
 from .version import check_engine_version
@@ -45,26 +49,6 @@ from .virtual_time import PORT_ACCESS_NS, TIME_STAMP_NS, virtual_now_at
 
 _UC_CTL_TLB_VIRTUAL = uc_const.UC_TLB_VIRTUAL
 _TB_FLUSH = uc_const.UC_CTL_TB_FLUSH | uc_const.UC_CTL_IO_WRITE << 30
-_library = unicorn_binding.uclib
-
-
-def _function_address(name: str) -> int:
-    return int(ctypes.cast(getattr(_library, name), ctypes.c_void_p).value or 0)
-
-
-def _hook_function() -> Any:
-    prototype = ctypes.CFUNCTYPE(
-        ctypes.c_int,
-        ctypes.c_void_p,
-        ctypes.c_void_p,
-        ctypes.c_int,
-        ctypes.c_void_p,
-        ctypes.c_void_p,
-        ctypes.c_uint64,
-        ctypes.c_uint64,
-        ctypes.c_int,
-    )
-    return prototype(_function_address("uc_hook_add"))
 
 
 class UnicornProcessor:
@@ -84,6 +68,7 @@ class UnicornProcessor:
         if ENGINE.problem:
             raise ProcessorError(ENGINE.problem)
         check_engine_version()
+        check_address_space()
         self._engine: unicorn.Uc | None = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_64)
         self.engine.ctl_set_cpu_model(x86_const.UC_CPU_X86_ICELAKE_SERVER)
         self.engine.ctl_exits_enabled(False)
@@ -91,7 +76,7 @@ class UnicornProcessor:
         self._probe()
         if not self._flat:
             self.engine.ctl_set_tlb_mode(_UC_CTL_TLB_VIRTUAL)
-        self._check(_library.uc_ctl(self._handle, _exits_enable(), 1), "exits")
+        self._check(library.uc_ctl(self._handle, _exits_enable(), 1), "exits")
         self._set_up_state()
         self._map_memory()
         self._add_hooks()
@@ -116,10 +101,10 @@ class UnicornProcessor:
         """Find the register file and CPUID answers on this engine before it is used."""
         self.cpuid = cpuid_table(self.engine, hidden_features(stock_engine=not IS_OWN_BUILD))
         self.engine.ctl_set_tlb_mode(_UC_CTL_TLB_VIRTUAL)
-        self._check(_library.uc_ctl(self._handle, reg.CTL_TLB_FLUSH), "flushing translations")
+        self._check(library.uc_ctl(self._handle, reg.CTL_TLB_FLUSH), "flushing translations")
         self.registers = reg.locate_registers(self.engine)
         self.engine.ctl_set_tlb_mode(uc_const.UC_TLB_CPU)
-        self._check(_library.uc_ctl(self._handle, reg.CTL_TLB_FLUSH), "flushing translations")
+        self._check(library.uc_ctl(self._handle, reg.CTL_TLB_FLUSH), "flushing translations")
 
     def _map_memory(self) -> None:
         """Machine memory as the engine's physical memory, and the two MMIO windows."""
@@ -130,7 +115,7 @@ class UnicornProcessor:
             size = self.vmm.pmap.pages * PAGE_BYTES
         handle, everything = self._handle, uc_const.UC_PROT_ALL
         base = ctypes.c_uint64(0)
-        error = _library.uc_mem_map_ptr(
+        error = library.uc_mem_map_ptr(
             handle, base, ctypes.c_size_t(size), everything, ctypes.c_void_p(address)
         )
         self._check(error, f"mapping {size:#x} bytes of machine memory")
@@ -139,7 +124,7 @@ class UnicornProcessor:
             windows.append((int(state.hole_window), hooks.on_hole_read, hooks.on_hole_write))
         user = ctypes.c_void_p(int(state.state_at))
         for start, read, write in windows:
-            error = _library.uc_mmio_map(
+            error = library.uc_mmio_map(
                 handle,
                 ctypes.c_uint64(start),
                 ctypes.c_size_t(PAGE_BYTES),
@@ -158,6 +143,8 @@ class UnicornProcessor:
         state.page_flags_at = host_address(self._page_flags, "page flags of the engine")
         state.cpuid_at = host_address(self.cpuid, "CPUID table")
         state.cpuid_count = self.cpuid.size
+        answers = answers_by_register(self.cpuid)
+        state.cr4_bits, state.efer_bits = cr4_bits(answers), efer_bits(answers)
         state.access_at = access_entry.address
         state.handle = int(ctypes.cast(self._handle, ctypes.c_void_p).value or 0)
         allow = self._engine_ranges.add
@@ -172,11 +159,11 @@ class UnicornProcessor:
         for name in ("star", "lstar", "cstar", "fmask"):
             setattr(state, f"{name}_at", allow(getattr(registers, name), 8, name.upper()))
         state.kernel_gs_at = allow(registers.kernel_gs_base, 8, "KERNEL_GS_BASE")
-        state.emu_start_at = _function_address("uc_emu_start")
-        state.emu_stop_at = _function_address("uc_emu_stop")
-        state.ctl_at = _function_address("uc_ctl")
-        state.reg_read_at = _function_address("uc_reg_read")
-        state.reg_write_at = _function_address("uc_reg_write")
+        state.emu_start_at = function_address("uc_emu_start")
+        state.emu_stop_at = function_address("uc_emu_stop")
+        state.ctl_at = function_address("uc_ctl")
+        state.reg_read_at = function_address("uc_reg_read")
+        state.reg_write_at = function_address("uc_reg_write")
         state.rflags_register = x86_const.UC_X86_REG_EFLAGS
         state.event_vector = NO_EVENT
         state.owns_mmu = int(self._flat)
@@ -185,7 +172,7 @@ class UnicornProcessor:
         state.hole_window = above_memory + PAGE_BYTES
 
     def _add_hooks(self) -> None:
-        add = _hook_function()
+        add = hook_function()
         self._hooks: list[ctypes.c_size_t] = []
 
         def hook(kind: int, callback: int, instruction: int = 0) -> None:
@@ -207,6 +194,7 @@ class UnicornProcessor:
             hook(uc_const.UC_HOOK_TLB_FILL, hooks.on_tlb_fill.address)
         if IS_OWN_BUILD:
             count_blocks(self._handle, self._record, hooks.on_deadline.address)
+            set_control(self._handle, int(self.state.state_at), on_control.address)
         else:
             hook(uc_const.UC_HOOK_BLOCK, block_counter_address(hooks.on_deadline.address))
         hook(uc_const.UC_HOOK_INTR, hooks.on_exception.address)
@@ -321,7 +309,7 @@ class UnicornProcessor:
 
     def drop_all_code(self) -> None:
         """Drop all translated code, whatever frame it came from."""
-        self._check(_library.uc_ctl(self._handle, _TB_FLUSH), "flushing translated code")
+        self._check(library.uc_ctl(self._handle, _TB_FLUSH), "flushing translated code")
 
     def run(self) -> ProcessorExit:
         self.engine  # noqa: B018  # as in _word
@@ -340,7 +328,9 @@ class UnicornProcessor:
             reason = _IO_REASONS.get(int(state.io_status), ExitReason.DEVICE)
             return ProcessorExit(reason, instruction_bytes=int(state.io_instruction_bytes))
         if left == run_loop.LEFT_TRIPLE_FAULT:
-            return ProcessorExit(ExitReason.TRIPLE_FAULT, vector=int(state.event_vector))
+            return ProcessorExit(ExitReason.TRIPLE_FAULT, detail=chain_of(state))
+        if left == run_loop.LEFT_NO_FIRMWARE:
+            return ProcessorExit(ExitReason.NO_FIRMWARE, vector=int(state.event_vector))
         if left == MISCONFIGURED:
             mmu = vmm.mmu
             where = f"level {mmu.violation_level} for gPA {mmu.violation_gpa:#x}"

@@ -31,6 +31,7 @@ R8, R11 = 8 * 8, 8 * 11
 RIP = 0x80
 RAW_FLAGS = 0x88  # without the condition codes and DF, which are kept elsewhere
 HFLAGS = 0xB0
+HFLAGS_2 = HFLAGS + 4
 SEGMENTS = 0xB8
 SEGMENT_BYTES = 24
 ES, CS, SS, DS, FS, GS, LDTR, TR, GDTR, IDTR = (SEGMENTS + SEGMENT_BYTES * i for i in range(10))
@@ -49,6 +50,9 @@ HF_PE = 1 << 7
 _HF_MP_SHIFT = 9  # then EM, TS: copies of CR0 bits 1 to 3
 HF_LMA = 1 << 14
 HF_CS64 = 1 << 15
+
+# In HFLAGS_2: an NMI is being served. The engine's IRET clears it.
+HF2_NMI = 1 << 2
 
 # The engine's TLB notes, per MMU index, the range of its large pages: invalidating one address in
 # it flushes all. Three records of this size, each begun by the range's address and mask.

@@ -24,7 +24,9 @@ from memvirt.mmu.native import (
     call_c5,
     call_variadic2,
     call_variadic4,
+    load32,
     load64,
+    store32,
     store64,
 )
 from memvirt.platform.pc import (
@@ -38,16 +40,7 @@ from memvirt.vmm.translate import note_flush
 
 from . import registers as reg
 from .abort import undo_aborted
-from .deliver import (
-    TRIPLE_FAULT,
-    VECTOR_GP,
-    VECTOR_PF,
-    VECTOR_UD,
-    deliver_event,
-    raise_event,
-    raise_software_event,
-    system_call,
-)
+from .deliver import deliver_event, system_call
 from .engine_state import (
     DROP_CODE_AND_RETRY,
     NO_EVENT,
@@ -57,7 +50,17 @@ from .engine_state import (
     pc_at,
     vmm_of,
 )
-from .hooks import interrupts_enabled
+from .events import (
+    NO_FIRMWARE,
+    TRIPLE_FAULT,
+    VECTOR_GP,
+    VECTOR_NMI,
+    VECTOR_PF,
+    VECTOR_UD,
+    raise_event,
+    raise_software_event,
+)
+from .hooks import interrupts_enabled, takes_nmi
 from .virtual_time import code_bytes_until, virtual_now
 
 # Why the loop returned; NEED_FRAMES, NEED_PAGE and MISCONFIGURED of mmu.access are the
@@ -66,6 +69,7 @@ LEFT_QUANTUM = 20  # the quantum's virtual time is over, or somebody asked to st
 LEFT_IO = 21  # a device wants Python: io_status says what
 LEFT_HALTED = 22  # hlt, and nothing will ever wake the processor but input
 LEFT_TRIPLE_FAULT = 23
+LEFT_NO_FIRMWARE = 25  # an event in real mode that only a BIOS would handle
 LEFT_ENGINE_ERROR = 24  # engine_error is Unicorn's number
 
 _CTL_WRITE = 1 << 30
@@ -143,26 +147,41 @@ def _deliver(engine: EngineState) -> int:
         status = deliver_event(engine)
         if status == OK or status == TRIPLE_FAULT:
             return LEFT_TRIPLE_FAULT if status == TRIPLE_FAULT else OK
+        if status == NO_FIRMWARE:
+            return LEFT_NO_FIRMWARE
         if status != TRUE_FAULT and not _act_on_status(engine, status):
             _count_need(engine, status)
             return int(status)
 
 
 @compiled
-def _take_interrupt(engine: EngineState, pc: PcState) -> bool:
-    """Make a waiting interrupt the pending event, if the processor may take it."""
-    engine.interrupt_waiting = pc_interrupt_pending(pc)
-    if not engine.interrupt_waiting or not interrupts_enabled(engine):
-        return False
-    vector = pc_acknowledge_interrupt(pc)
-    engine.interrupt_waiting = pc_interrupt_pending(pc)
-    if vector < 0:
-        return False
+def _raise_interrupt(engine: EngineState, vector: int) -> None:
     engine.event_vector = vector
     engine.event_has_error = 0
     engine.event_is_software = 0
     engine.event_is_interrupt = 1
     engine.halted = 0
+
+
+@compiled
+def _take_interrupt(engine: EngineState, pc: PcState) -> bool:
+    """Make a waiting interrupt the pending event, if the processor may take it."""
+    engine.interrupt_waiting = pc_interrupt_pending(pc) or pc.lapic.nmi_pending != 0
+    if not engine.interrupt_waiting:
+        return False
+    if takes_nmi(engine, pc):
+        pc.lapic.nmi_pending = 0
+        hidden_at = engine.registers_at + reg.HFLAGS_2
+        store32(hidden_at, load32(hidden_at) | reg.HF2_NMI)
+        _raise_interrupt(engine, VECTOR_NMI)
+        return True
+    if not pc_interrupt_pending(pc) or not interrupts_enabled(engine):
+        return False
+    vector = pc_acknowledge_interrupt(pc)
+    engine.interrupt_waiting = pc_interrupt_pending(pc)
+    if vector < 0:
+        return False
+    _raise_interrupt(engine, vector)
     return True
 
 
@@ -207,7 +226,7 @@ def _after_translation(engine: EngineState) -> int:
         engine.exits_page_fault += 1
         exact = GuestVirtualAddress(engine.fault_gva | (load64(engine.fault_address_at) & 0xFFF))
         store64(engine.registers_at + _CR2, exact)
-        engine.fault_gva = exact
+        engine.fault_gva = engine.event_gva = exact
         raise_event(engine, VECTOR_PF, mmu.fault_error)
         return OK
     if status == NOT_CANONICAL:
@@ -228,6 +247,7 @@ def _after_exception(engine: EngineState) -> None:
         raise_software_event(engine, engine.stop_vector)
         return
     raise_event(engine, engine.stop_vector, engine.event_error)
+    engine.event_gva = load64(engine.registers_at + _CR2)
     if engine.owns_mmu and engine.stop_vector == VECTOR_PF:
         vmm_of(engine).true_faults += 1
 

@@ -14,7 +14,6 @@ from memvirt.address import (
     GuestVirtualAddress,
     MachineAddress,
     machine_page_number,
-    physical_page_number,
 )
 from memvirt.compiled import compiled
 from memvirt.mmu.access import FETCH, FLUSH_AND_RETRY, OK, READ, WRITE
@@ -23,10 +22,11 @@ from memvirt.mmu.guest_walk import permission_error
 from memvirt.mmu.mmu_state import MmuState
 from memvirt.mmu.native import load8, store8
 from memvirt.mmu.page_state import FLAG_WRITE_CACHED
+from memvirt.platform.lapic import BASE_ENABLE
 from memvirt.vmm.frames import frame_ppn
 from memvirt.vmm.translate import access
 
-from .engine_state import DROP_CODE_AND_RETRY, EXECUTED, EngineState, vmm_of
+from .engine_state import DROP_CODE_AND_RETRY, EXECUTED, EngineState, pc_at, vmm_of
 
 LAPIC_GPA = GuestPhysicalAddress(0xFEE0_0000)
 PERMIT_READ, PERMIT_WRITE, PERMIT_EXECUTE = 1, 2, 4
@@ -47,7 +47,8 @@ def _window(engine: EngineState, mmu: MmuState) -> int:
     """Grant an access that reaches no memory: the local APIC, or the open bus."""
     engine.mmio_fills += 1
     mmu.out_large_page = 0
-    local_apic = physical_page_number(mmu.walk_gpa) == physical_page_number(LAPIC_GPA)
+    base = pc_at(engine.pc_at).lapic.base_msr
+    local_apic = base & BASE_ENABLE != 0 and mmu.walk_gpa >> 12 == base >> 12
     mmu.out_machine_address = MachineAddress(
         engine.lapic_window if local_apic else engine.hole_window
     )

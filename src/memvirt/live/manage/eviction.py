@@ -8,23 +8,38 @@ whatever it has: zram (then it is compression), zswap before a disk, a disk.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
 from memvirt.address import PpnArray
 from memvirt.live.errors import LiveError
 from memvirt.live.host_memory import HostPages, read_host_pages
-from memvirt.live.page_states import LivePageState
+from memvirt.live.page_states import LivePageState, PageStates
+from memvirt.live.vm import LiveVm
 from memvirt.vmkernel.protocols import Eviction, Flags, Place
 
-from .pageout import PAGEOUT, WILLNEED, Adviser, pageable, runs_of
-
-if TYPE_CHECKING:
-    from .guest import LiveGuest
+from .pageout import PAGEOUT, Adviser, bring_back, pageable, ranges_of
 
 _NO_PAGES = PpnArray(np.zeros(0, np.int64))
 _SWAP_MARGIN = 1024  # pages of swap that are left to others
+
+
+class EvictedGuest(Protocol):
+    """What eviction needs to know of a VM."""
+
+    vm: LiveVm
+    pages: int
+    has_pager: bool
+
+    @property
+    def states(self) -> PageStates | None:
+        """Of all its pages, at the last look; None if there was none."""
+        ...
+
+    def rescan(self) -> None:
+        """Look at all pages again."""
+        ...
 
 
 class HostSwap:
@@ -50,7 +65,7 @@ class KernelReclaim:
     ``put_total`` and ``taken_total`` count pages this object sent away and brought back.
     """
 
-    def __init__(self, guest: LiveGuest, swap: HostSwap, *, dry_run: bool) -> None:
+    def __init__(self, guest: EvictedGuest, swap: HostSwap, *, dry_run: bool) -> None:
         self._guest = guest
         self._swap = swap
         self._dry_run = dry_run
@@ -117,7 +132,7 @@ class KernelReclaim:
             self.trouble = "the host's swap space is full"
             return Eviction(refused=wanted)
         try:
-            self._advise(PpnArray(taken), PAGEOUT)
+            self._of_process().advise(ranges_of(self._guest.vm.layout, taken), PAGEOUT)
             self._guest.rescan()
         except (LiveError, OSError) as error:
             self.trouble = str(error)
@@ -146,7 +161,7 @@ class KernelReclaim:
         if pages.size == 0:
             return 0
         try:
-            self._advise(PpnArray(pages), WILLNEED)
+            bring_back(self._of_process(), self._guest.vm.layout, np.asarray(pages))
             self._guest.rescan()
         except (LiveError, OSError) as error:
             self.trouble = str(error)
@@ -161,7 +176,7 @@ class KernelReclaim:
     def submit_writes(self) -> None:
         """Nothing: the kernel writes by itself."""
 
-    def _advise(self, pages: PpnArray, advice: int) -> None:
+    def _of_process(self) -> Adviser:
         if self._adviser is None:
             self._adviser = Adviser(self._guest.vm.pid)
-        self._adviser.advise(runs_of(self._guest.vm.layout, pages), advice)
+        return self._adviser

@@ -116,6 +116,10 @@ class Ledger:
                 "remove it"
             ) from error
 
+    def find(self, pid: int) -> VmRecord | None:
+        """The record of a process, also of one that has ended; None if nothing was changed."""
+        return next((vm for vm in self.record.vms if vm.pid == pid), None)
+
     def vm(self, pid: int) -> VmRecord:
         """The record of a process, a new one if nothing of it was changed yet. Raises ProcessGone.
 

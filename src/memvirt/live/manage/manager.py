@@ -22,18 +22,17 @@ from memvirt.live.working_set import FrameWatcher, choose_watcher
 from memvirt.live.working_set_way import WorkingSetWay
 from memvirt.vmkernel.admission import AdmissionError
 from memvirt.vmkernel.managed import Condition, ManagedVm
-from memvirt.vmkernel.options import MemoryOptions
 from memvirt.vmkernel.samples import Sample
 from memvirt.vmkernel.vmkernel import VmKernel
 
 from .cgroup import MemoryCgroup
 from .eviction import HostSwap
 from .guest import GuestOptions, LiveGuest
+from .host_plan import HostPlan, VmPlan, admit_all
 from .ksm_control import KsmControl
-from .ledger import Ledger
-from .machine import LiveMachine
-from .mechanisms import BRING_BACK, NO_BALLOON, registered
-from .plan import HostPlan, VmPlan, admit_all
+from .ledger import Ledger, VmRecord
+from .live_machine import LiveMachine
+from .mechanisms import options_of, registered
 from .restore import restore_all, restore_vm
 from .sampling import Sampler
 
@@ -86,7 +85,7 @@ class Manager:
         group = MemoryCgroup(plan.cgroup) if plan.cgroup else None
         self.machine = LiveMachine(plan.memory, cgroup=group)
         with registered():
-            self.kernel = VmKernel(self.machine, _options(plan), seed=plan.seed)
+            self.kernel = VmKernel(self.machine, options_of(plan), seed=plan.seed)
         try:
             admit_all(replace(plan, memory=self.machine.frames), self.kernel.min_free)
         except ValueError as error:
@@ -204,15 +203,14 @@ class Manager:
 
     def _take_over(self, guest: LiveGuest, now: float) -> None:
         """Go on with what a manager that died has left on record."""
-        if self._ledger is None:
+        record = self._on_record(guest)
+        if record is None:
             return
-        for record in self._ledger.record.vms:
-            if record.pid == guest.vm_id:
-                guest.evictor.out = record.paged_out
-                if record.stopped:
-                    guest.execute("cont")
-                    record.stopped = False
-                self._note(guest.name, "taken over from a manager that ended without a word")
+        guest.evictor.out = record.paged_out
+        if record.stopped:
+            guest.execute("cont")
+            record.stopped = False
+        self._note(guest.name, "taken over from a manager that ended without a word")
 
     def _leave(self, guest: LiveGuest) -> None:
         if self._sampler is not None:
@@ -223,11 +221,9 @@ class Manager:
         assert entry.guest is not None
         if entry.managed is not None:
             self.kernel.power_off(entry.managed)
-        if self._ledger is not None:
-            for record in self._ledger.record.vms:
-                if record.pid == entry.guest.vm_id:
-                    self._ledger.forget(record)
-                    break
+        record = self._on_record(entry.guest)
+        if self._ledger is not None and record is not None:
+            self._ledger.forget(record)
         self._leave(entry.guest)
         entry.guest = entry.managed = None
         entry.said, entry.retry_at = "", 0.0
@@ -308,7 +304,7 @@ class Manager:
         """What is about to be changed of a VM goes on record first."""
         assert self._ledger is not None
         wanted = guest.device.wanted
-        if wanted is None and guest.evictor.out == 0 and not self._on_record(guest):
+        if wanted is None and guest.evictor.out == 0 and self._on_record(guest) is None:
             return
         record = self._ledger.vm(guest.vm_id)
         before = (record.balloon, record.paged_out)
@@ -319,16 +315,14 @@ class Manager:
         if before != (record.balloon, record.paged_out):
             self._ledger.save()
 
-    def _on_record(self, guest: LiveGuest) -> bool:
-        assert self._ledger is not None
-        return any(record.pid == guest.vm_id for record in self._ledger.record.vms)
+    def _on_record(self, guest: LiveGuest) -> VmRecord | None:
+        return None if self._ledger is None else self._ledger.find(guest.vm_id)
 
     def _block(self, guest: LiveGuest, managed: ManagedVm) -> None:
         """State low: stop a VM above its target, if that was asked for; let it go on later."""
         assert self._ledger is not None
         blocked = managed.condition is Condition.BLOCKED
-        on_record = self._on_record(guest)
-        stopped = on_record and self._ledger.vm(guest.vm_id).stopped
+        stopped = self._on_record(guest) is not None and self._ledger.vm(guest.vm_id).stopped
         if blocked and not stopped:
             if not self.plan.block:
                 return
@@ -361,12 +355,11 @@ class Manager:
         if self._sampler is not None:
             self._sampler.close()
         if self._ledger is not None:
-            for entry in self._entries:
-                if entry.guest is not None and self._on_record(entry.guest):
-                    self._ledger.vm(entry.guest.vm_id).paged_out = entry.guest.evictor.out
-        for entry in self._entries:
-            if entry.guest is not None:
-                entry.guest.close()
+            for guest in self.guests.values():
+                if self._on_record(guest) is not None:
+                    self._ledger.vm(guest.vm_id).paged_out = guest.evictor.out
+        for guest in self.guests.values():
+            guest.close()
         if self._pages is not None:
             self._pages.close()
         if self._ledger is None:
@@ -381,18 +374,6 @@ class Manager:
         for record in list(self._ledger.record.vms):
             if record.pid not in mine:
                 restore_vm(self._ledger, record, lambda line: self._note("", line))
-
-
-def _options(plan: HostPlan) -> MemoryOptions:
-    """The host's options, with the mechanisms of live VMs and without those they cannot have."""
-    reclaim = [name for name in plan.options.reclaim if name not in (NO_BALLOON, BRING_BACK)]
-    if not plan.balloon:
-        reclaim = [name for name in reclaim if name != "balloon"]
-    if not plan.pageout:
-        reclaim = [name for name in reclaim if name != "swap"]
-    elif "swap" in reclaim:
-        reclaim += [NO_BALLOON, BRING_BACK]
-    return plan.options.model_copy(update={"reclaim": tuple(reclaim), "large_pages": False})
 
 
 def _sampler(

@@ -19,12 +19,14 @@ from memvirt.vmkernel.events import Mechanism
 from memvirt.vmkernel.host_state import CLEAR_PERCENT
 from memvirt.vmkernel.managed import ManagedVm
 from memvirt.vmkernel.mechanisms import ReclaimContext, ReclaimMechanism
+from memvirt.vmkernel.options import MemoryOptions
 from memvirt.vmkernel.policies import RECLAIM
 from memvirt.vmkernel.protocols import Place
 from memvirt.vmkernel.samples import HostState
 from memvirt.vmkernel.victims import RandomVictims, choose_victims
 
 from .guest import LiveGuest
+from .host_plan import HostPlan
 
 NO_BALLOON, BRING_BACK = "no-balloon", "bring-back"
 _SWAP = Place("swap")
@@ -100,3 +102,15 @@ def registered() -> Iterator[None]:
     finally:
         RECLAIM.unregister(NO_BALLOON)
         RECLAIM.unregister(BRING_BACK)
+
+
+def options_of(plan: HostPlan) -> MemoryOptions:
+    """The host's options, with the mechanisms of live VMs and without those they cannot have."""
+    reclaim = [name for name in plan.options.reclaim if name not in (NO_BALLOON, BRING_BACK)]
+    if not plan.balloon:
+        reclaim = [name for name in reclaim if name != "balloon"]
+    if not plan.pageout:
+        reclaim = [name for name in reclaim if name != "swap"]
+    elif "swap" in reclaim:
+        reclaim += [NO_BALLOON, BRING_BACK]
+    return plan.options.model_copy(update={"reclaim": tuple(reclaim), "large_pages": False})

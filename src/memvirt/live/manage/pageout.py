@@ -2,7 +2,8 @@
 """Sending pages of another process to the host's swap, and bringing them back.
 
 Source: process_madvise(2), madvise(2): MADV_PAGEOUT and MADV_WILLNEED (Linux 5.10). The kernel
-takes them as advice; only its page tables tell what became of it.
+takes them as advice; only its page tables tell what became of it. MADV_WILLNEED only reads swapped
+pages into the swap cache; a read of each (process_vm_readv(2)) then maps them.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ import numpy as np
 from memvirt.address import PAGE_BYTES
 from memvirt.live.errors import AccessDenied, KernelFeatureMissing, ProcessGone
 from memvirt.live.ram import Backing, RamLayout
+from memvirt.live.runs import runs_of
+from memvirt.live.system_calls import MOST_RUNS, process_vm_readv
 
 _PROCESS_MADVISE = 440
-_MOST_RUNS = 1024  # IOV_MAX
 _MOST_BYTES = 64 << 20  # in one call, so that nobody waits for long
 WILLNEED, PAGEOUT = 3, 21
 PAGEABLE = (Backing.ANONYMOUS, Backing.MEMFD, Backing.SHARED_MEMORY)
@@ -36,7 +38,7 @@ class Adviser:
             self._descriptor = os.pidfd_open(pid)
         except ProcessLookupError as error:
             raise ProcessGone(f"process {pid} is gone") from error
-        self._pid = pid
+        self.pid = pid
 
     def close(self) -> None:
         """Give the descriptor back; may be called again."""
@@ -67,10 +69,10 @@ class Adviser:
 
     def _fail(self, number: int) -> None:
         if number == errno.ESRCH:
-            raise ProcessGone(f"process {self._pid} is gone")
+            raise ProcessGone(f"process {self.pid} is gone")
         if number == errno.EPERM:
             raise AccessDenied(
-                f"process_madvise of process {self._pid}: not permitted; run memvirt as root "
+                f"process_madvise of process {self.pid}: not permitted; run memvirt as root "
                 "(CAP_SYS_NICE, CAP_SYS_PTRACE)"
             )
         if number in (errno.ENOSYS, errno.EINVAL):
@@ -78,7 +80,28 @@ class Adviser:
                 "this kernel has no process_madvise with MADV_PAGEOUT (Linux 5.10)"
             )
         if number not in (errno.ENOMEM, errno.EFAULT, errno.EAGAIN, errno.EBUSY, errno.EINTR):
-            raise OSError(number, os.strerror(number), f"process_madvise of process {self._pid}")
+            raise OSError(number, os.strerror(number), f"process_madvise of process {self.pid}")
+
+
+def bring_back(adviser: Adviser, layout: RamLayout, indices: np.ndarray[Any, Any]) -> None:
+    """Bring pages, by RAM page index, back from swap.
+
+    Obligation: only pages that are in swap now; the read of a hole would map a page there. Raises
+    as ``Adviser.advise``.
+    """
+    runs = ranges_of(layout, indices)
+    adviser.advise(runs, WILLNEED)
+    bytes_read = np.zeros(MOST_RUNS, np.uint8)
+    firsts = [start + at for start, size in runs for at in range(0, size, PAGE_BYTES)]
+    while firsts:
+        batch = [(first, 1) for first in firsts[:MOST_RUNS]]
+        try:
+            done = process_vm_readv(adviser.pid, batch, bytes_read)
+        except OSError as error:
+            if error.errno == errno.ESRCH:
+                raise ProcessGone(f"process {adviser.pid} is gone") from error
+            raise
+        firsts = firsts[max(done, 1) :]  # the one that cannot be read is passed by
 
 
 def _batches(runs: Sequence[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
@@ -90,7 +113,7 @@ def _batches(runs: Sequence[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]
             part = min(end - start, _MOST_BYTES - size)
             batch.append((start, part))
             start, size = start + part, size + part
-            if size >= _MOST_BYTES or len(batch) == _MOST_RUNS:
+            if size >= _MOST_BYTES or len(batch) == MOST_RUNS:
                 yield batch
                 batch, size = [], 0
     if batch:
@@ -106,13 +129,12 @@ def _after(runs: list[tuple[int, int]], done: int) -> list[tuple[int, int]]:
     return []
 
 
-def runs_of(layout: RamLayout, indices: np.ndarray[Any, Any]) -> list[tuple[int, int]]:
-    """Runs (host virtual address, bytes) of pages by RAM page index, in ascending order."""
+def ranges_of(layout: RamLayout, indices: np.ndarray[Any, Any]) -> list[tuple[int, int]]:
+    """Ranges (host virtual address, bytes) of pages by RAM page index, in ascending order."""
     if indices.size == 0:
         return []
     addresses = np.sort(layout.host_addresses_of(np.asarray(indices, np.int64)))
-    cuts = np.flatnonzero(np.diff(addresses) != PAGE_BYTES) + 1
-    return [(int(part[0]), int(part.size) * PAGE_BYTES) for part in np.split(addresses, cuts)]
+    return [(first, count * PAGE_BYTES) for first, count in runs_of(addresses, PAGE_BYTES)]
 
 
 def pageable(layout: RamLayout) -> np.ndarray[Any, np.dtype[np.bool_]]:

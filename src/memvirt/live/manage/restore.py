@@ -18,7 +18,7 @@ from memvirt.size import format_size
 
 from .guest import set_balloon
 from .ledger import Ledger, VmRecord, start_time
-from .pageout import WILLNEED, Adviser, runs_of
+from .pageout import Adviser, bring_back
 
 BALLOON_SECONDS = 20.0  # for a guest to take its memory back
 _NEAR = 1 << 20  # bytes of ``actual`` that make no difference
@@ -129,7 +129,7 @@ def _bring_back(vm: LiveVm, pages: int) -> tuple[int, int]:
         chosen = before[: min(pages, spare)]
         adviser = Adviser(vm.pid)
         try:
-            adviser.advise(runs_of(vm.layout, chosen), WILLNEED)
+            bring_back(adviser, vm.layout, chosen)
         finally:
             adviser.close()
         after = vm.page_states(kernel).state[chosen]

@@ -35,6 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memvirt.address import PAGE_BYTES
+from memvirt.live.runs import runs_of
 from memvirt.size import format_size
 
 from .blocks import (
@@ -277,7 +278,7 @@ class PageStore:
             used[slots[(kinds == kind) & (slots < len(used))]] = 1
             self._taken[kind].map[:] = used.tobytes()
             self._next[kind] = 0
-            for first, count in _runs(used == 0):
+            for first, count in runs_of(np.flatnonzero(used == 0)):
                 if count * size >= _GIVE_BACK_BYTES:
                     give_back(self._files[kind], first * size, count * size)
         self._sharing.rebuild(entries[kinds != Kind.MEMORY_FILE])
@@ -306,9 +307,3 @@ def create_block_files(directory: Path) -> None:
     """Make the (empty) block files of a store, where they are missing."""
     for kind in BLOCK_BYTES:
         os.close(os.open(block_path(directory, kind), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-
-
-def _runs(wanted: NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """Runs of True as (first, count)."""
-    edges = np.flatnonzero(np.diff(wanted.astype(np.int8), prepend=0, append=0))
-    return [(int(a), int(b - a)) for a, b in edges.reshape(-1, 2)]

@@ -19,9 +19,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from memvirt.live.runs import runs_of
+
 from .channel import MOST_RUNS, Runs
-from .memory import PagedMemory
 from .page_states import PageIndex, PageState, PageTableFile
+from .paged_memory import PagedMemory
 
 _CLUSTER = 16  # pages
 _SPARED_SECONDS = 1.0  # the least time between a page's return and its next eviction
@@ -70,7 +72,7 @@ class VictimSelection:
         while self._queue and pages + _CLUSTER <= most and len(runs) + _CLUSTER <= MOST_RUNS:
             first = self._queue.pop() * _CLUSTER
             part = self._eligible[first : first + _CLUSTER]
-            for begin, count in _runs(part):
+            for begin, count in runs_of(np.flatnonzero(part)):
                 runs.append((PageIndex(first + begin), count))
                 pages += count
         return sorted(runs)
@@ -107,8 +109,3 @@ def _by_cluster(values: NDArray[np.int64]) -> NDArray[np.int64]:
     padded = np.full(-(-len(values) // _CLUSTER) * _CLUSTER, -1, np.int64)
     padded[: len(values)] = values
     return padded.reshape(-1, _CLUSTER)
-
-
-def _runs(wanted: NDArray[np.bool_]) -> list[tuple[int, int]]:
-    edges = np.flatnonzero(np.diff(wanted.astype(np.int8), prepend=0, append=0))
-    return [(int(begin), int(end - begin)) for begin, end in edges.reshape(-1, 2)]

@@ -58,6 +58,7 @@ def read_esxtop(path: Path) -> Reading:
         headings, _ = first_row(file.readline())
     chosen: dict[tuple[str, str, str], dict[str, int]] = {}
     hosts: dict[str, int] = {}
+    exact: list[int] = []
     for column, heading in enumerate(headings):
         group, host = _GROUP.match(heading), _HOST.match(heading)
         if group is not None and group["counter"] in _COUNTERS:
@@ -65,13 +66,16 @@ def read_esxtop(path: Path) -> Reading:
             chosen.setdefault(key, {})[_COUNTERS[group["counter"]]] = column
         elif host is not None and host["counter"] == "Machine MBytes":
             hosts[host["host"]] = column
+        elif host is not None and host["counter"] == "Sample Time Seconds":  # memvirt's own
+            exact.append(column)
     vm_keys = [key for key, columns in chosen.items() if "memory" in columns]
     if not vm_keys:
         raise findings.error(
             "has no column \\\\HOST\\Group Memory(ID:VM)\\Memory Size MBytes; "
             "export with memory counters (esxtop -b -a)"
         )
-    wanted = sorted({0, *hosts.values(), *(c for key in vm_keys for c in chosen[key].values())})
+    of_vms = {column for key in vm_keys for column in chosen[key].values()}
+    wanted = sorted({0, *exact, *hosts.values(), *of_vms})
     frame = _columns(path, wanted, findings)
     times, kept = _times(frame[:, 0].str.strip_chars(' "').to_list(), findings)
     place = {column: position for position, column in enumerate(wanted)}
@@ -80,6 +84,10 @@ def read_esxtop(path: Path) -> Reading:
         text = frame[:, place[column]].str.strip_chars(' "\r')
         return text.cast(pl.Float64, strict=False).to_numpy().astype(np.float64)[kept] * _PAGES
 
+    if len(exact) == 1:
+        seconds = values(exact[0]) / _PAGES
+        if np.isfinite(seconds).all():
+            times = times[0] + (seconds - seconds[0])
     names = Counter(name for _, name, _ in vm_keys)
     vms = []
     for host_name, name, number in vm_keys:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from memvirt.address import MachinePageNumber, PhysicalPageNumber, PpnArray
+from memvirt.machine.reserved import reserved_zeros
 from memvirt.mmu.host_ranges import host_address
 from memvirt.vmm.vmm_state import SHADOW_PAGE_DTYPE, VmmState
 
@@ -29,12 +30,12 @@ class ShadowPaging:
         capacity = shadow_capacity(pages)
         buckets = 1 << (capacity - 1).bit_length()
         self._vmm = vmm
-        self.pages = np.zeros(capacity, SHADOW_PAGE_DTYPE)
+        self.pages = reserved_zeros(capacity, SHADOW_PAGE_DTYPE)
         self.pages["mpn"] = -1
-        self._copy = np.zeros(capacity * 512, np.int64)
+        self._copy = reserved_zeros(capacity * 512, np.int64)
         self.rmap_head = np.full(pages, -1, np.int32)  # by PPN: its first shadow entry, or -1
-        self.rmap_next = np.zeros(capacity * 512, np.int32)
-        self.rmap_previous = np.zeros(capacity * 512, np.int32)
+        self.rmap_next = reserved_zeros(capacity * 512, np.int32)
+        self.rmap_previous = reserved_zeros(capacity * 512, np.int32)
         self._parent = np.full(capacity, -1, np.int32)
         self._hash = np.full(buckets, -1, np.int32)
         self._unsynchronized = np.zeros(capacity, np.int32)

@@ -256,8 +256,14 @@ class SwapFile:
         return content
 
     def _read_at(self, offset: int) -> bytes:
+        content = b""
         try:
-            content = os.pread(self._fd, PAGE_BYTES, offset)
+            # A read may be short though the file goes on (a signal, a network file system).
+            while len(content) < PAGE_BYTES:
+                part = os.pread(self._fd, PAGE_BYTES - len(content), offset + len(content))
+                if not part:
+                    break
+                content += part
         except OSError as error:
             raise BackingStoreError(
                 f"{self.path}: offset {offset:#x} cannot be read: {error.strerror}"

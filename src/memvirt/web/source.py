@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the page shows, whatever it comes from: a running host, one VM, or a record.
+
+The server's thread asks, the source's own thread answers: only that one ever touches a VM, between
+two rounds. ``latest`` is a finished, immutable frame that anybody may read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from memvirt.errors import MemvirtError
+
+from .wire import Parts
+
+
+class SourceError(MemvirtError):
+    """A question or a command that cannot be met; the message is for the user."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One moment. ``number`` counts frames, ``header`` is JSON, ``parts`` the page classes.
+
+    ``consoles`` has the end of each VM's console: where it starts in all it wrote, and the bytes.
+    """
+
+    number: int
+    header: dict[str, Any]
+    parts: Parts
+    consoles: dict[int, tuple[int, bytes]] = field(default_factory=dict)
+
+
+class Source(Protocol):
+    """See the module docstring. ``ask`` may be called from any thread."""
+
+    @property
+    def latest(self) -> Frame | None: ...
+
+    def hello(self) -> dict[str, Any]:
+        """What does not change: names of classes, columns, what can be done."""
+        ...
+
+    def watch(self, viewers: int) -> None:
+        """So many pages are open: without any, nothing is captured."""
+        ...
+
+    def ask(self, question: Callable[[], Any]) -> Future[Any]:
+        """Run ``question`` in the source's thread, between two rounds."""
+        ...
+
+    def close(self) -> None: ...

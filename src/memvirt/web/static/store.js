@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the page knows: the live frame, the moment that is looked at, what is selected. One object,
+// changed through its methods; who draws listens.
+
+class Store extends EventTarget {
+  hello = null;
+  live = { header: null, parts: new Map() };
+  past = null; // { header, parts } of a moment that is over, or null
+  series = [];
+  events = [];
+  consoles = new Map(); // vm_id -> text
+  selection = null; // { kind: 'gva' | 'ppn' | 'mpn', vm, ... }
+  vm = null; // id of the VM whose guest virtual memory is shown
+  runs = { vm: null, runs: [], complete: true };
+  answers = {}; // map, page, frame of the selection
+  mode = 'state';
+
+  get frame() { return this.past ?? this.live; }
+  get header() { return this.frame.header; }
+  get parts() { return this.frame.parts; }
+  get vms() { return this.header?.vms ?? []; }
+
+  changed(what, detail = {}) { this.dispatchEvent(new CustomEvent(what, { detail })); }
+  on(what, listener) { this.addEventListener(what, event => listener(event.detail)); }
+
+  greet(hello) {
+    this.hello = hello;
+    this.changed('hello');
+  }
+
+  receive(header, parts, changed) {
+    this.live = { header, parts };
+    this.series.push(point(header));
+    if (this.series.length > 20000) this.series.splice(0, this.series.length - 20000);
+    for (const [id, [end, text]] of Object.entries(header.consoles ?? {})) this.console(Number(id), text);
+    if (this.vm === null && header.vms.length) this.vm = header.vms[0].vm_id;
+    this.changed('live', { changed });
+    if (!this.past) this.changed('frame', { changed });
+  }
+
+  console(id, encoded) {
+    const bytes = Uint8Array.from(atob(encoded), c => c.charCodeAt(0));
+    const text = (this.consoles.get(id) ?? '') + new TextDecoder().decode(bytes);
+    this.consoles.set(id, text.slice(-65536));
+    this.changed('console', { id });
+  }
+
+  look(past) {
+    this.past = past;
+    this.changed('frame', { changed: [...this.parts.keys()] });
+  }
+
+  choose(vm) {
+    if (vm === this.vm) return;
+    this.vm = vm;
+    this.runs = { vm: null, runs: [], complete: true };
+    this.changed('vm');
+  }
+
+  select(selection) {
+    this.selection = selection;
+    this.answers = {};
+    if (selection?.vm !== undefined && selection.vm !== null) this.choose(selection.vm);
+    this.changed('selection');
+  }
+
+  /** Position of a VM among those of the frame. */
+  position(vm) { return this.vms.findIndex(one => one.vm_id === vm); }
+}
+
+export function point(header) {
+  return {
+    number: header.number, time_ns: header.time_ns, state: header.host.state, free: header.host.free,
+    vms: header.vms.map(vm => [vm.vm_id, Math.round(vm.consumed), vm.balloon, vm.zipped, vm.swapped, vm.target]),
+  };
+}
+
+export const store = new Store();

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The format of page states on the WebSocket: a keyframe, then what has changed.
+
+A message is a header, a length in four bytes (little-endian) and UTF-8 JSON, and after it one
+deflate stream. The header's ``parts`` say what the stream holds, in order: each is one array of
+page classes, ``vm:ID`` by PPN or ``machine`` or ``owners`` by MPN. A part is *whole* (``count``
+bytes, the array) or a *delta* (``count`` indices of four bytes each, then as many new bytes).
+``version`` is that of this format; a client that does not know it says so and draws nothing.
+
+Who has fallen behind gets the difference between what it was sent last and what is true now: frames
+in between are never queued, so a slow client costs the memory of one frame.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from memvirt.observe.page_classes import HostPages
+
+VERSION = 1
+_FAST = 1  # zlib's level: states are runs, the better levels gain little
+_WHOLE_ABOVE = 0.15  # part of an array that may change before it is cheaper to send all of it
+
+Parts = dict[str, np.ndarray[tuple[int], np.dtype[np.uint8]]]
+
+
+def parts_of(pages: HostPages) -> Parts:
+    """The arrays of a frame by their names; owners are sent plus one, 0 for nobody."""
+    parts: Parts = {f"vm:{vm.vm_id}": vm.classes for vm in pages.vms}
+    parts["machine"] = pages.frames
+    parts["owners"] = np.minimum(pages.owners + 1, 255).astype(np.uint8)
+    return parts
+
+
+def _delta(name: str, now: Any, before: Any) -> tuple[dict[str, Any], list[bytes]]:
+    if before is not None and before.size == now.size:
+        changed = np.flatnonzero(now != before)
+        if changed.size <= now.size * _WHOLE_ABOVE:
+            indices = changed.astype("<u4")
+            head = {"name": name, "kind": "delta", "size": now.size, "count": int(changed.size)}
+            return head, [indices.tobytes(), now[changed].tobytes()]
+    return {"name": name, "kind": "whole", "size": now.size, "count": now.size}, [now.tobytes()]
+
+
+def encode(header: Mapping[str, Any], now: Parts, before: Parts | None = None) -> bytes:
+    """One message: ``now`` as the difference to ``before``, or whole where there is none."""
+    heads, stream = [], []
+    for name, array in now.items():
+        head, content = _delta(name, array, None if before is None else before.get(name))
+        if head["kind"] == "delta" and head["count"] == 0:
+            continue
+        heads.append(head)
+        stream += content
+    text = json.dumps({**header, "version": VERSION, "parts": heads}).encode()
+    return struct.pack("<I", len(text)) + text + zlib.compress(b"".join(stream), _FAST)
+
+
+def decode(message: bytes, before: Parts | None = None) -> tuple[dict[str, Any], Parts]:
+    """What ``encode`` wrote, on top of the arrays the receiver has. Raises ValueError."""
+    (length,) = struct.unpack_from("<I", message)
+    header: dict[str, Any] = json.loads(message[4 : 4 + length])
+    if header["version"] != VERSION:
+        raise ValueError(f"format version {header['version']}; this is {VERSION}")
+    stream = zlib.decompress(message[4 + length :])
+    parts = {name: array.copy() for name, array in (before or {}).items()}
+    at = 0
+    for part in header["parts"]:
+        name, count = part["name"], part["count"]
+        if part["kind"] == "whole":
+            parts[name] = np.frombuffer(stream, np.uint8, count, at).copy()
+            at += count
+            continue
+        indices = np.frombuffer(stream, "<u4", count, at)
+        parts[name][indices] = np.frombuffer(stream, np.uint8, count, at + 4 * count)
+        at += 5 * count
+    return header, parts

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A host of three small VMs behind the web server, and Debian's Chromium to look at it."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from memvirt.host.host import Host
+from memvirt.scenario.scenario import parse_scenario
+from memvirt.web import host_page
+from memvirt.web.host_source import HostSource
+from memvirt.web.server import Address, WebServer
+
+CHROMIUM = shutil.which("chromium")
+HOSTILE = "<img src=x onerror=document.title='taken'>"
+ARGUMENTS = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader"]
+SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
+
+SCENARIO = f"""
+seed = 3
+timeout = 3000
+check = false
+[machine]
+memory = "24M"
+quantum_ms = 5
+[machine.Mem]
+ShareScanTime = 0.01
+SamplePeriod = 0.05
+BalancePeriod = 0.05
+[[vm]]
+name = "shadowed"
+memory = "8M"
+paging = "shadow"
+append = "workload=idle percent=60 ticks=100000"
+group = "twins"
+[[vm]]
+name = "nested"
+memory = "8M"
+paging = "nested"
+append = "workload=idle percent=60 ticks=100000"
+group = "twins"
+[[vm]]
+name = "{HOSTILE}"
+memory = "8M"
+append = "workload=random percent=60 operations=2000000000"
+"""
+
+
+@dataclass(frozen=True)
+class Served:
+    """One running server and what is behind it."""
+
+    host: Host
+    source: HostSource
+    server: WebServer
+
+    def ask(self, question: Callable[[], Any]) -> Any:
+        """What the Python API says, between two rounds."""
+        return self.source.ask(question).result(60)
+
+    def round(self) -> int:
+        return int(self.ask(lambda: self.host.rounds))
+
+
+@pytest.fixture(scope="session")
+def served() -> Iterator[Served]:
+    with Host(parse_scenario(SCENARIO, "test")) as host:
+        for _ in range(120):
+            host.step()
+        source = HostSource(host, title="test")
+        server = WebServer(
+            source,
+            Address(),
+            answers=host_page.answers(source),
+            commands=host_page.commands(source),
+        )
+        source.start()
+        server.start()
+        yield Served(host, source, server)
+        server.close()
+        source.close()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("needs chromium: tests/install_packages.sh")
+    with sync_playwright() as playwright:
+        made = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield made
+        made.close()
+
+
+@dataclass
+class Opened:
+    """A page that is open, paused, and what its console said."""
+
+    page: Page
+    said: list[str] = field(default_factory=list)
+
+    def js(self, expression: str, argument: Any = None) -> Any:
+        return self.page.evaluate(expression, argument)
+
+    def until(self, expression: str, argument: Any = None) -> None:
+        """Wait until ``expression`` is true in the page.
+
+        Playwright's own wait_for_function evaluates text inside the page, which its policy of
+        contents forbids.
+        """
+        deadline = time.monotonic() + 60
+        while not self.page.evaluate(expression, argument):
+            assert time.monotonic() < deadline, expression
+            self.page.wait_for_timeout(20)
+
+    def settled(self, served: Served) -> int:
+        """Pause the host, wait until the page shows its last round, and return that."""
+        served.ask(lambda: served.source.control("pause"))
+        shown = "n => memvirt.store.live.header?.round === n && !memvirt.store.live.header.playing"
+        deadline = time.monotonic() + 60
+        # A round that was under way when the host was asked to pause is still finished.
+        while not self.page.evaluate(shown, number := served.round()):
+            assert time.monotonic() < deadline, shown
+            self.page.wait_for_timeout(20)
+        return number
+
+
+@pytest.fixture
+def opened(served: Served, browser: Browser) -> Iterator[Opened]:
+    context = browser.new_context(viewport={"width": 1280, "height": 720})
+    page = context.new_page()
+    made = Opened(page)
+    page.on("console", lambda message: made.said.append(f"{message.type}: {message.text}"))
+    page.on("pageerror", lambda error: made.said.append(str(error)))
+    page.goto(served.server.url)
+    made.until("globalThis.memvirt?.store.live.header != null")
+    made.settled(served)
+    yield made
+    context.close()
+    assert made.said == []
