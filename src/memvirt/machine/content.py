@@ -22,6 +22,7 @@ _P1 = np.uint64(0x9E3779B185EBCA87)
 _P2 = np.uint64(0xC2B2AE3D27D4EB4F)
 _P3 = np.uint64(0x165667B19E3779F9)
 _P4 = np.uint64(0x85EBCA77C2B2AE63)
+_STRETCH = 64  # words of a page compared at a time
 _ZERO, _BYTES = np.uint64(0), np.uint64(PAGE_BYTES)
 _R1, _R7, _R12, _R18, _R31 = (np.uint64(n) for n in (1, 7, 12, 18, 31))
 _R29, _R32, _R33, _R64 = (np.uint64(n) for n in (29, 32, 33, 64))
@@ -75,14 +76,21 @@ def _find_zero_rows(words: Any, rows: Any, out: Any) -> None:
 
 
 @compiled
+def _equal_rows(words: Any, row: int, other: int) -> bool:
+    # A stretch without a branch in it is compared by vector instructions.
+    for start in range(0, WORDS_PER_PAGE, _STRETCH):
+        differing = _ZERO
+        for j in range(start, start + _STRETCH):
+            differing |= words[row, j] ^ words[other, j]
+        if differing != _ZERO:
+            return False
+    return True
+
+
+@compiled
 def _find_equal_rows(words: Any, rows: Any, others: Any, out: Any) -> None:
     for i in range(rows.size):
-        equal = True
-        for j in range(WORDS_PER_PAGE):
-            if words[rows[i], j] != words[others[i], j]:
-                equal = False
-                break
-        out[i] = equal
+        out[i] = _equal_rows(words, rows[i], others[i])
 
 
 def _words(content: np.ndarray[Any, np.dtype[np.uint8]]) -> Any:
