@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from memvirt import EndReason, Machine, VirtualMachine
@@ -56,3 +58,27 @@ def test_32_bit_programs_in_64_bit_linux(linux_guest: LinuxGuest, paging: str) -
         assert vm.outcome is not None
         assert vm.outcome.reason is EndReason.SUCCESS, console[-3000:]
         assert b"programs32: verified" in console
+
+
+@pytest.mark.parametrize("paging", MODES)
+def test_timer_and_console_through_the_io_apic(linux_guest: LinuxGuest, paging: str) -> None:
+    """Without the local APIC's timer the 8254 is Linux's clock, by input 2 of the I/O APIC."""
+    machine = Machine("320M", scatter_seed=9)
+    with VirtualMachine(machine, memory="256M", paging=paging) as vm:
+        append = "console=ttyS0 nolapic_timer"
+        vm.load(linux_guest.kernel, initrd=linux_guest.initrd, append=append)
+        vm.wakes_on_input = True
+        for _ in range(1000):
+            if b"guest# " in vm.serial_log or vm.run_quantum() is not None:
+                break
+        start = len(vm.serial_log)
+        vm.type(b"cat /proc/interrupts; sleep 1; poweroff\n")
+        vm.run(timeout=120)
+        console = bytes(vm.serial_log[start:]).decode("ascii", "replace")
+        assert vm.outcome is not None
+        assert vm.outcome.reason is EndReason.POWER_OFF, console[-3000:]
+    counts = re.findall(r"^\s*\d+:\s+(\d+)\s+IO-APIC\s+(\d+)-edge\s+(\S+)", console, re.MULTILINE)
+    arrived = {name: int(count) for count, _, name in counts}
+    assert {(pin, name) for _, pin, name in counts} >= {("2", "timer"), ("4", "ttyS0")}
+    assert arrived["timer"] > 100
+    assert arrived["ttyS0"] > 10
