@@ -16,7 +16,7 @@ import numpy as np
 from memvirt.compiled import compiled
 from memvirt.mmu.host_ranges import host_address
 from memvirt.mmu.native import load8
-from memvirt.record import Record, record_dtype
+from memvirt.state_record import Record, record_dtype
 
 PORT_FW_CFG_SELECT = 0x510
 PORT_FW_CFG_DATA = 0x511

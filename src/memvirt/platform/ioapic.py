@@ -20,7 +20,7 @@ from memvirt.platform.lapic import (
     lapic_accept_level,
     lapic_is_destination,
 )
-from memvirt.record import Record, record_dtype
+from memvirt.state_record import Record, record_dtype
 
 IO_APIC_BASE = 0xFEC0_0000
 IO_APIC_PINS = 24
