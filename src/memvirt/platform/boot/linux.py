@@ -8,12 +8,12 @@ import struct
 from dataclasses import dataclass
 
 from memvirt.address import GuestPhysicalAddress
-from memvirt.platform.boot.acpi import acpi_segment
 from memvirt.platform.boot.boot_params import SETUP_HEADER, boot_params_segments
 from memvirt.platform.boot.image import (
     BOOT_PARAMS,
     BootError,
     BootImage,
+    BootParts,
     Segment,
     check_fits,
     check_memory_size,
@@ -34,7 +34,6 @@ ENTRY_64_OFFSET = 0x200
 
 # What a Linux kernel must be told about this PC, unless the user says otherwise (docs/linux.md).
 PLATFORM_PARAMETERS = (
-    "noapic",  # there is no I/O APIC: leave the 8259A connected to the local APIC's LINT0
     "panic=-1",  # a panic ends the VM (by a reset) instead of spinning for ever
 )
 
@@ -161,10 +160,13 @@ def load_linux(
     )
     return BootImage(
         protocol="linux",
-        segments=(*extra, acpi_segment(), *parameters, Segment(load_gpa, payload)),
+        segments=(*extra, *parameters, Segment(load_gpa, payload)),
         registers=registers,
         e820=memory_map(memory_bytes),
         description=f"Linux boot protocol {header.version >> 8}.{header.version & 0xFF:02d}, "
         f"64-bit entry, kernel at {load_gpa:#x}",
+        parts=BootParts(
+            payload, load_gpa, text, initrd, initrd_gpa, setup=image[: header.payload_offset]
+        ),
         added_parameters=added,
     )
