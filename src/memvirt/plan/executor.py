@@ -41,7 +41,9 @@ class Executor(Protocol):
     """Does tasks."""
 
     @property
-    def workers(self) -> int: ...
+    def workers(self) -> int:
+        """How many tasks are done at once."""
+        ...
 
     def map(
         self, function: Callable[[Task], Result], tasks: Sequence[Task], progress: Progress
@@ -59,6 +61,7 @@ class InProcess:
     def map(
         self, function: Callable[[Task], Result], tasks: Sequence[Task], progress: Progress
     ) -> list[Result]:
+        """As ``Executor.map``."""
         results = []
         for task in tasks:
             results.append(function(task))
@@ -74,11 +77,13 @@ class OnDask:
 
     @property
     def workers(self) -> int:
+        """Threads of all workers now, at least 1."""
         return max(sum(self.client.nthreads().values()), 1)
 
     def map(
         self, function: Callable[[Task], Result], tasks: Sequence[Task], progress: Progress
     ) -> list[Result]:
+        """As ``Executor.map``; the tasks of a worker that dies are done by the others."""
         from distributed import as_completed  # noqa: PLC0415  costs a second, and few need it
 
         numbers = iter(range(len(tasks)))

@@ -16,8 +16,6 @@ from memvirt.plan.linux.page_use import PageUse
 
 from .tasks import PPN_BITS, PPN_MASK, Fingerprints
 
-__all__ = ["PageUses"]
-
 Array = np.ndarray[Any, Any]
 
 

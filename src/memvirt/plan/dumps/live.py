@@ -29,8 +29,6 @@ from memvirt.live.vm import LiveVm
 
 from .lime import write_header
 
-__all__ = ["LiveCopy", "copy_live_vm"]
-
 _PIECE_BYTES = 16 << 20
 _READ = (LivePageState.PRIVATE, LivePageState.SHARED)
 _HOLES = (LivePageState.UNTOUCHED, LivePageState.ZERO)

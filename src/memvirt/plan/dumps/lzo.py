@@ -14,8 +14,6 @@ import numpy as np
 
 from memvirt.compiled import compiled
 
-__all__ = ["LzoError", "decompress"]
-
 _ENDS_EARLY, _TOO_LONG, _BAD_DISTANCE, _BYTES_LEFT = -1, -2, -3, -4
 _REASONS = {
     _ENDS_EARLY: "it ends inside an instruction",

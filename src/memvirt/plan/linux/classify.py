@@ -18,8 +18,6 @@ from .memory_map import MemoryMap
 from .page_use import PageUse
 from .vmcoreinfo import KernelUnreadable
 
-__all__ = ["FoundUses", "UsesTask", "find_uses", "uses_of_dump"]
-
 Array = np.ndarray[Any, Any]
 _ENTRIES = 512
 _LOWEST_UNTYPED = 3  # from PUDs up, tables of processes have no type of their own

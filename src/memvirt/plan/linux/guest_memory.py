@@ -25,8 +25,6 @@ from memvirt.address import (
 from memvirt.mmu.entry import ENTRY_ADDRESS_MASK, LARGE, PRESENT
 from memvirt.plan.dumps.dump import Dump
 
-__all__ = ["KernelAddressSpace", "PhysicalMemory"]
-
 _CACHE_PAGES = 4096
 _ENTRIES = 512
 _LARGEST_LEAF = 3  # 1 GiB

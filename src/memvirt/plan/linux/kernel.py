@@ -12,8 +12,6 @@ from memvirt.plan.dumps.dump import Dump
 from .guest_memory import KernelAddressSpace, PhysicalMemory
 from .vmcoreinfo import KernelUnreadable, VmCoreInfo, parse_vmcoreinfo
 
-__all__ = ["Kernel", "find_kernel"]
-
 # Where x86-64 Linux maps its own text, before ``phys_base`` (Documentation/arch/x86/x86_64/mm.rst).
 _START_KERNEL_MAP = 0xFFFF_FFFF_8000_0000
 _NAMES_BYTES = 6 * 65  # struct new_utsname

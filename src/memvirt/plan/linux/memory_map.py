@@ -32,8 +32,6 @@ from .page_use import PageUse
 from .struct_page import StructPageLayout, StructPages
 from .vmcoreinfo import KernelUnreadable
 
-__all__ = ["MemoryMap", "Section"]
-
 Array = np.ndarray[Any, Any]
 _MAP_FLAGS = PAGE_BYTES - 1  # low bits of section_mem_map; the map itself begins at a page
 _HAS_MEM_MAP = 1 << 1

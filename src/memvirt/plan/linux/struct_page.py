@@ -15,8 +15,6 @@ import numpy as np
 
 from .vmcoreinfo import KernelUnreadable, VmCoreInfo
 
-__all__ = ["StructPageLayout", "StructPages"]
-
 Array = np.ndarray[Any, Any]
 _SIZES = range(32, 257)
 _TYPE_BITS = 0xFF00_0000  # from 6.12 a page's type is the top byte of a word, else single bits

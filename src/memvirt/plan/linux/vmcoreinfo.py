@@ -18,8 +18,6 @@ import numpy as np
 from memvirt.address import GuestVirtualAddress
 from memvirt.plan.dumps.dump import Pages
 
-__all__ = ["KernelUnreadable", "VmCoreInfo", "kernel_texts", "parse_vmcoreinfo"]
-
 BEGINNING = b"OSRELEASE="
 _RELEASE = re.compile(rb"OSRELEASE=([\x21-\x7e]{1,64})\n")
 _LINE = re.compile(
