@@ -26,8 +26,8 @@ from memvirt.live.pager.collisions import refuse_kernel
 from memvirt.live.pager.evictor import Supervision
 from memvirt.live.pager.handoff import HandOffSupervision
 from memvirt.live.pager.latency import percentile
-from memvirt.live.pager.memory import Region
 from memvirt.live.pager.page_states import PageIndex, PageTableFile, Word
+from memvirt.live.pager.paged_memory import Region
 from memvirt.live.pager.session import StoreOptions, attach
 from memvirt.live.pager.supervisor import Policy, Supervisor
 from memvirt.live.pager.transport import Offer

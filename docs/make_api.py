@@ -24,7 +24,8 @@ of their own; a reader refuses what it does not know in one line.
 
 **Words.** Amounts of memory are 4 KiB pages unless a name says bytes or MiB; times are nanoseconds where a
 name ends in `_ns`, else seconds; virtual time is the guest's. Addresses and page numbers have types of their
-own (`memvirt.address`). What a user can mend is raised as a `MemvirtError` whose message is one clear line.
+own (`memvirt.address`). Arrays have one dimension unless their docstring gives a shape; `PpnArray` holds
+int64, `MpnArray` int64 or, from machine memory, uint32, `Flags` bool and `Hashes` uint64. What a user can mend is raised as a `MemvirtError` whose message is one clear line.
 """
 
 # (title, example or "", modules)
@@ -96,6 +97,7 @@ with Host(parse_scenario(text, "example")) as host:
             "memvirt.host.host",
             "memvirt.host.vm_control",
             "memvirt.scenario.scenario",
+            "memvirt.scenario.schema",
             "memvirt.vmkernel.samples",
             "memvirt.vmkernel.events",
         ),
@@ -140,6 +142,7 @@ print(parse_growth("20%"))  # 0.2
             "memvirt.plan.answer",
             "memvirt.plan.dumps.detect",
             "memvirt.plan.content.analysis",
+            "memvirt.plan.linux.page_use",
         ),
     ),
 )  # fmt: skip

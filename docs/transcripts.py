@@ -24,6 +24,7 @@ _BLOCK = re.compile(
     r"<!-- transcript: (?P<command>memvirt [^\n]*?) -->\n```(?:console|text)\n(?P<body>.*?)```",
     re.DOTALL,
 )
+_COMPILING = re.compile(r"^memvirt: compiling for this machine[^\n]*\n", re.MULTILINE)
 _HOST_TIMES = re.compile(r"\d+\.\d+ s wall|(?<= in )\d+\.\d+ s(?=,)")
 
 
@@ -49,10 +50,13 @@ def transcripts(text: str) -> Iterator[Transcript]:
 
 
 def run(command: str) -> str:
-    """What a ``memvirt`` command prints: its output, then its messages."""
+    """What a ``memvirt`` command prints: its output, then its messages.
+
+    Not that it compiles: only the first command of a new source state says so.
+    """
     arguments = [sys.executable, "-m", "memvirt", *shlex.split(command)[1:]]
     done = subprocess.run(arguments, capture_output=True, text=True, check=True)
-    return done.stdout + done.stderr
+    return done.stdout + _COMPILING.sub("", done.stderr)
 
 
 def timeless(text: str) -> str:

@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import inspect
 import re
 import subprocess
 import sys
+import textwrap
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -61,6 +65,50 @@ def test_every_public_name_is_there_and_says_what_it_is(name: str) -> None:
             assert text, f"{name}.{public}"
             assert not text.startswith(f"{public}("), f"{name}.{public}: made by dataclass"
         assert API.meaning(name, public)
+
+
+_PROTOCOLS = [
+    value for value in vars(import_module("memvirt.vmkernel.protocols")).values()
+    if getattr(value, "_is_protocol", False)
+]  # fmt: skip
+PROTOCOL_MEMBERS = {member for protocol in _PROTOCOLS for member in vars(protocol)}
+
+
+def _members(value: type) -> Iterator[tuple[str, Any]]:
+    """The public methods and properties that the class itself defines."""
+    for name, member in vars(value).items():
+        function = member.fget if isinstance(member, property) else member
+        function = getattr(function, "__func__", function)
+        if not name.startswith("_") and inspect.isfunction(function):
+            yield name, function
+
+
+def _raised(function: Any) -> set[str]:
+    """Names of the exceptions that its own body raises."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    found = [node.exc for node in ast.walk(tree) if isinstance(node, ast.Raise)]
+    called = [error.func if isinstance(error, ast.Call) else error for error in found]
+    return {error.id for error in called if isinstance(error, ast.Name) and error.id[0].isupper()}
+
+
+@pytest.mark.parametrize("name", API.modules())
+def test_every_public_member_says_what_it_is_and_what_it_raises(name: str) -> None:
+    """What implements a protocol of the VMkernel may leave the words to it."""
+    module = import_module(name)
+    for public in module.__all__:
+        value = getattr(module, public)
+        if inspect.isfunction(value):
+            members, about = [(public, value)], ""
+        elif inspect.isclass(value):
+            members, about = list(_members(value)), inspect.getdoc(value) or ""
+        else:
+            continue
+        for member, function in members:
+            text = inspect.getdoc(function) or ""
+            where = f"{value.__module__}.{value.__qualname__}: {member}"
+            assert text or member in PROTOCOL_MEMBERS, where
+            unnamed = {error for error in _raised(function) if error not in text + about}
+            assert not unnamed, f"{where} raises {unnamed}"
 
 
 @pytest.mark.parametrize("title", API.examples())

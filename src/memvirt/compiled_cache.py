@@ -35,7 +35,16 @@ from numba.core.dispatcher import Dispatcher
 CHECKED = os.environ.get("MEMVIRT_CHECKED", "") not in ("", "0")
 
 # Where kernels, and the constants they are compiled with, may be defined (tests/test_compiled.py).
-_COMPILED = ("address.py", "record.py", "compiled.py", "machine", "mmu", "vmm", "platform", "cpu")
+_COMPILED = (
+    "address.py",
+    "state_record.py",
+    "compiled.py",
+    "machine",
+    "mmu",
+    "vmm",
+    "platform",
+    "cpu",
+)
 _KEPT = 12  # folders of other source states: another checkout may still use them
 
 

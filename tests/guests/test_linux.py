@@ -11,7 +11,7 @@ import pytest
 
 from memvirt import EndReason, Machine, PagingMode, VirtualMachine
 from memvirt.host.host import Remapper
-from memvirt.scenario.scenario import RemapOptions
+from memvirt.scenario.keys import RemapOptions
 from memvirt.vmm.check import check_machine
 
 from .conftest import LinuxGuest

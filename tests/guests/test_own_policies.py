@@ -13,12 +13,8 @@ from memvirt.address import PpnArray
 from memvirt.host.host import Host
 from memvirt.host.stores import STORES, StoreRequest
 from memvirt.machine.content import Pages
-from memvirt.scenario.scenario import (
-    ScenarioError,
-    find_scenario,
-    parse_scenario,
-    scenario_schema,
-)
+from memvirt.scenario.scenario import ScenarioError, find_scenario, parse_scenario
+from memvirt.scenario.schema import scenario_schema
 from memvirt.vmkernel.mechanisms import KeepIn
 from memvirt.vmkernel.policies import RECLAIM, VICTIMS
 from memvirt.vmkernel.protocols import GuestMemory, Place

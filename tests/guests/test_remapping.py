@@ -13,7 +13,7 @@ import pytest
 from memvirt import EndReason, Machine, PagingMode, VirtualMachine
 from memvirt.host.remap import Remapper
 from memvirt.images import image_path
-from memvirt.scenario.scenario import RemapOptions
+from memvirt.scenario.keys import RemapOptions
 from memvirt.vmm.check import check_machine
 
 MODES = [PagingMode.SHADOW, PagingMode.NESTED]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from memvirt.platform import cmos as c
 from memvirt.platform.clock import NEVER
-from memvirt.record import new_record
+from memvirt.state_record import new_record
 
 SECOND = 10**9
 

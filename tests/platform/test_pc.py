@@ -32,7 +32,7 @@ from memvirt.platform.ports import (
     io_write,
 )
 from memvirt.platform.uart import RING_SIZE, uart_drain
-from memvirt.record import Record, record_dtype
+from memvirt.state_record import Record, record_dtype
 
 
 def make() -> Any:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memvirt.platform import pic as p
-from memvirt.record import new_record
+from memvirt.state_record import new_record
 
 
 def make(icw4: int = 0x01) -> Any:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from memvirt.platform import pit as p
 from memvirt.platform.clock import NEVER
-from memvirt.record import new_record
+from memvirt.state_record import new_record
 
 
 def make() -> Any:

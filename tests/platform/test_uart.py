@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memvirt.platform import uart as u
-from memvirt.record import new_record
+from memvirt.state_record import new_record
 
 
 def make() -> Any:

@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memvirt.address import PAGE_BYTES
+from memvirt.live.manage.host_plan import HostPlan, VmPlan, VmSelector
 from memvirt.live.manage.ledger import Ledger
 from memvirt.live.manage.manager import Manager
-from memvirt.live.manage.plan import HostPlan, VmPlan, VmSelector
 from memvirt.live.manage.restore import restore_all
 from memvirt.live.working_set_way import WorkingSetWay
 from memvirt.observe.record import EventWriter
 from memvirt.output_file import check_outputs
-from memvirt.scenario.scenario import Scenario, load_scenario, names_of
+from memvirt.scenario.keys import names_of
+from memvirt.scenario.scenario import Scenario, load_scenario
 from memvirt.scenario.vm_settings import vm_settings
 from memvirt.size import format_size
 from memvirt.vmkernel.events import Event, Mechanism

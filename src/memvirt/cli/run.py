@@ -23,7 +23,8 @@ from memvirt.observe.esxtop import BY_NAME, Column
 from memvirt.observe.record import EventWriter, Recorder
 from memvirt.observe.summary import Summary
 from memvirt.output_file import check_outputs
-from memvirt.scenario.scenario import Scenario, load_scenario, names_of
+from memvirt.scenario.keys import names_of
+from memvirt.scenario.scenario import Scenario, load_scenario
 from memvirt.vmkernel.samples import Sample
 
 from .columns import columns_named

@@ -20,7 +20,7 @@ from rich.text import Text
 from memvirt import __version__
 from memvirt.live.discovery import DiscoveredVm, discover, find_vm
 from memvirt.live.errors import VmNotFound
-from memvirt.live.statistics import LiveHostMemory, LiveSample, LiveVmMemory
+from memvirt.live.live_sample import LiveHostMemory, LiveSample, LiveVmMemory
 from memvirt.live.watch import LiveHost
 from memvirt.live.working_set_way import DEFAULT_PERIOD_SECONDS, WorkingSetWay
 from memvirt.observe.live_batch import LiveBatchWriter

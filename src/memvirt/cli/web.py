@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from memvirt.host.host import Host, HostInterrupted
 from memvirt.images import image_path
-from memvirt.scenario.scenario import MachineOptions, Scenario, VmOptions
+from memvirt.scenario.keys import MachineOptions, VmOptions
+from memvirt.scenario.scenario import Scenario
 from memvirt.size import parse_size
 from memvirt.vmkernel.samples import Sample
 

@@ -33,7 +33,7 @@ from memvirt.vmkernel.managed import Condition
 from memvirt.vmkernel.samples import Sample
 from memvirt.vmkernel.vmkernel import VmKernel
 from memvirt.vmm.check import Violation, check_machine, check_vm
-from memvirt.vmm.statistics import MemoryStatistics
+from memvirt.vmm.memory_statistics import MemoryStatistics
 from memvirt.vmm.stores.swap_file import WriteBuffers
 
 __all__ = ["Host", "HostInterrupted"]
@@ -131,6 +131,7 @@ class Host:
 
     @property
     def events(self) -> EventLog:
+        """Decisions of the VMkernel, each with its reason."""
         return self.kernel.events
 
     def sample(self) -> Sample:

@@ -12,7 +12,7 @@ from memvirt.host.stores import StoreRequest, close_stores, make_stores
 from memvirt.images import image_path
 from memvirt.machine.memory import MachineMemory, MachineMemoryExhausted
 from memvirt.platform.boot.image import BootError
-from memvirt.scenario.scenario import VmOptions
+from memvirt.scenario.keys import VmOptions
 from memvirt.scenario.vm_settings import vm_settings
 from memvirt.vm.virtual_machine import VirtualMachine, VirtualMachineError
 from memvirt.vmkernel.admission import AdmissionError

@@ -7,7 +7,7 @@ import numpy as np
 
 from memvirt.address import PpnArray
 from memvirt.host.vmm_memory import VmmMemory
-from memvirt.scenario.scenario import RemapOptions
+from memvirt.scenario.keys import RemapOptions
 from memvirt.vm.virtual_machine import VirtualMachine
 from memvirt.vmkernel.sharing import PageSharing
 

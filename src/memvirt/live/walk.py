@@ -39,7 +39,7 @@ from memvirt.mmu.entry import (
 from memvirt.mmu.guest_walk import guest_walk, paging_mode
 from memvirt.mmu.mmu_state import MMU_DTYPE, WALK_LEVELS, MmuState
 from memvirt.mmu.page_state import STATE_PRIVATE, STATE_UNMAPPED
-from memvirt.record import new_record
+from memvirt.state_record import new_record
 
 from .page_states import LivePageState
 from .vm import ControlRegisters, LiveVm

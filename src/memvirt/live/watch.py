@@ -20,9 +20,9 @@ from .discovery import DiscoveredVm, discover
 from .errors import CommandError, LiveError, MonitorError, ProcessGone
 from .host_memory import read_host_pages
 from .ksm import ksm_status
+from .live_sample import LiveHostMemory, LiveSample, LiveVmMemory
 from .page_states import LivePageState, PageStateCounts, has_pager
 from .process import Process
-from .statistics import LiveHostMemory, LiveSample, LiveVmMemory
 from .vm import LiveVm, open_kernel_pages
 from .working_set import SampledVm, WorkingSets, uses_kvm
 from .working_set_way import DEFAULT_PERIOD_SECONDS, WorkingSetWay

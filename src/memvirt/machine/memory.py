@@ -137,10 +137,12 @@ class MachineMemory:
 
     @property
     def free_frames(self) -> int:
+        """Frames that can be allocated now."""
         return self._free.count
 
     @property
     def bytes(self) -> int:
+        """Size of all frames, in bytes."""
         return self.frames << PAGE_SHIFT
 
     @property
@@ -186,7 +188,10 @@ class MachineMemory:
     # ----------------------------------------------------------------------------------------------
 
     def page(self, mpn: MachinePageNumber) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
-        """A view of the 4096 bytes of frame ``mpn``."""
+        """A view of the 4096 bytes of frame ``mpn``, uint8, shape (4096,).
+
+        Raises IndexError if there is no such frame, or if this machine has metadata only.
+        """
         if not 0 <= mpn < self.frames or self._metadata_only:
             raise IndexError(f"no content at MPN {mpn:#x}: this machine has {self.frames} frames")
         return self.content[mpn << PAGE_SHIFT : (mpn + 1) << PAGE_SHIFT]
@@ -219,7 +224,10 @@ class MachineMemory:
     def allocate_contiguous(
         self, count: int, *, align: int = 1, kind: FrameKind, owner: int = NOBODY, detail: int = 0
     ) -> MachinePageNumber:
-        """Take ``count`` contiguous frames, the first MPN a multiple of ``align``; return it."""
+        """Take ``count`` contiguous frames, the first MPN a multiple of ``align``; return it.
+
+        Raises MachineMemoryExhausted if there is no such run of free frames.
+        """
         with self._lock:
             busy = np.concatenate(([0], np.cumsum(self.kind != FrameKind.FREE)))
             starts = np.arange(0, self.frames - count + 1, align)
@@ -280,6 +288,7 @@ class MachineMemory:
         return MpnArray(np.flatnonzero(self.owner == owner).astype(np.uint32))
 
     def statistics(self) -> MachineMemoryStatistics:
+        """Frames by use, at one moment."""
         with self._lock:
             counts: Any = np.bincount(self.kind, minlength=len(FrameKind))
             return MachineMemoryStatistics(

@@ -13,7 +13,7 @@ from typing import Annotated
 import numpy as np
 
 from memvirt.address import GuestPhysicalAddress, MachineAddress, MachinePageNumber
-from memvirt.record import Record, record_dtype
+from memvirt.state_record import Record, record_dtype
 
 WALK_LEVELS = 6  # index by level: 1 (PTE) to 5 (PML5E)
 

@@ -20,7 +20,7 @@ from numba.extending import intrinsic
 
 from memvirt.compiled import compiled
 from memvirt.compiled_cache import CHECKED
-from memvirt.record import Record, record_dtype
+from memvirt.state_record import Record, record_dtype
 
 from . import interpreted
 

@@ -28,7 +28,7 @@ from memvirt.mmu.guest_walk import (
     permission_error,
 )
 from memvirt.mmu.mmu_state import MMU_DTYPE, MmuState
-from memvirt.record import new_record
+from memvirt.state_record import new_record
 
 from .view import VmView
 

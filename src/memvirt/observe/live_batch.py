@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import TextIO
 
-from memvirt.live.statistics import LiveHostMemory, LiveSample
+from memvirt.live.live_sample import LiveHostMemory, LiveSample
 
 from .counter_path import HEADING, SAMPLE_TIME, group_path, time_cells
 from .esxtop import mebibytes

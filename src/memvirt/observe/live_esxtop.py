@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from memvirt.live.statistics import LiveSample, LiveVmMemory
+from memvirt.live.live_sample import LiveSample, LiveVmMemory
 
 from .esxtop import choose_names, mebibytes
 

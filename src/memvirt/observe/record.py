@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from memvirt.errors import MemvirtError
-from memvirt.live.statistics import LiveSample
+from memvirt.live.live_sample import LiveSample
 from memvirt.output_file import OutputFile, OutputFileError
 from memvirt.vmkernel.events import Event, EventLog
 from memvirt.vmkernel.samples import HostMemory, Sample, VmMemory

@@ -9,7 +9,7 @@ from typing import Any
 from memvirt.cpu.processor import ProcessorStatistics
 from memvirt.size import format_size
 from memvirt.vm.virtual_machine import VirtualMachine
-from memvirt.vmm.statistics import MemoryStatistics
+from memvirt.vmm.memory_statistics import MemoryStatistics
 
 __all__ = ["VmStatistics", "as_json", "render", "vm_statistics"]
 

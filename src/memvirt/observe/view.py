@@ -86,9 +86,11 @@ class VmView:
 
     @property
     def pages(self) -> int:
+        """Number of guest-physical pages: PPNs are below."""
         return int(self.state.size)
 
     def state_of(self, ppn: PhysicalPageNumber) -> PageState:
+        """The pmap's state of one page. Raises IndexError beyond the VM's memory."""
         return PageState(int(self.state[ppn]))
 
     def frame_of(self, ppn: PhysicalPageNumber) -> MachinePageNumber | None:

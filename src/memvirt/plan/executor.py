@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -36,7 +37,9 @@ class Executor(Protocol):
     """Does tasks."""
 
     @property
-    def workers(self) -> int: ...
+    def workers(self) -> int:
+        """How many tasks are done at once."""
+        ...
 
     def map(
         self, function: Callable[[Task], Result], tasks: Sequence[Task], progress: Progress
@@ -54,6 +57,7 @@ class InProcess:
     def map(
         self, function: Callable[[Task], Result], tasks: Sequence[Task], progress: Progress
     ) -> list[Result]:
+        """As ``Executor.map``."""
         results = []
         for task in tasks:
             results.append(function(task))
@@ -69,11 +73,13 @@ class OnDask:
 
     @property
     def workers(self) -> int:
+        """Threads of all workers now, at least 1."""
         return max(sum(self.client.nthreads().values()), 1)
 
     def map(
         self, function: Callable[[Task], Result], tasks: Sequence[Task], progress: Progress
     ) -> list[Result]:
+        """As ``Executor.map``; the tasks of a worker that dies are done by the others."""
         from distributed import as_completed  # noqa: PLC0415  costs a second, and few need it
 
         numbers = iter(range(len(tasks)))
@@ -129,6 +135,9 @@ def executor(
                         n_workers=workers, threads_per_worker=1, processes=True,
                         host="127.0.0.1", dashboard_address="127.0.0.1:0",
                         memory_limit=memory_per_worker,
+                        # A heartbeat that is on its way when the cluster ends is an error to a
+                        # worker, with a traceback; what goes wrong in a task comes back by itself.
+                        silence_logs=logging.CRITICAL,
                     )
                 )  # fmt: skip
                 client = stack.enter_context(Client(cluster))

@@ -45,6 +45,7 @@ class PlannedVm:
 
     @property
     def name(self) -> str:
+        """Its name, unique in the fleet."""
         return self.settings.name
 
 
@@ -62,6 +63,7 @@ class Fleet:
 
     @property
     def points(self) -> int:
+        """Number of points of each series."""
         return int(self.in_use.shape[1])
 
     def on(self) -> np.ndarray[Any, np.dtype[np.bool_]]:

@@ -60,13 +60,10 @@ class Question:
 
 def parse_growth(text: str) -> float:
     """ "20%" or "0.2" as a part; shrinking is "-10%". Raises QuestionError."""
-    match = re.fullmatch(r"\s*([-+]?[\d.]+)\s*(%?)\s*", text)
-    try:
-        if match is None:
-            raise ValueError
-        grow = float(match[1]) / (100 if match[2] else 1)
-    except ValueError:
-        raise QuestionError(f'--grow: "{text}" is no growth; write 20%') from None
+    match = re.fullmatch(r"\s*([-+]?(?:\d+\.?\d*|\.\d+))\s*(%?)\s*", text, re.ASCII)
+    if match is None:
+        raise QuestionError(f'--grow: "{text}" is no growth; write 20%')
+    grow = float(match[1]) / (100 if match[2] else 1)
     if not -1 < grow <= 10:
         raise QuestionError(f"--grow: {text} is not between -100% and 1000%; write 20%")
     return grow

@@ -13,7 +13,7 @@ import numpy as np
 
 from memvirt.compiled import compiled
 from memvirt.platform.clock import NANOSECONDS_PER_SECOND, NEVER
-from memvirt.record import Record, record_dtype
+from memvirt.state_record import Record, record_dtype
 
 DEFAULT_EPOCH = 1_735_689_600
 """2025-01-01 00:00:00 UTC."""

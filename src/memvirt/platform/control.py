@@ -9,7 +9,7 @@ is only remembered. The first request counts: a machine that has been told to en
 """
 
 from memvirt.compiled import compiled
-from memvirt.record import Record, record_dtype
+from memvirt.state_record import Record, record_dtype
 
 PORT_POST = 0x80
 PORT_FAST_RESET = 0x92

@@ -8,7 +8,7 @@ test. Pulsing output line 0 (command 0xfe) is the processor's reset.
 """
 
 from memvirt.compiled import compiled
-from memvirt.record import Record, record_dtype
+from memvirt.state_record import Record, record_dtype
 
 STATUS_OUTPUT_FULL = 0x01
 STATUS_SYSTEM = 0x04

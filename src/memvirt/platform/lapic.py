@@ -15,7 +15,7 @@ import numpy as np
 
 from memvirt.compiled import compiled
 from memvirt.platform.clock import NEVER
-from memvirt.record import Record, record_dtype
+from memvirt.state_record import Record, record_dtype
 
 LAPIC_BASE = 0xFEE0_0000
 BASE_BOOTSTRAP = 1 << 8

@@ -43,7 +43,7 @@ from memvirt.platform.pic import (
 )
 from memvirt.platform.pit import PitState, pit_advance, pit_next_deadline, pit_reset
 from memvirt.platform.uart import UartState, uart_interrupt, uart_receive, uart_reset
-from memvirt.record import Record, new_record, record_dtype
+from memvirt.state_record import Record, new_record, record_dtype
 
 IRQ_TIMER = 0
 IRQ_KEYBOARD = 1

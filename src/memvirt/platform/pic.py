@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Annotated
 
 from memvirt.compiled import compiled
-from memvirt.record import Record, record_dtype
+from memvirt.state_record import Record, record_dtype
 
 CASCADE_INPUT = 2
 SPURIOUS_INPUT = 7

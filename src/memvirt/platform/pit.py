@@ -11,7 +11,7 @@ from typing import Annotated
 
 from memvirt.compiled import compiled
 from memvirt.platform.clock import NANOSECONDS_PER_SECOND, NEVER
-from memvirt.record import Record, record_dtype
+from memvirt.state_record import Record, record_dtype
 
 PIT_HERTZ = 1_193_182
 REFRESH_PERIOD_NS = 15_085

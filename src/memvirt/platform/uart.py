@@ -14,7 +14,7 @@ from typing import Annotated
 import numpy as np
 
 from memvirt.compiled import compiled
-from memvirt.record import Record, record_dtype
+from memvirt.state_record import Record, record_dtype
 
 RING_SIZE = 4096
 FIFO_SIZE = 16

@@ -6,7 +6,7 @@ from __future__ import annotations
 from memvirt.address import PAGE_BYTES
 from memvirt.vmkernel.admission import VmSettings
 
-from .scenario import VmOptions, shares_of
+from .keys import VmOptions, shares_of
 
 
 def vm_settings(options: VmOptions, name: str) -> VmSettings:

@@ -48,6 +48,7 @@ class Outcome:
 
     @property
     def succeeded(self) -> bool:
+        """True if the guest ended its run itself and reported no failure."""
         return self.reason in (EndReason.SUCCESS, EndReason.POWER_OFF)
 
     @property

@@ -37,8 +37,8 @@ from memvirt.platform.boot.image import BootImage, InitialState, StartMode
 from memvirt.platform.boot.protocol import Protocol, boot_protocol
 from memvirt.platform.pc import Pc, new_pc, pc_serial_input
 from memvirt.platform.uart import uart_drain
-from memvirt.record import record_word
 from memvirt.size import format_size, parse_size
+from memvirt.state_record import record_word
 from memvirt.vmm.balloon import BalloonedPages
 from memvirt.vmm.monitor import PagingMode, VirtualMachineMonitor
 from memvirt.vmm.reserve import FramesWanted
@@ -148,6 +148,7 @@ class VirtualMachine:
 
     @property
     def paging(self) -> PagingMode:
+        """How the processor translates; it never changes."""
         return self.vmm.paging
 
     @property

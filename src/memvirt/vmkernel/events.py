@@ -101,6 +101,7 @@ class EventLog:
 
     @property
     def lost(self) -> int:
+        """How many of the oldest events are no longer kept."""
         return self._recorded - len(self._events)
 
     def since(self, position: int) -> list[Event]:

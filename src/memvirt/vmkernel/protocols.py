@@ -19,7 +19,7 @@ large pages. A VM whose memory another kernel manages (QEMU's) has no frames to 
 ``GuestMemory`` with a balloon, sampling and reclaim, as far as its kernel has levers for them.
 
 Every method is called only at a quiescent point, with the VM's processor stopped. PPNs come and go
-as int64 arrays; a result "which of ``ppns``" is a boolean array of the same length.
+as int64 arrays of one dimension; a result "which of ``ppns``" is a boolean array of that length.
 """
 
 from __future__ import annotations
@@ -285,7 +285,9 @@ class GuestMemory(Protocol):
     """A VM's memory: what any VM answers, and what this one can do (see above)."""
 
     @property
-    def vm_id(self) -> int: ...
+    def vm_id(self) -> int:
+        """Number of the VM on its host; it owns frames by it."""
+        ...
 
     @property
     def pages(self) -> int:
@@ -300,7 +302,9 @@ class GuestMemory(Protocol):
         """
         ...
 
-    def usage(self) -> MemoryUsage: ...
+    def usage(self) -> MemoryUsage:
+        """Pages by state now."""
+        ...
 
     def settle(self) -> None:
         """Bring everything up to date after the VM has run: what it gave up is free now."""
@@ -312,22 +316,34 @@ class GuestMemory(Protocol):
         ...
 
     @property
-    def balloon(self) -> Balloon | None: ...
+    def balloon(self) -> Balloon | None:
+        """Its balloon device."""
+        ...
 
     @property
-    def sampling(self) -> ActivitySampling | None: ...
+    def sampling(self) -> ActivitySampling | None:
+        """How accesses to its pages are noticed."""
+        ...
 
     @property
-    def reclaim(self) -> PageReclaim | None: ...
+    def reclaim(self) -> PageReclaim | None:
+        """How pages are taken from it, and put back."""
+        ...
 
     @property
-    def sharing(self) -> FrameSharing | None: ...
+    def sharing(self) -> FrameSharing | None:
+        """How its pages share frames."""
+        ...
 
     @property
-    def frames(self) -> FrameGrants | None: ...
+    def frames(self) -> FrameGrants | None:
+        """The frames granted to it."""
+        ...
 
     @property
-    def large_pages(self) -> LargePages | None: ...
+    def large_pages(self) -> LargePages | None:
+        """Its backing by large pages."""
+        ...
 
 
 class FramePool(Protocol):
@@ -337,17 +353,23 @@ class FramePool(Protocol):
         """Take ``count`` free frames; what is returned is given to ``put_back``."""
         ...
 
-    def put_back(self, withdrawn: object) -> None: ...
+    def put_back(self, withdrawn: object) -> None:
+        """Free again what ``withdraw`` took; once."""
+        ...
 
 
 class MachineFrames(Protocol):
     """What the VMkernel has to know of machine memory."""
 
     @property
-    def frames(self) -> int: ...
+    def frames(self) -> int:
+        """Frames of 4 KiB in all."""
+        ...
 
     @property
-    def free_frames(self) -> int: ...
+    def free_frames(self) -> int:
+        """Those that nobody has."""
+        ...
 
     @property
     def pool(self) -> FramePool | None:

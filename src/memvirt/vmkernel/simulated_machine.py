@@ -28,18 +28,22 @@ class SimulatedMachine:
 
     @property
     def free_frames(self) -> int:
+        """Those not taken."""
         return self.frames - self.used
 
     @property
     def pool(self) -> _Pool:
+        """By which memory is taken out of use, as a ``FramePool``."""
         return _Pool(self)
 
     def take(self, count: int) -> None:
+        """Take ``count`` frames. Raises NoFrames, with nothing taken, if fewer are free."""
         if count > self.frames - self.used:
             raise NoFrames(f"{count} frames wanted, {self.free_frames} free")
         self.used += count
 
     def put_back(self, count: int) -> None:
+        """Free ``count`` frames."""
         self.used -= count
 
     def new_shared(self, salt: int) -> MachinePageNumber:

@@ -38,17 +38,17 @@ from memvirt.mmu.page_state import (
     FLAG_WRITE_CACHED,
     FLAGS_UNTIL_TOUCHED,
 )
-from memvirt.record import new_record, record_word
+from memvirt.state_record import new_record, record_word
 
 from .content import SWAP, PageContents
 from .eviction import Eviction, EvictionOrder, default_order, evict
+from .memory_statistics import COUNTED, MemoryStatistics, memory_statistics
 from .paging.build import new_paging
 from .paging.mode import PagingMode
 from .pmap import KEPT, LARGE_PAGES, RESIDENT, PageState, Pmap
 from .reserve import FrameReserve
 from .set_up import set_up_state
 from .stale import Stale, StaleLog
-from .statistics import COUNTED, MemoryStatistics, memory_statistics
 from .stores.backing import BackingStore
 from .stores.held_pages import HeldPages
 from .vmm_state import VMM_DTYPE, VmmState
@@ -158,7 +158,8 @@ class VirtualMachineMonitor:
 
         They move to an aligned run of frames, mapped by one nested entry until one of them is
         shared, unmapped or moved. Returns False, with nothing changed, if not all are private, or
-        already large, or if no run of frames is free. Only a nested table has large entries.
+        already large, or if no run of frames is free. Raises ValueError
+        if ``first_ppn`` is no multiple of 512, or if this VM's page tables have no large entries.
         """
         pages = PpnArray(np.arange(first_ppn, first_ppn + LARGE_PAGES))
         run = first_ppn // LARGE_PAGES
@@ -211,7 +212,8 @@ class VirtualMachineMonitor:
     def make_shared(self, ppn: PhysicalPageNumber) -> MachinePageNumber:
         """Make the frame of private page ``ppn`` one that others may share; returns its MPN.
 
-        From now on nobody, this VM included, writes to it in place.
+        From now on nobody, this VM included, writes to it in place. Raises ValueError if the page
+        is not private.
         """
         if self.pmap.state_of(ppn) is not PageState.PRIVATE:
             raise ValueError(f"PPN {ppn:#x} is {self.pmap.state_of(ppn).name.lower()}, not private")
@@ -345,6 +347,7 @@ class VirtualMachineMonitor:
         self.contents.settle()
 
     def statistics(self) -> MemoryStatistics:
+        """Pages by state, frames by use, and what was done since power-on."""
         return memory_statistics(self.contents, self.state, self.counts)
 
     def power_off(self) -> None:

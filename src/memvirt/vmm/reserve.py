@@ -16,7 +16,7 @@ import numpy as np
 from memvirt.address import MachinePageNumber, MpnArray, PhysicalPageNumber
 from memvirt.machine.memory import FrameKind, MachineMemory
 from memvirt.mmu.host_ranges import host_address
-from memvirt.record import record_word
+from memvirt.state_record import record_word
 
 RESERVE_FRAMES = 256  # frames moved from the host to the reserve at a time
 RESERVE_CAPACITY = 1024

@@ -11,7 +11,7 @@ from __future__ import annotations
 from memvirt.address import MachinePageNumber, PhysicalPageNumber
 from memvirt.mmu.mmu_state import MmuState
 from memvirt.mmu.native import record_reference
-from memvirt.record import Record, record_dtype
+from memvirt.state_record import Record, record_dtype
 
 
 class ShadowState(Record):

@@ -21,11 +21,11 @@ from memvirt.live.errors import KernelFeatureMissing, LiveError
 from memvirt.live.host_memory import HostPages
 from memvirt.live.manage.balloon import LiveBalloon
 from memvirt.live.manage.cgroup import MemoryCgroup
+from memvirt.live.manage.host_plan import VmSelector
 from memvirt.live.manage.ksm_control import KsmControl
 from memvirt.live.manage.ledger import AlreadyManaged, Ledger
-from memvirt.live.manage.machine import LiveMachine
+from memvirt.live.manage.live_machine import LiveMachine
 from memvirt.live.manage.pageout import _after, _batches
-from memvirt.live.manage.plan import VmSelector
 from memvirt.live.manage.restore import restore_all
 from memvirt.live.manage.sampling import VmSampling
 from memvirt.live.working_set import WatchedPages

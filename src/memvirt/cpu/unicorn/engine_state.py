@@ -18,7 +18,7 @@ from memvirt.mmu.access import PROCESSOR_STATUSES
 from memvirt.mmu.mmu_state import MmuState
 from memvirt.mmu.native import record_reference
 from memvirt.platform.pc import PcState
-from memvirt.record import Record, record_dtype
+from memvirt.state_record import Record, record_dtype
 from memvirt.vmm.vmm_state import VmmState, vmm_state_at
 
 from . import registers as reg

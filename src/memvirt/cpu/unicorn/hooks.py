@@ -34,7 +34,7 @@ from memvirt.platform.ports import (
     io_read,
     io_write,
 )
-from memvirt.record import Record
+from memvirt.state_record import Record
 
 from . import registers as reg
 from .abort import abort_instruction

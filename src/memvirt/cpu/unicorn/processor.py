@@ -25,7 +25,7 @@ from memvirt.mmu.host_ranges import ForeignRanges, host_address
 from memvirt.names import choose
 from memvirt.platform.pc import Pc
 from memvirt.platform.ports import IO_BACKDOOR, IO_BALLOON
-from memvirt.record import new_record
+from memvirt.state_record import new_record
 from memvirt.vmm.monitor import PagingMode, VirtualMachineMonitor
 from memvirt.vmm.stale import Stale
 
@@ -36,7 +36,7 @@ from .address_space import check_address_space
 from .binding import function_address, hook_function, library
 from .block_counter import block_counter_address
 from .chain import chain_of
-from .control import on_control
+from .control_registers import on_control
 from .cpuid import answers_by_register, cpuid_table
 from .engine_state import ENGINE_DTYPE, EXECUTED, NO_EVENT, EngineState
 from .features import hidden_features

@@ -29,11 +29,11 @@ from memvirt.vmkernel.vmkernel import VmKernel
 from .cgroup import MemoryCgroup
 from .eviction import HostSwap
 from .guest import GuestOptions, LiveGuest
+from .host_plan import HostPlan, VmPlan, admit_all
 from .ksm_control import KsmControl
 from .ledger import Ledger, VmRecord
-from .machine import LiveMachine
+from .live_machine import LiveMachine
 from .mechanisms import options_of, registered
-from .plan import HostPlan, VmPlan, admit_all
 from .restore import restore_all, restore_vm
 from .sampling import Sampler
 

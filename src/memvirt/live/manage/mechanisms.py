@@ -26,7 +26,7 @@ from memvirt.vmkernel.samples import HostState
 from memvirt.vmkernel.victims import RandomVictims, choose_victims
 
 from .guest import LiveGuest
-from .plan import HostPlan
+from .host_plan import HostPlan
 
 NO_BALLOON, BRING_BACK = "no-balloon", "bring-back"
 _SWAP = Place("swap")

@@ -36,8 +36,8 @@ from memvirt.live.errors import LiveError
 from memvirt.live.process import Process
 
 from .blocks import Codec
-from .memory import Region
 from .page_states import PageIndex
+from .paged_memory import Region
 
 _RECORD = "attachment.json"
 _FLOCK = struct.Struct("hhqqi")  # struct flock of fcntl(2) on 64-bit Linux

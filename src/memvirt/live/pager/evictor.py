@@ -22,8 +22,8 @@ from memvirt.address import PAGE_BYTES
 from memvirt.live.errors import LiveError
 
 from .channel import HandlerChanged, NoAnswer, Request, Requester, Runs
-from .memory import VirtualMachineMemory
 from .page_states import Leave, PageState, PageTableFile, Stopped, Word
+from .paged_memory import VirtualMachineMemory
 from .store import PageStore, StoreError
 from .userfaultfd import EventPending, ProcessGone, UserFaultFdError
 from .victims import VictimSelection

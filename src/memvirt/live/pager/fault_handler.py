@@ -28,8 +28,8 @@ from memvirt.address import PAGE_BYTES, HostVirtualAddress
 from .blocks import PageDamaged
 from .channel import Channel, Packet, Request, Runs
 from .latency import bucket
-from .memory import VirtualMachineMemory
 from .page_states import NOT_DETACHED, PageIndex, PageState, PageTableFile, Word
+from .paged_memory import VirtualMachineMemory
 from .transitions import CopyReader, PageStateMachine
 from .userfaultfd import (
     EVENT_PAGE_FAULT,

@@ -34,8 +34,8 @@ from memvirt.address import PAGE_BYTES, HostVirtualAddress
 
 from .attachment import USERFAULTFD_LINK, PagerError, Way
 from .evictor import NotNow
-from .memory import Region
 from .page_states import PageIndex, PageTableFile
+from .paged_memory import Region
 from .transport import Offer
 
 _MOST_BYTES = 1 << 20

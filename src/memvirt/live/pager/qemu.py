@@ -21,8 +21,8 @@ from memvirt.live.ram import read_ram_layout
 from .attachment import PagerError, Way, take_descriptor
 from .collisions import migration_under_way, refuse_collisions
 from .evictor import NotNow
-from .memory import Region
 from .page_states import PageIndex, PageTableFile, Stopped, Word
+from .paged_memory import Region
 from .ptrace import SYS_CLOSE, SYS_IOCTL, SYS_USERFAULTFD, InjectionError, run_system_call
 from .transport import Offer
 

@@ -37,8 +37,8 @@ from .attachment import (
     write_record,
 )
 from .blocks import Codec, memory_file_entry
-from .memory import VirtualMachineMemory
 from .page_states import PageTableFile
+from .paged_memory import VirtualMachineMemory
 from .store import create_block_files
 from .transport import Offer, Transport
 from .userfaultfd import NEEDED_FEATURES, ProcessGone, UserFaultFd, UserFaultFdError

@@ -12,8 +12,8 @@ from memvirt.size import format_size
 from .attachment import Role, RoleLock, is_running, open_backing, read_record
 from .blocks import BLOCK_BYTES, block_path
 from .latency import percentile
-from .memory import VirtualMachineMemory
 from .page_states import PageTableFile, Word
+from .paged_memory import VirtualMachineMemory
 from .userfaultfd import UserFaultFd
 
 

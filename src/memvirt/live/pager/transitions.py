@@ -18,8 +18,8 @@ from typing import Protocol
 import numpy as np
 
 from .blocks import NO_COPY, PageDamaged
-from .memory import PageBuffer, PagedMemory
 from .page_states import PageIndex, PageState, PageTableFile, Word
+from .paged_memory import PageBuffer, PagedMemory
 from .userfaultfd import AlreadyPresent, EventPending
 
 _RESIDENT, _EVICTING = int(PageState.RESIDENT), int(PageState.EVICTING)

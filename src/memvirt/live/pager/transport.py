@@ -8,8 +8,8 @@ from typing import Protocol
 
 from .attachment import Way
 from .evictor import Supervision
-from .memory import Region
 from .page_states import PageTableFile
+from .paged_memory import Region
 
 
 @dataclass(frozen=True)

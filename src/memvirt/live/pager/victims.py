@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from memvirt.live.runs import runs_of
 
 from .channel import MOST_RUNS, Runs
-from .memory import PagedMemory
 from .page_states import PageIndex, PageState, PageTableFile
+from .paged_memory import PagedMemory
 
 _CLUSTER = 16  # pages
 _SPARED_SECONDS = 1.0  # the least time between a page's return and its next eviction

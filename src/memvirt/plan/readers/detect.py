@@ -13,9 +13,9 @@ from memvirt.plan.readings import Reader, Reading
 
 from .bitbrains import is_bitbrains, read_bitbrains
 from .esxtop import is_esxtop, read_esxtop
+from .own_record import read_own_record
 from .plain import is_plain, read_plain
 from .prometheus import read_prometheus
-from .record import read_own_record
 from .rvtools import is_rvtools, read_rvtools
 from .tables import first_row, read_text
 

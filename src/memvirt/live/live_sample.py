@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is known of this host and its live VMs at one moment, as frozen records.
 
-The fields are named as those of ``vmkernel.statistics`` where they mean the same. All quantities
+The fields are named as those of ``vmkernel.samples`` where they mean the same. All quantities
 are numbers of 4 KiB pages unless they say otherwise; **None is unknown, never 0**. docs/live.md
 names the source of each.
 """

@@ -20,7 +20,7 @@ from memvirt.cpu.control_rules import (
 )
 from memvirt.mmu.native import argument_reference, load32, load64
 from memvirt.platform.lapic import BASE_BOOTSTRAP, BASE_ENABLE
-from memvirt.record import Record
+from memvirt.state_record import Record
 
 from . import registers as reg
 from .engine_state import EngineState, engine_at, pc_at
