@@ -6,8 +6,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,27 +23,9 @@ from memvirt.vmkernel.managed import ManagedVm
 from memvirt.vmkernel.samples import HostState
 from tests.live.pager.qemu_guest import VerifyingVm, until
 
-from .conftest import StartVm, actual
+from .conftest import Command, StartVm, actual, host_file
 
 pytestmark = [pytest.mark.qemu, pytest.mark.host_wide]
-
-
-def host_file(memory: str, vms: list[tuple[VerifyingVm, str]], live: str = "") -> str:
-    """A HOST.toml: each VM with its keys."""
-    text = f"""
-[machine]
-memory = "{memory}"
-Mem.SamplePeriod = 4
-Mem.BalancePeriod = 2
-[live]
-interval = 0.3
-scan_percent = 50
-working_set = "off"
-{live}
-"""
-    for vm, keys in vms:
-        text += f'[[vm]]\nname = "{vm.name}"\nmemory = "192M"\n{keys}\n'
-    return text
 
 
 def consumed(vm: VerifyingVm) -> int:
@@ -71,34 +51,6 @@ class Watcher:
     def interrupt(self) -> None: ...
 
     def close(self) -> None: ...
-
-
-class Command:
-    """``memvirt manage`` as a process of its own."""
-
-    def __init__(self, file: Path, *words: str) -> None:
-        self.log = file.with_suffix(".log")
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "memvirt", "manage", str(file), "--status", "1", *words],
-                stdout=log,
-                stderr=log,
-            )
-
-    @property
-    def text(self) -> str:
-        return self.log.read_text()
-
-    def wait_for(self, pattern: str) -> None:
-        def there() -> bool:
-            assert self.process.poll() is None, self.text
-            return bool(re.search(pattern, self.text, re.MULTILINE))
-
-        until(there, f"{pattern} in {self.text}")
-
-    def end(self, sent: signal.Signals) -> int:
-        self.process.send_signal(sent)
-        return self.process.wait(300)
 
 
 def assert_first_balloon(text: str, vm: VerifyingVm) -> None:
