@@ -103,13 +103,15 @@ static double series(uint64_t seed, int terms)
     return sum;
 }
 
+// All volatile, so that the sum is really made again, and compared as it was kept.
 static int float_child(int index, void *context)
 {
-    int terms = *(int *)context;
-    double first = series(index, terms);
+    volatile int terms = *(int *)context;
+    volatile double first = series(index, terms);
     for (int i = 0; i < 4; i++) {
         sched_yield();
-        if (series(index, terms) != first)
+        volatile double again = series(index, terms);
+        if (again != first)
             return fail("compute: child %d: the sum changed", index);
     }
     return 0;
@@ -145,7 +147,7 @@ int work_compute(void)
         if (in_children(6, float_child, &terms))
             return -1;
     }
-    say("compute: %ld rounds, hash %016lx", rounds, hash);
+    say("compute: %ld rounds, hash %016llx", rounds, (unsigned long long)hash);
     return 0;
 }
 
