@@ -39,6 +39,7 @@ _COMPILED = (
     "address.py",
     "state_record.py",
     "compiled.py",
+    "share_table.py",
     "machine",
     "mmu",
     "vmm",

@@ -44,6 +44,15 @@ def test_other_flavours_of_backports(flavour: str, paging: str) -> None:
     assert ("-rt-amd64" in console) == (flavour == "rt")
 
 
+@pytest.mark.acceptance
+@pytest.mark.parametrize("paging", MODES)
+@pytest.mark.parametrize("flavour", ["686", "686-pae"])
+def test_kernels_of_i386(flavour: str, paging: str) -> None:
+    """By the 32-bit boot protocol; page tables of two levels, and of PAE."""
+    console = run_workloads(linux_guest_or_skip(FLAVOUR=flavour), paging)
+    assert f"-{flavour}," in console
+
+
 @pytest.mark.parametrize("paging", MODES)
 def test_32_bit_programs_in_64_bit_linux(linux_guest: LinuxGuest, paging: str) -> None:
     """Debian's busybox of i386: compatibility mode, the kernel entered by SYSENTER."""

@@ -157,7 +157,7 @@ int work_compute(void)
         if (in_children(CHILDREN, float_child, NULL))
             return -1;
     }
-    say("compute: %ld rounds, hash %016lx", rounds, hash);
+    say("compute: %ld rounds, hash %016llx", rounds, (unsigned long long)hash);
     return 0;
 }
 

@@ -238,7 +238,7 @@ def _identity_page_tables() -> Segment:
 
 
 def start_protected_32(
-    *, rip: GuestPhysicalAddress, rbx: int, rax: int
+    *, rip: GuestPhysicalAddress, rbx: int = 0, rax: int = 0, rsi: int = 0
 ) -> tuple[list[Segment], InitialState]:
     """Flat 32-bit protected mode, paging off: segments to add and registers."""
     gdt = struct.pack("<4Q", 0, 0, _CODE_32, _DATA)
@@ -246,7 +246,7 @@ def start_protected_32(
         mode=StartMode.PROTECTED_32,
         rip=rip,
         rsp=STACK_TOP,
-        rsi=0,
+        rsi=rsi,
         rbx=rbx,
         rax=rax,
         cr0=0x11,  # PE, ET
