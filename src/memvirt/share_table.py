@@ -12,14 +12,15 @@ quarters are in use: at most 19 bytes.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from memvirt.address import MpnArray
 from memvirt.compiled import compiled
 
 Keys = np.ndarray[tuple[int], np.dtype[np.uint64]]
+Mpns = np.ndarray[tuple[int], np.dtype[np.int64]]
+Slots = np.ndarray[tuple[int], np.dtype[np.uint32]]  # of hints: page number + 1, or 0
+Flags = np.ndarray[tuple[int], np.dtype[np.bool_]]
 PageNumbers = np.ndarray[tuple[int], np.dtype[np.int64]]  # of a table, not of a VM
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio: Fibonacci hashing (Knuth 6.4)
@@ -30,12 +31,12 @@ _MOST_PAGES = (1 << 32) - 2  # a slot is 32 bits, 0 is empty: 16 TiB of 4 KiB pa
 
 
 @compiled
-def _home(key: Any, mask: Any) -> Any:
+def _home(key: np.uint64, mask: int) -> np.int64:
     return np.int64((key * _GOLDEN) >> _HIGH) & mask
 
 
 @compiled
-def _frame_slot(frame_keys: Any, key: Any) -> Any:
+def _frame_slot(frame_keys: Keys, key: np.uint64) -> np.int64:
     """The slot of ``key``, or the empty one where it would go."""
     mask = frame_keys.size - 1
     at = _home(key, mask)
@@ -45,7 +46,7 @@ def _frame_slot(frame_keys: Any, key: Any) -> Any:
 
 
 @compiled
-def _put_frames(frame_keys: Any, frame_mpns: Any, keys: Any, mpns: Any) -> int:
+def _put_frames(frame_keys: Keys, frame_mpns: Mpns, keys: Keys, mpns: Mpns) -> int:
     """Enter frames; returns how many keys were new."""
     new = 0
     for i in range(keys.size):
@@ -58,7 +59,7 @@ def _put_frames(frame_keys: Any, frame_mpns: Any, keys: Any, mpns: Any) -> int:
 
 
 @compiled
-def _drop_frames(frame_keys: Any, frame_mpns: Any, keys: Any) -> int:
+def _drop_frames(frame_keys: Keys, frame_mpns: Mpns, keys: Keys) -> int:
     """Remove entries; returns how many there were."""
     mask = frame_keys.size - 1
     dropped = 0
@@ -80,7 +81,7 @@ def _drop_frames(frame_keys: Any, frame_mpns: Any, keys: Any) -> int:
 
 
 @compiled
-def _hint_slot(slots: Any, page_keys: Any, key: Any) -> Any:
+def _hint_slot(slots: Slots, page_keys: Keys, key: np.uint64) -> np.int64:
     mask = slots.size - 1
     at = _home(key, mask)
     while slots[at] != 0 and page_keys[np.int64(slots[at]) - 1] != key:
@@ -89,7 +90,7 @@ def _hint_slot(slots: Any, page_keys: Any, key: Any) -> Any:
 
 
 @compiled
-def _drop_hint(slots: Any, page_keys: Any, page: int) -> int:
+def _drop_hint(slots: Slots, page_keys: Keys, page: int) -> int:
     """Let ``page`` be no hint; returns 1 if it was one."""
     if page_keys[page] == _NO_KEY:
         return 0
@@ -108,13 +109,13 @@ def _drop_hint(slots: Any, page_keys: Any, page: int) -> int:
 
 
 @compiled
-def _drop_hints(slots: Any, page_keys: Any, pages: Any, dropped: Any) -> None:
+def _drop_hints(slots: Slots, page_keys: Keys, pages: PageNumbers, dropped: Flags) -> None:
     for i in range(pages.size):
         dropped[i] = _drop_hint(slots, page_keys, pages[i]) == 1
 
 
 @compiled
-def _fill_slots(slots: Any, page_keys: Any) -> None:
+def _fill_slots(slots: Slots, page_keys: Keys) -> None:
     """Enter every page with a key into the empty ``slots``."""
     for page in range(page_keys.size):
         if page_keys[page] != _NO_KEY:
@@ -124,14 +125,14 @@ def _fill_slots(slots: Any, page_keys: Any) -> None:
 
 @compiled
 def _match(
-    frame_keys: Any,
-    frame_mpns: Any,
-    slots: Any,
-    page_keys: Any,
-    pages: Any,
-    keys: Any,
-    mpns: Any,
-    hints: Any,
+    frame_keys: Keys,
+    frame_mpns: Mpns,
+    slots: Slots,
+    page_keys: Keys,
+    pages: PageNumbers,
+    keys: Keys,
+    mpns: Mpns,
+    hints: PageNumbers,
 ) -> int:
     """See ``ShareTable.match``; returns by how many the hints of these pages became more."""
     more = 0

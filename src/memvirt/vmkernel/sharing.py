@@ -23,7 +23,7 @@ from memvirt.share_table import Keys, PageNumbers, ShareTable
 
 from .protocols import Flags, FrameSharing, GuestMemory, Hashes
 
-_BATCH = 1024  # pages hashed at a time
+_BATCH = 4096  # pages hashed at a time
 _RUN = 64  # pages scanned one after the other
 _ROUNDS = 3  # a page meets a hint out of date, then one that is not, and a frame out of date
 _LEAST_PURGE = 1024  # frames in a table before those that are gone are looked for

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from memvirt.compiled import compiled
@@ -13,9 +11,13 @@ from memvirt.mmu.page_state import STATE_SHARED
 
 from .pmap import PageState, Pmap
 
+States = np.ndarray[tuple[int], np.dtype[np.uint8]]
+Frames = np.ndarray[tuple[int], np.dtype[np.uint32]]
+Owners = np.ndarray[tuple[int], np.dtype[np.int32]]
+
 
 @compiled
-def _cost(state: Any, frame: Any, owner: Any) -> float:
+def _cost(state: States, frame: Frames, owner: Owners) -> float:
     cost = 0.0
     for ppn in range(state.size):
         if state[ppn] == STATE_SHARED:

@@ -108,10 +108,6 @@ class VirtualMachineMonitor:
         """Host address of ``state``, valid as long as this object."""
         return self._address
 
-    def state_bytes(self) -> bytes:
-        """A copy of ``state``, for snapshots."""
-        return bytes(self._record.tobytes())
-
     # What the processor must drop --------------------------------------------------------------
 
     def take_stale(self) -> Stale:
