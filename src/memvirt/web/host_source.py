@@ -155,7 +155,7 @@ class HostSource:
             self._answer()
 
     def _spent(self) -> float:
-        """Seconds that frames are a part of: processor time of the host, and what it stood still."""
+        """What frames are a part of: the host's processor time and its waiting, in seconds."""
         return time.process_time() + self._waited
 
     def _answer(self) -> None:

@@ -4,8 +4,9 @@
 A message is a header, a length in four bytes (little-endian) and UTF-8 JSON, and after it one
 deflate stream. The header's ``parts`` say what the stream holds, in order: each is one array of
 page classes, ``vm:ID`` by PPN or ``machine`` or ``owners`` by MPN. A part is *whole* (``count``
-bytes, the array) or a *delta*: ``count`` gaps of ``width`` bytes each (little-endian; an index is the
-sum of the gaps up to it), then as many new bytes. Neighbours change together, so gaps deflate well.
+bytes, the array) or a *delta*: ``count`` gaps of ``width`` bytes each (little-endian; an index is
+the sum of the gaps up to it), then as many new bytes. Neighbours change together, so gaps deflate
+well.
 ``version`` is that of this format; a client that does not know it says so and draws nothing.
 
 Who has fallen behind gets the difference between what it was sent last and what is true now: frames
