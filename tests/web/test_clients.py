@@ -76,7 +76,7 @@ def _silent_client(server: WebServer) -> socket.socket:
 
 
 def _until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -101,7 +101,7 @@ def test_frames_are_not_queued_for_a_client_that_does_not_read(
         _until(lambda: source.viewers == 2)
         for number in range(1, _FRAMES + 1):
             source.publish(number)
-            message = reader.recv(timeout=60)
+            message = reader.recv(timeout=300)
             assert isinstance(message, bytes)
             assert decode(message)[0]["number"] == number
         for_the_silent = len(made) - _FRAMES
@@ -136,7 +136,7 @@ def test_a_big_frame_is_sent_less_often(
     ) as reader:
         reader.recv()
         source.publish(1)
-        assert isinstance(reader.recv(timeout=60), bytes)
+        assert isinstance(reader.recv(timeout=300), bytes)
         source.publish(2)
         with pytest.raises(TimeoutError):
             reader.recv(timeout=0.5)
@@ -185,7 +185,7 @@ def test_frames_take_a_small_part_of_the_time(
         return len(taken)
 
     def looks() -> list[int]:
-        source._next_paid = 0.0
+        source._next_frame, source._next_paid = 0.0, 0.0
         counts = [look(), look()]
         spent[0] = 1e15
         counts.append(look())

@@ -62,9 +62,9 @@ class Running:
         """Headers of what a page would get."""
         address = self.url.replace("http://", "ws://").replace("/?", "/live?")
         with connect(address, max_size=None) as page:
-            assert "guest_classes" in json.loads(page.recv(timeout=120))
+            assert "guest_classes" in json.loads(page.recv(timeout=300))
             while True:
-                message = page.recv(timeout=120)
+                message = page.recv(timeout=300)
                 assert isinstance(message, bytes)
                 length = int.from_bytes(message[:4], "little")
                 yield json.loads(message[4 : 4 + length])
@@ -75,11 +75,11 @@ class Running:
             json.dumps(values).encode(),
             {"Authorization": f"Bearer {self.token}"},
         )
-        urllib.request.urlopen(request, timeout=120).close()
+        urllib.request.urlopen(request, timeout=300).close()
 
     def interrupt(self) -> tuple[int, str, str]:
         self.process.send_signal(signal.SIGINT)
-        out, said = self.process.communicate(timeout=120)
+        out, said = self.process.communicate(timeout=300)
         return self.process.returncode, out, said
 
 
@@ -159,7 +159,7 @@ def test_what_cannot_be_is_one_line(tmp_path: Path, arguments: list[str], said: 
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert ended.returncode == 2

@@ -19,7 +19,7 @@ from .conftest import Served
 def request(
     served: Served, path: str, *, method: str = "GET", body: str | None = None, **headers: str
 ) -> Any:
-    connection = http.client.HTTPConnection("127.0.0.1", served.server.port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", served.server.port, timeout=300)
     sent = {"Host": f"127.0.0.1:{served.server.port}", **headers}
     connection.request(method, path, body, sent)
     response = connection.getresponse()
