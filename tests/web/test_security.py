@@ -11,6 +11,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
+from memvirt.web.security import Door
 from memvirt.web.server import ServerError, WebServer, parse_address
 
 from .conftest import Served
@@ -95,6 +96,31 @@ def test_bad_questions_have_one_clear_error(served: Served, path: str, said: str
     response = request(served, path.replace("vm=0", f"vm={vm}"), **token(served))
     assert response.status in (400, 404)
     assert said in json.loads(response.body)["error"]
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "passes"),
+    [
+        ("192.0.2.7:8000", None, True),
+        ("192.0.2.7:8000", "http://192.0.2.7:8000", True),
+        ("[2001:db8::1]:8000", None, True),
+        ("localhost:8000", None, True),
+        ("192.0.2.7:8001", None, False),
+        ("elsewhere.example:8000", None, False),
+        ("192.0.2.7:8000", "http://elsewhere.example:8000", False),
+        ("192.0.2.7:8000", "http://192.0.2.8:8000", False),
+        ("192.0.2.7:8000", "https://192.0.2.7:8000", False),
+        ("192.0.2.7", None, False),
+        ("", None, False),
+    ],
+)
+def test_a_server_at_every_address(host: str, origin: str | None, passes: bool) -> None:
+    """Any address in figures leads here; a name that somebody else's server resolves does not."""
+    headers = {"host": host} | ({} if origin is None else {"origin": origin})
+    assert (Door("0.0.0.0", 8000, "secret").refusal(headers, "secret") == "") == passes
+    assert (Door("127.0.0.1", 8000, "secret").refusal(headers, "secret") == "") == (
+        host == "localhost:8000"
+    )
 
 
 @pytest.mark.parametrize("text", ["127.0.0.1:99999", "host:port", "1.2.3.4:x"])

@@ -78,7 +78,7 @@ function top() {
     store.past ? bold('looking back · ') : '', over ? bold('all VMs have ended: drag time back, or press [ · ') : '',
     bold(`${running.length}`), ' VMs, ', bold(`${(configured / 256).toFixed(0)} MB`), ' on ', bold(`${(host.total / 256).toFixed(0)} MB`),
     ', ', bold(`${(configured / host.total).toFixed(2)} x`), html('span', { class: 'wide' }, ' overcommitted'), ' · ', bold(`${(host.time_ns / 1e9).toFixed(2)} s`), html('span', { class: 'wide' }, ' virtual'),
-    ` · wall ${header.wall?.toFixed(1) ?? '–'} s · round ${header.round}`);
+    html('span', { class: 'wide' }, ` · wall ${header.wall?.toFixed(1) ?? '–'} s`), ` · round ${header.round}`);
   by('figures').title = by('figures').textContent;
   const live = store.live.header;
   by('play').textContent = live.playing ? '❚❚ pause' : '▶ run';
