@@ -16,7 +16,7 @@ _SCENARIO = """\
 # Scenarios
 
 A scenario says which VMs run on which machine: `memvirt run FILE.toml`, or the name of a bundled one.
-This page is generated (`make docs`), and so is the JSON Schema, [scenario.schema.json](scenario.schema.json).
+This page is generated (`make docs`), and so is the JSON Schema, [scenario.schema.json](../src/memvirt/scenario/scenario.schema.json), which `memvirt schema` prints.
 
 ```toml
 [machine]
@@ -97,7 +97,7 @@ for the host), mechanism, pages, reason.
 
 
 def documents() -> dict[str, str]:
-    """The generated documents, by name."""
+    """The generated documents, by their paths from this folder."""
     schema = json.dumps(scenario_schema(), indent=2) + "\n"
     bundled = "## Bundled scenarios\n\n| name | what |\n|---|---|\n" + "".join(
         f"| `{name}` | {meaning} |\n" for name, meaning in bundled_scenarios().items()
@@ -106,7 +106,7 @@ def documents() -> dict[str, str]:
         f"| {column.name} | {column.meaning} | {column.counter or '-'} |\n" for column in COLUMNS
     )
     return {
-        "scenario.schema.json": schema,
+        "../src/memvirt/scenario/scenario.schema.json": schema,
         "scenario.md": f"{_SCENARIO}{key_tables()}\n{bundled}",
         "esxtop.md": f"{_ESXTOP}{columns}{_ESXTOP_END}",
     }
@@ -115,4 +115,4 @@ def documents() -> dict[str, str]:
 if __name__ == "__main__":
     for name, text in documents().items():
         (DOCS / name).write_text(text, encoding="utf-8")
-        print(DOCS / name)
+        print((DOCS / name).resolve())

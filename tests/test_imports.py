@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""No module imports itself through others, for the type checker alone neither.
+"""Modules are short, and none imports itself through others, for the type checker alone neither.
 
 The floors between folders are import-linter's (pyproject.toml); this is about what is inside them.
 """
@@ -7,8 +7,12 @@ The floors between folders are import-linter's (pyproject.toml); this is about w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import grimp
+
+ROOT = Path(__file__).parents[1]
+MOST_LINES = 400  # a module has one subject; docs/contributing.md
 
 
 def circles(modules: Iterable[str], imported_by: Callable[[str], Iterable[str]]) -> list[list[str]]:
@@ -48,3 +52,10 @@ def test_no_circles() -> None:
 def test_a_circle_would_be_found() -> None:
     imports = {"a": ["b"], "b": ["c"], "c": ["a", "d"], "d": []}
     assert circles(imports, imports.__getitem__) == [["a", "b", "c"]]
+
+
+def test_no_module_is_long() -> None:
+    modules = [path for folder in ("src", "tests") for path in (ROOT / folder).rglob("*.py")]
+    lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in modules}
+    assert len(lines) > 500
+    assert [path for path, count in lines.items() if count > MOST_LINES] == []
