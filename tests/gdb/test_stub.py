@@ -122,6 +122,7 @@ def test_monitor_says_what_lies_behind_an_address(stub: Stub) -> None:
     assert "monitor map" in say("nonsense")
     assert "guest memory   16.0 MiB" in say("statistics")
     assert "not canonical" in say("map 0x800000000000")
+    assert "$rip is no address" in say("map $rip")
     assert say("screen") == "\n"
 
 

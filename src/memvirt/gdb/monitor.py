@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from memvirt.address import GuestVirtualAddress
-from memvirt.observe.address_map import map_address, render
+from memvirt.observe.address_map import map_address, printable, render
 from memvirt.observe.statistics import render as render_statistics
 from memvirt.observe.statistics import vm_statistics
 from memvirt.observe.view import PageUnavailable, live_view
@@ -19,7 +19,11 @@ monitor statistics   memory, walks and exits so far
 
 def _map(vm: VirtualMachine, address: str) -> str:
     try:
-        return render(map_address(live_view(vm), GuestVirtualAddress(int(address, 0)))) + "\n"
+        gva = int(address, 0)
+    except ValueError:
+        return f"{printable(address)} is no address; write for instance 0x400000\n"
+    try:
+        return render(map_address(live_view(vm), GuestVirtualAddress(gva))) + "\n"
     except ValueError as error:
         return f"{error}\n"
 

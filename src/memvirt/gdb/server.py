@@ -76,6 +76,8 @@ class GdbServer:
         return socket.create_server((_LOOPBACK, port), backlog=1)
 
     def _listen_unix(self, place: str) -> socket.socket:
+        if not place:
+            raise ValueError("give a port, or the path of a socket")
         if _left_behind(place):
             os.unlink(place)
         listener = socket.socket(socket.AF_UNIX)

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+import unicorn
 from unicorn import unicorn_const as uc_const
 from unicorn import x86_const
 
@@ -25,12 +26,9 @@ from memvirt.names import choose
 from . import registers as reg
 from .binding import hook_function, library
 from .debug_hooks import NO_STEP, STEP_ARMED, on_instruction
-from .engine_state import WATCH_HIT
+from .engine_state import WATCH_HIT, EngineState
 from .own_build import IS_OWN_BUILD
 from .run import flush_translations_at
-
-if TYPE_CHECKING:
-    from .processor import UnicornProcessor
 
 _READ, _WRITE = 1, 2
 _EVERYWHERE = (1, 0)  # a range of Unicorn's that ends before it begins
@@ -43,10 +41,35 @@ _PHYSICAL = tuple(x86_const.__dict__[f"UC_X86_REG_FP{i}"] for i in range(8))
 _STACK = {f"st{i}": i for i in range(8)}  # positions from the top of the x87 stack
 
 
+def _check(error: int, what: str) -> None:
+    if error:
+        raise ProcessorError(f"{what}: {unicorn.UcError(error)}")
+
+
+class Debugged(Protocol):
+    """What is needed of the processor."""
+
+    state: EngineState
+    registers: reg.RegisterFile
+
+    @property
+    def engine(self) -> Any:
+        """The Unicorn engine. Raises ProcessorError once it is closed."""
+        ...
+
+    def get(self, name: str) -> int:
+        """A register by its name."""
+        ...
+
+    def drop_all_code(self) -> None:
+        """Drop all translated code."""
+        ...
+
+
 class UnicornDebugging:
     """The debugging of one ``UnicornProcessor``."""
 
-    def __init__(self, processor: UnicornProcessor) -> None:
+    def __init__(self, processor: Debugged) -> None:
         self._processor = processor
         self._state = processor.state
         self._breakpoints: frozenset[GuestVirtualAddress] = frozenset()
@@ -118,34 +141,36 @@ class UnicornDebugging:
 
     def _hook(self, ranges: frozenset[tuple[int, int]]) -> None:
         processor, add = self._processor, hook_function()
+        handle = processor.engine._uch
         for token in self._hooks:
-            processor._check(library.uc_hook_del(processor._handle, token), "removing a hook")
+            _check(library.uc_hook_del(handle, token), "removing a hook")
         self._hooks.clear()
         callback, user = on_instruction.address, int(self._state.state_at)
         for begin, end in ranges:
             token = ctypes.c_size_t()
             error = add(
-                processor._handle, ctypes.byref(token), uc_const.UC_HOOK_CODE, callback, user,
+                handle, ctypes.byref(token), uc_const.UC_HOOK_CODE, callback, user,
                 begin, end, 0,
             )  # fmt: skip
-            processor._check(error, f"a breakpoint at {begin:#x}")
+            _check(error, f"a breakpoint at {begin:#x}")
             self._hooks.append(token)
         self._hooked = ranges
         processor.drop_all_code()  # hooks are found when code is translated
 
     def _watch(self) -> None:
-        processor = self._processor
+        handle = self._processor.engine._uch
         hit = ctypes.c_void_p(int(self._state.state_at) + WATCH_HIT)
-        library.memvirt_unwatch(processor._handle)
+        library.memvirt_unwatch(handle)
         for watch in self._watchpoints:
             kinds = (_READ if watch.reads else 0) | (_WRITE if watch.writes else 0)
-            library.memvirt_watch(
-                processor._handle,
+            error = library.memvirt_watch(
+                handle,
                 ctypes.c_uint64(watch.gva),
                 ctypes.c_uint64(watch.size),
                 ctypes.c_int32(kinds),
                 hit,
             )
+            _check(error, f"a watchpoint at {watch.gva:#x}")
         self._watched = self._watchpoints
         flush_translations_at(int(self._state.state_at))
 
