@@ -79,13 +79,21 @@ int work_cache(void)
     return 0;
 }
 
-// A script of many short programs whose results are compared by the script itself.
-int work_compile(void)
+static int run_script(const char *workload, char *shell, char *const environment[])
 {
     char units[24];
     snprintf(units, sizeof units, "%ld", parameter("units", 10));
-    int status = run((char *[]){"/bin/sh", "/lib/compile.sh", units, NULL});
-    return status == 0 ? 0 : fail("compile: the script ended with status %d", status);
+    int status = run((char *[]){shell, "/lib/compile.sh", units, NULL}, environment);
+    return status == 0 ? 0 : fail("%s: the script ended with status %d", workload, status);
+}
+
+// A script of many short programs whose results are compared by the script itself.
+int work_compile(void) { return run_script("compile", "/bin/sh", NULL); }
+
+// The same script by programs of 32 bits: another entry to the kernel, and compatibility mode.
+int work_programs32(void)
+{
+    return run_script("programs32", "/bin32/sh", (char *[]){"PATH=/bin32", NULL});
 }
 
 // Its callers compare what it computes each time: the compiler must not call it once for all of them.
@@ -149,7 +157,7 @@ int work_compute(void)
         if (in_children(CHILDREN, float_child, NULL))
             return -1;
     }
-    say("compute: %ld rounds, hash %016lx", rounds, hash);
+    say("compute: %ld rounds, hash %016llx", rounds, (unsigned long long)hash);
     return 0;
 }
 
