@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 
 from memvirt.address import PAGE_BYTES
+from memvirt.cpu.debugging import DebugStop
 from memvirt.cpu.factory import software_processor
 from memvirt.cpu.processor import (
     ExitReason,
@@ -126,6 +127,7 @@ class VirtualMachine:
         self.outcome: Outcome | None = None
         self.waiting = False
         self.paused = ""
+        self.debug_stop: DebugStop | None = None
         self._host_seconds = 0.0
         self._started = 0.0
         self._running = False
@@ -246,8 +248,8 @@ class VirtualMachine:
         block every few quanta, however short they are (a block takes 1,024 ns at most).
 
         A managed VM may stop early: ``waiting`` for frames, or ``paused`` with the reason why a
-        page cannot be had now. ``resume_quantum`` goes on with what is left of the quantum. Raises
-        ValueError for a quantum below 1 ns.
+        page cannot be had now; a debugged one (``processor.debugging``) with ``debug_stop``. Then
+        ``resume_quantum`` goes on to the quantum's end. Raises ValueError for one below 1 ns.
         """
         if nanoseconds < 1:
             raise ValueError(f"a quantum of {nanoseconds} ns; it must be 1 ns or more")
@@ -256,7 +258,7 @@ class VirtualMachine:
 
     def resume_quantum(self) -> Outcome | None:
         """Go on to the end of the quantum begun last."""
-        self.waiting, self.paused = False, ""
+        self.waiting, self.paused, self.debug_stop = False, "", None
         if self.outcome is not None:
             return self.outcome
         if self._off:
@@ -294,6 +296,9 @@ class VirtualMachine:
         elif reason in (ExitReason.BACKDOOR, ExitReason.BALLOON):
             self._handle_call(left)
         elif reason is ExitReason.QUANTUM_END:
+            return False
+        elif reason is ExitReason.DEBUG:
+            self.debug_stop = left.debug
             return False
         elif reason is ExitReason.STOP_REQUESTED:
             self._end(EndReason.STOPPED, "")
@@ -363,15 +368,13 @@ class VirtualMachine:
     def display(self) -> TextScreen | None:
         """What the VGA shows now, the processor stopped; None in a graphics mode.
 
-        It is read wherever the guest's pages are, and changes nothing. Raises VirtualMachineError
-        if the VM is powered off, BackingStoreError or PageCorrupted for a page that cannot be read.
+        Read wherever its pages are; nothing changes. Raises VirtualMachineError if it is powered
+        off, BackingStoreError or PageCorrupted for a page that cannot be read.
         """
         if self._off:
             raise VirtualMachineError(f"{self.name} is powered off: it shows nothing")
         mode = text_mode(self.pc[0].vga)
-        if mode is None:
-            return None
-        return read_screen(mode, self.vmm.read_page, self.vmm.pmap.pages)
+        return None if mode is None else read_screen(mode, self.vmm.read_page, self.vmm.pmap.pages)
 
     def _end(self, reason: EndReason, detail: str) -> None:
         requests = self.pc[0].control
