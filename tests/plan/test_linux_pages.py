@@ -197,6 +197,7 @@ def test_live_vms_and_dumps_are_analyzed_together(stopped: Stopped, tmp_path: Pa
     done = CliRunner().invoke(app, ["analyze", *map(str, words)])
     assert done.exit_code == 0, done.output
     assert "What Linux guests use their pages for" in done.output
+    assert done.output.startswith("1 dump and 1 live VM, ")
     assert list(scratch.iterdir()) == []
     found = json.loads(result.read_text())
     dump, live = sorted(found["vms"], key=lambda vm: vm["name"])
