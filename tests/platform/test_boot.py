@@ -151,6 +151,16 @@ def test_multiboot_machine_state_and_information() -> None:
     assert ranges == [(20, e.gpa, e.size, e.kind) for e in boot.e820]
 
 
+@pytest.mark.parametrize("kernel", [{"xloadflags": 0}, {"version": 0x20B}])
+def test_a_kernel_without_64_bit_entry_starts_in_protected_mode(kernel: dict[str, int]) -> None:
+    boot = load(images.bzimage(**kernel), command_line="quiet", initrd=b"files")
+    assert boot.registers.mode is StartMode.PROTECTED_32
+    assert boot.registers.rip == 0x100000
+    assert (boot.registers.rbx, boot.registers.cr0) == (0, 0x11)
+    assert c_string(boot, u32(boot, boot.registers.rsi + 0x228)) == b"quiet"
+    assert byte_range(boot, u32(boot, boot.registers.rsi + 0x218), 5) == b"files"
+
+
 def test_multiboot_without_module_says_so() -> None:
     boot = load(images.multiboot_elf32())
     assert u32(boot, boot.registers.rbx) & 8 == 0
@@ -183,8 +193,7 @@ def test_flat_only_by_name() -> None:
 
 REFUSED = [
     (b"", {}, "empty"),
-    (images.bzimage(xloadflags=0), {}, "32-bit kernel"),
-    (images.bzimage(version=0x20B), {}, "boot protocol 2.11"),
+    (images.bzimage(version=0x209), {}, "boot protocol 2.09"),
     (images.bzimage(init_size=65 * MIB), {}, "0x100000-0x4200000"),
     (images.bzimage(preferred=0x1000), {}, "needs guest physical memory 0x1000-"),
     (images.bzimage(), {"initrd": bytes(64 * MIB)}, "initrd of 67108864 bytes does not fit"),

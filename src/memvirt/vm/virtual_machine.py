@@ -33,9 +33,12 @@ from memvirt.notebook import one_line
 from memvirt.platform.backdoor import complete_backdoor
 from memvirt.platform.balloon import BalloonDevice, complete_balloon
 from memvirt.platform.boot.detect import load_boot_image
+from memvirt.platform.boot.fw_cfg_items import fw_cfg_items
 from memvirt.platform.boot.image import BootImage, InitialState, StartMode
 from memvirt.platform.boot.protocol import Protocol, boot_protocol
+from memvirt.platform.fw_cfg import ItemBytes, fw_cfg_configure
 from memvirt.platform.pc import Pc, new_pc, pc_serial_input
+from memvirt.platform.text_screen import TextScreen, read_screen, text_mode
 from memvirt.platform.uart import uart_drain
 from memvirt.size import format_size, parse_size
 from memvirt.state_record import record_word
@@ -118,6 +121,7 @@ class VirtualMachine:
             self.vmm.power_off()
             raise
         self._off = False
+        self._fw_cfg_items: list[ItemBytes] = []  # the device reads from them
         self.boot_image: BootImage | None = None
         self.outcome: Outcome | None = None
         self.waiting = False
@@ -190,6 +194,7 @@ class VirtualMachine:
         )
         for segment in loaded.segments:
             self.vmm.write_physical(segment.gpa, segment.data)
+        self._fw_cfg_items = fw_cfg_configure(self.pc[0].fw_cfg, fw_cfg_items(loaded, self.memory))
         self._set_registers(loaded.registers)
         self.boot_image = loaded
         return loaded
@@ -353,6 +358,20 @@ class VirtualMachine:
     def type(self, data: bytes) -> int:
         """Type ``data`` on the guest's serial console; returns the number of bytes accepted."""
         return int(pc_serial_input(self.pc[0], data))
+
+    @property
+    def display(self) -> TextScreen | None:
+        """What the VGA shows now, the processor stopped; None in a graphics mode.
+
+        It is read wherever the guest's pages are, and changes nothing. Raises VirtualMachineError
+        if the VM is powered off, BackingStoreError or PageCorrupted for a page that cannot be read.
+        """
+        if self._off:
+            raise VirtualMachineError(f"{self.name} is powered off: it shows nothing")
+        mode = text_mode(self.pc[0].vga)
+        if mode is None:
+            return None
+        return read_screen(mode, self.vmm.read_page, self.vmm.pmap.pages)
 
     def _end(self, reason: EndReason, detail: str) -> None:
         requests = self.pc[0].control

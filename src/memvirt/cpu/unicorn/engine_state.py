@@ -66,6 +66,7 @@ class EngineState(Record):
     # MMIO windows on the engine's physical bus, above machine memory.
     lapic_window: int
     hole_window: int
+    io_apic_window: int
     owns_mmu: int  # flat paging: the engine walks the guest's tables itself
     # Why the engine stopped.
     translation_status: int

@@ -22,6 +22,7 @@ from memvirt.mmu.guest_walk import permission_error
 from memvirt.mmu.mmu_state import MmuState
 from memvirt.mmu.native import load8, store8
 from memvirt.mmu.page_state import FLAG_WRITE_CACHED
+from memvirt.platform.ioapic import IO_APIC_BASE
 from memvirt.platform.lapic import BASE_ENABLE
 from memvirt.vmm.frames import frame_ppn
 from memvirt.vmm.translate import access
@@ -44,15 +45,16 @@ def _allowed(mmu: MmuState, rights: int, kind: int) -> bool:
 
 @compiled
 def _window(engine: EngineState, mmu: MmuState) -> int:
-    """Grant an access that reaches no memory: the local APIC, or the open bus."""
+    """Grant an access that reaches no memory: an APIC's page, or the open bus."""
     engine.mmio_fills += 1
     mmu.out_large_page = 0
     base = pc_at(engine.pc_at).lapic.base_msr
     local_apic = base & BASE_ENABLE != 0 and mmu.walk_gpa >> 12 == base >> 12
-    mmu.out_machine_address = MachineAddress(
-        engine.lapic_window if local_apic else engine.hole_window
-    )
-    mmu.out_permissions = PERMIT_READ | PERMIT_WRITE | (0 if local_apic else PERMIT_EXECUTE)
+    io_apic = not local_apic and mmu.walk_gpa >> 12 == IO_APIC_BASE >> 12
+    window = engine.lapic_window if local_apic else engine.hole_window
+    mmu.out_machine_address = MachineAddress(engine.io_apic_window if io_apic else window)
+    device = local_apic or io_apic
+    mmu.out_permissions = PERMIT_READ | PERMIT_WRITE | (0 if device else PERMIT_EXECUTE)
     return OK
 
 

@@ -2,6 +2,7 @@
 """What every boot protocol shares: the result types, the memory map, the low-memory layout."""
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 
@@ -117,6 +118,23 @@ class InitialState:
 
 
 @dataclass(frozen=True, slots=True)
+class BootParts:
+    """What a kernel was started from, as the firmware configuration device shows it.
+
+    ``kernel`` lies at ``kernel_gpa``; ``setup`` is the real-mode part of a bzImage. The command
+    line ends with NUL. Addresses of what is empty mean nothing.
+    """
+
+    kernel: bytes
+    kernel_gpa: GuestPhysicalAddress
+    command_line: bytes
+    initrd: bytes
+    initrd_gpa: GuestPhysicalAddress
+    setup: bytes = b""
+    command_line_gpa: GuestPhysicalAddress = COMMAND_LINE
+
+
+@dataclass(frozen=True, slots=True)
 class BootImage:
     """A guest ready to start: what to copy where, and the registers to start with.
 
@@ -129,7 +147,17 @@ class BootImage:
     registers: InitialState
     e820: tuple[E820Entry, ...]
     description: str
+    parts: BootParts
     added_parameters: tuple[str, ...] = ()
+
+
+def join_segments(segments: Sequence[Segment]) -> bytes:
+    """The bytes from the lowest segment's begin to the highest's end, zeroes between them."""
+    start = min(segment.gpa for segment in segments)
+    joined = bytearray(max(segment.end for segment in segments) - start)
+    for segment in segments:
+        joined[segment.gpa - start : segment.end - start] = segment.data
+    return bytes(joined)
 
 
 def low_memory_top(memory_bytes: int) -> int:
@@ -197,15 +225,6 @@ def encode_command_line(name: str, command_line: str, maximum: int) -> bytes:
     return encoded + b"\0"
 
 
-def _firmware_data() -> list[Segment]:
-    """BIOS data area: COM1's port, EBDA segment, KiB of base memory; and the EBDA's own size."""
-    area = bytearray(0x16)
-    struct.pack_into("<H", area, 0x00, 0x3F8)
-    struct.pack_into("<H", area, 0x0E, LOW_MEMORY_END >> 4)
-    struct.pack_into("<H", area, 0x13, LOW_MEMORY_END // KIB)
-    return [Segment(BIOS_DATA, bytes(area)), Segment(LOW_MEMORY_END, b"\x01")]
-
-
 def _identity_page_tables() -> Segment:
     """2 MiB pages mapping the low 4 GiB onto itself (AMD64 APM vol. 2, section 5.3)."""
     present_writable, large = 0x3, 0x80
@@ -219,7 +238,7 @@ def _identity_page_tables() -> Segment:
 
 
 def start_protected_32(
-    *, rip: GuestPhysicalAddress, rbx: int, rax: int
+    *, rip: GuestPhysicalAddress, rbx: int = 0, rax: int = 0, rsi: int = 0
 ) -> tuple[list[Segment], InitialState]:
     """Flat 32-bit protected mode, paging off: segments to add and registers."""
     gdt = struct.pack("<4Q", 0, 0, _CODE_32, _DATA)
@@ -227,7 +246,7 @@ def start_protected_32(
         mode=StartMode.PROTECTED_32,
         rip=rip,
         rsp=STACK_TOP,
-        rsi=0,
+        rsi=rsi,
         rbx=rbx,
         rax=rax,
         cr0=0x11,  # PE, ET
@@ -237,7 +256,7 @@ def start_protected_32(
         gdt_base=GDT,
         gdt_limit=len(gdt) - 1,
     )
-    return [*_firmware_data(), Segment(GDT, gdt)], state
+    return [Segment(GDT, gdt)], state
 
 
 def start_long_64(*, rip: GuestPhysicalAddress, rsi: int) -> tuple[list[Segment], InitialState]:
@@ -257,4 +276,4 @@ def start_long_64(*, rip: GuestPhysicalAddress, rsi: int) -> tuple[list[Segment]
         gdt_base=GDT,
         gdt_limit=len(gdt) - 1,
     )
-    return [*_firmware_data(), Segment(GDT, gdt), _identity_page_tables()], state
+    return [Segment(GDT, gdt), _identity_page_tables()], state

@@ -24,10 +24,12 @@ from memvirt.platform.boot.image import (
     MULTIBOOT_INFO,
     BootError,
     BootImage,
+    BootParts,
     Segment,
     check_fits,
     check_memory_size,
     encode_command_line,
+    join_segments,
     low_memory_top,
     memory_map,
     place_at_top,
@@ -173,6 +175,7 @@ def load_multiboot(
     else:
         segments, end, entry = _load_elf(image, name, memory_bytes)
     text = encode_command_line(name, command_line, COMMAND_LINE_MAXIMUM)
+    kernel, kernel_gpa = join_segments(segments), segments[0].gpa
     module_gpa = GuestPhysicalAddress(0)
     if initrd:
         module_gpa = place_at_top(
@@ -192,4 +195,5 @@ def load_multiboot(
         registers=registers,
         e820=memory_map(memory_bytes),
         description=f"Multiboot kernel, entry {entry:#x}",
+        parts=BootParts(kernel, kernel_gpa, text, initrd, module_gpa),
     )
