@@ -44,6 +44,7 @@ from memvirt.vmm.monitor import PagingMode, VirtualMachineMonitor
 from memvirt.vmm.reserve import FramesWanted
 from memvirt.vmm.stores.backing import BackingStore, BackingStoreError, PageCorrupted
 
+from .host_time import WATCH, share_seconds
 from .outcome import EndReason, Outcome
 
 EXIT_SUCCESS = 0x10  # what a guest writes to the debug-exit port when all is well
@@ -125,6 +126,10 @@ class VirtualMachine:
         self._host_seconds = 0.0
         self._started = 0.0
         self._running = False
+        self.unfinished = False
+        self._quantum_share = 0.0
+        self._interrupted = False
+        self._stop_wanted = False
 
     def __enter__(self) -> VirtualMachine:
         return self
@@ -221,12 +226,15 @@ class VirtualMachine:
     ) -> Outcome:
         """Run until the guest ends, dies, or ``timeout`` host seconds are over.
 
-        ``on_quantum`` is called between quanta with the processor stopped: the place to move,
+        ``on_quantum`` is called between quanta, and within one that costs the host much, with the processor stopped: the place to move,
         unmap and share pages, or to look around.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while self.outcome is None:
-            self.run_quantum()
+            if self.unfinished:
+                self.resume_quantum()
+            else:
+                self.run_quantum()
             if self.outcome is None and on_quantum is not None:
                 on_quantum(self)
             if deadline is not None and self.outcome is None and time.monotonic() >= deadline:
@@ -241,17 +249,19 @@ class VirtualMachine:
         block every few quanta, however short they are (a block takes 1,024 ns at most).
 
         A managed VM may stop early: ``waiting`` for frames, or ``paused`` with the reason why a
-        page cannot be had now. ``resume_quantum`` goes on with what is left of the quantum. Raises
-        ValueError for a quantum below 1 ns.
+        page cannot be had now. Every VM may stop early, ``unfinished``, when its quantum has cost the
+        host too much (``host_time``). ``resume_quantum`` goes on with what is left of the quantum.
+        Raises ValueError for a quantum below 1 ns.
         """
         if nanoseconds < 1:
             raise ValueError(f"a quantum of {nanoseconds} ns; it must be 1 ns or more")
         self.processor.set_quantum(nanoseconds)
+        self._quantum_share = share_seconds(nanoseconds)
         return self.resume_quantum()
 
     def resume_quantum(self) -> Outcome | None:
         """Go on to the end of the quantum begun last."""
-        self.waiting, self.paused = False, ""
+        self.waiting, self.paused, self.unfinished = False, "", False
         if self.outcome is not None:
             return self.outcome
         if self._off:
@@ -259,11 +269,8 @@ class VirtualMachine:
         self._started = time.perf_counter()
         self._running = True
         try:
-            while self.outcome is None:
-                left = self.processor.run()
-                self._drain_serial()
-                if not self._handle(left):
-                    break
+            with WATCH.quantum(self, self._quantum_share):
+                self._run_quantum()
         except FramesWanted:
             self.waiting = True
         except BackingStoreError as error:
@@ -276,6 +283,23 @@ class VirtualMachine:
             self._host_seconds += self._in_quantum()
             self._running = False
         return self.outcome
+
+    def _run_quantum(self) -> None:
+        while self.outcome is None:
+            left = self.processor.run()
+            self._drain_serial()
+            if not self._handle(left):
+                break
+
+    def interrupt_quantum(self) -> None:
+        """Let the quantum that runs stop early, ``unfinished``. May be called from any thread."""
+        self._interrupted = True
+        self.processor.request_stop()
+
+    def request_stop(self) -> None:
+        """Let the quantum that runs be the VM's end. May be called from any thread."""
+        self._stop_wanted = True
+        self.processor.request_stop()
 
     def _handle(self, left: ProcessorExit) -> bool:
         """Do what the processor left for Python; False at the end of the quantum."""
@@ -291,7 +315,10 @@ class VirtualMachine:
         elif reason is ExitReason.QUANTUM_END:
             return False
         elif reason is ExitReason.STOP_REQUESTED:
-            self._end(EndReason.STOPPED, "")
+            self.unfinished = self._interrupted and not self._stop_wanted
+            self._interrupted = False
+            if not self.unfinished:
+                self._end(EndReason.STOPPED, "")
             return False
         elif reason is ExitReason.HALTED:
             return self._handle_halt()

@@ -323,6 +323,7 @@ class UnicornProcessor:
             ppn = PhysicalPageNumber(int(vmm.exit_ppn))
             return ProcessorExit(ExitReason.NEED_PAGE, ppn=ppn, write=bool(vmm.exit_write))
         if left == run_loop.LEFT_QUANTUM and state.stop_asked:
+            state.stop_asked = 0
             return ProcessorExit(ExitReason.STOP_REQUESTED)
         if left == run_loop.LEFT_IO:
             reason = _IO_REASONS.get(int(state.io_status), ExitReason.DEVICE)
