@@ -101,9 +101,10 @@ docs: $(DEV_STAMP) $(ENGINE_STAMP)
 	$(BIN)/python docs/transcripts.py
 	$(BIN)/python docs/make_plots.py
 
-# The Linux test guest, from Debian's kernel and busybox packages, in build/linux-guest.
+# The Linux test guest, from Debian's kernel and busybox packages, in build/linux-guest. KERNEL=6.12 takes
+# that version from backports, FLAVOUR=generic, rt, 686 or 686-pae another kernel: in a folder of its own.
 linux-guest: packages
-	./guests/linux/build.sh
+	KERNEL='$(KERNEL)' FLAVOUR='$(FLAVOUR)' SUITE='$(SUITE)' ./guests/linux/build.sh
 
 clean:
 	rm -rf $(VENV) build dist

@@ -142,6 +142,7 @@ print(parse_growth("20%"))  # 0.2
             "memvirt.plan.answer",
             "memvirt.plan.dumps.detect",
             "memvirt.plan.content.analysis",
+            "memvirt.plan.linux.page_use",
         ),
     ),
 )  # fmt: skip

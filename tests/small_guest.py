@@ -62,6 +62,11 @@ def small_guest(source: str) -> bytes:
     )
 
 
+def small_guest_32(source: str) -> bytes:
+    """As ``small_guest``, in 32-bit protected mode without paging (``small_guest_32.S``)."""
+    return assemble(f'.include "small_guest_32.S"\n.code32\n{source}\n')
+
+
 def flat_guest(source: str) -> bytes:
     """A flat image (``protocol="flat"``) entered at the first instruction of ``source``."""
     return assemble(f".code64\n.text\n.globl start\nstart:\n{source}\n")
@@ -79,7 +84,7 @@ def run_small(
     *,
     protocol: str = "auto",
     memory: str = "16M",
-    timeout: float = 60,
+    timeout: float = 300,
     between: Callable[[VirtualMachine], object] | None = None,
     quantum_ns: int = 10_000_000,
     most_quanta: int = 1000,
@@ -105,7 +110,7 @@ def run_small(
         return Ran(vm.outcome, values_of(console), console)
 
 
-def run_qemu(image: bytes, *, cpu: str = "max", timeout: float = 60) -> tuple[int, dict[str, int]]:
+def run_qemu(image: bytes, *, cpu: str = "max", timeout: float = 300) -> tuple[int, dict[str, int]]:
     """Exit value and reported values of a ``small_guest`` under QEMU's own translation."""
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "guest"

@@ -14,7 +14,7 @@ import pytest
 from memvirt.images import image_path
 
 
-def memvirt(*words: str | Path, timeout: float = 200) -> subprocess.CompletedProcess[str]:
+def memvirt(*words: str | Path, timeout: float = 500) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "memvirt", *map(str, words)],
         capture_output=True,
@@ -34,7 +34,7 @@ def test_exit_status(paging: str, workload: str, status: int, tmp_path: Path) ->
     append = f"workload={workload}"
     done = memvirt(
         "boot", "bundled", "--paging", paging, "--append", append, "--timeout",
-        "20" if workload != "spin" else "2", "--check", "--stats", stats,
+        "400" if workload != "spin" else "2", "--check", "--stats", stats,
     )  # fmt: skip
     assert done.returncode == status, done.stderr
     assert "0 violations" in done.stderr

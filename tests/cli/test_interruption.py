@@ -131,6 +131,7 @@ def test_a_sleep_goes_on_after_a_signal_that_asks_for_nothing() -> None:
             began = time.monotonic()
             interruption.sleep(0.2)
             assert time.monotonic() - began >= 0.2
+            later.join()
             assert seen == [signal.SIGWINCH]
             assert not interruption.asked
             signal.raise_signal(signal.SIGTERM)

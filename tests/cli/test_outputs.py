@@ -25,7 +25,7 @@ _BOOT = ("boot", "bundled", "--memory", "16M", "--append", "workload=selfmod")
 def memvirt(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "memvirt", *words], cwd=folder, stdin=subprocess.DEVNULL,
-        capture_output=True, text=True, timeout=200, check=False,
+        capture_output=True, text=True, timeout=500, check=False,
     )  # fmt: skip
 
 

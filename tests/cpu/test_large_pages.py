@@ -48,6 +48,6 @@ def test_a_frame_behind_pages_of_two_sizes(paging: PagingMode) -> None:
         vm.load(code, protocol=Protocol.FLAT)
         vm.vmm.write_physical(TABLES, page_tables())
         vm.processor.set("cr3", TABLES)
-        outcome = vm.run(timeout=10)
+        outcome = vm.run(timeout=120)
         assert outcome.reason is EndReason.TRIPLE_FAULT, outcome  # there is no IDT for the #PF
         assert vm.processor.get("cr2") == BY_1_GIB

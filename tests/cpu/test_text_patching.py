@@ -56,7 +56,7 @@ def run(paging: PagingMode, code: bytes) -> VirtualMachine:
     vm.vmm.write_physical(TABLES, page_tables())
     vm.processor.set("cr3", TABLES)
     vm.processor.set("efer", EFER_WITH_NX)
-    vm.run(timeout=10)
+    vm.run(timeout=120)
     assert check_machine(machine, [vm.vmm]) == []
     return vm
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import os
 import shutil
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from memvirt.live import qmp
 from memvirt.live.damon import ADMIN
 from memvirt.live.discovery import DiscoveredVm, discover
 from memvirt.live.ksm import KSM_DIRECTORY
@@ -26,6 +28,7 @@ __all__ = ["linux_guest"]
 
 QEMU = "qemu-system-x86_64"
 _SECONDS = 240.0  # to boot or answer, on a busy machine
+_PR_SET_THP_DISABLE = 41  # prctl(2)
 HERE = Path(__file__).parent
 
 
@@ -35,6 +38,41 @@ def wait_until(true: Callable[[], object], what: str, seconds: float = _SECONDS)
     while not true():
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
         time.sleep(0.02)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def patience() -> Iterator[None]:
+    """A machine that is busy with something else is none that hangs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(qmp, "CONNECT_SECONDS", _SECONDS / 4)
+        patch.setattr(qmp, "COMMAND_SECONDS", _SECONDS / 4)
+        yield
+
+
+@contextlib.contextmanager
+def without_large_pages(wanted: bool) -> Iterator[None]:
+    """Processes started inside have no transparent large pages, and khugepaged leaves them alone:
+    it fills holes and moves pages whenever it likes, also of a VM that is stopped."""
+    prctl = ctypes.CDLL(None).prctl
+    prctl(_PR_SET_THP_DISABLE, int(wanted), 0, 0, 0)
+    try:
+        yield
+    finally:
+        prctl(_PR_SET_THP_DISABLE, 0, 0, 0, 0)
+
+
+def stop_in_kernel(vm: LiveVm) -> None:
+    """Stop a Linux guest at an address of its kernel's: processes of its come and go, the kernel's
+    addresses stay."""
+
+    def stopped() -> bool:
+        vm.ask().execute("stop")
+        if vm.registers().privilege_level == 0:
+            return True
+        vm.ask().execute("cont")
+        return False
+
+    wait_until(stopped, "the guest to be in its kernel")
 
 
 class Console:
@@ -78,24 +116,27 @@ class Console:
 class Qemu:
     """One QEMU process with a serial console, and unless told otherwise a QMP socket."""
 
-    def __init__(self, name: str, *arguments: str, monitor: bool = True) -> None:
+    def __init__(
+        self, name: str, *arguments: str, monitor: bool = True, large_pages: bool = True
+    ) -> None:
         self.name = name
         # Socket paths are short: pytest's own directories may exceed what a socket takes.
         self.directory = Path(tempfile.mkdtemp(prefix="memvirt-"))
         self.socket = self.directory / "qmp"
         serial = self.directory / "serial"
-        qmp = ["-qmp", f"unix:{self.socket},server=on,wait=off"] if monitor else []
-        self.process = subprocess.Popen(
-            [
-                QEMU, "-name", name, "-display", "none", "-nic", "none",
-                "-no-reboot", *qmp,
-                "-chardev", f"socket,id=serial,path={serial},server=on,wait=off",
-                "-serial", "chardev:serial", *arguments,
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+        monitors = ["-qmp", f"unix:{self.socket},server=on,wait=off"] if monitor else []
+        with without_large_pages(not large_pages):
+            self.process = subprocess.Popen(
+                [
+                    QEMU, "-name", name, "-display", "none", "-nic", "none",
+                    "-no-reboot", *monitors,
+                    "-chardev", f"socket,id=serial,path={serial},server=on,wait=off",
+                    "-serial", "chardev:serial", *arguments,
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )  # fmt: skip
         try:
             self.console = Console(serial)
         except BaseException:
@@ -127,8 +168,8 @@ def start_qemu() -> Iterator[Callable[..., Qemu]]:
         pytest.skip(f"{QEMU} is not installed: make packages")
     started: list[Qemu] = []
 
-    def start(name: str, *arguments: str, monitor: bool = True) -> Qemu:
-        started.append(Qemu(name, *arguments, monitor=monitor))
+    def start(name: str, *arguments: str, **options: bool) -> Qemu:
+        started.append(Qemu(name, *arguments, **options))
         return started[-1]
 
     try:
@@ -142,11 +183,11 @@ def start_qemu() -> Iterator[Callable[..., Qemu]]:
 def start_linux(start_qemu: Callable[..., Qemu], linux_guest: LinuxGuest) -> Callable[..., Qemu]:
     """Starts the Linux test guest under TCG and waits for its shell."""
 
-    def start(name: str, *arguments: str) -> Qemu:
+    def start(name: str, *arguments: str, large_pages: bool = True) -> Qemu:
         qemu = start_qemu(
             name, "-accel", "tcg", "-kernel", str(linux_guest.kernel), "-initrd",
             str(linux_guest.initrd), "-append", "console=ttyS0 quiet balloon=0 nokaslr",
-            *arguments,
+            *arguments, large_pages=large_pages,
         )  # fmt: skip
         qemu.console.wait_for("guest# ")
         return qemu
@@ -157,15 +198,19 @@ def start_linux(start_qemu: Callable[..., Qemu], linux_guest: LinuxGuest) -> Cal
 @pytest.fixture(scope="session")
 def anonymous_vm(start_linux: Callable[..., Qemu]) -> Qemu:
     """A guest with 5-level paging; private anonymous memory, and a balloon device."""
-    return start_linux("anonymous", "-m", "256M", "-cpu", "max", "-device", "virtio-balloon-pci")
+    return start_linux(
+        f"anonymous-{os.getpid()}", "-m", "256M", "-cpu", "max", "-device", "virtio-balloon-pci",
+        large_pages=False,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="session")
 def memfd_vm(start_linux: Callable[..., Qemu]) -> Qemu:
     """A guest with 4-level paging and 5 GiB in a memfd, 3 of them above 4 GiB."""
     return start_linux(
-        "memfd", "-m", "5G", "-cpu", "max,la57=off", "-machine", "q35,memory-backend=ram",
-        "-object", "memory-backend-memfd,id=ram,size=5G,share=on",
+        f"memfd-{os.getpid()}", "-m", "5G", "-cpu", "max,la57=off",
+        "-machine", "q35,memory-backend=ram",
+        "-object", "memory-backend-memfd,id=ram,size=5G,share=on", large_pages=False,
     )  # fmt: skip
 
 

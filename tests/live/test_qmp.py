@@ -82,9 +82,10 @@ def server() -> Iterator[Callable[[Serve], UnixAddress]]:
         directory.cleanup()
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(qmp, "CONNECT_SECONDS", 4.0)
+    """For the tests in which nobody answers."""
+    monkeypatch.setattr(qmp, "CONNECT_SECONDS", 0.5)
 
 
 def say(file: Any, message: Any) -> None:
@@ -112,9 +113,10 @@ def negotiate(file: Any) -> None:
     say(file, {"return": {}} | ({"id": request["id"]} if "id" in request else {}))
 
 
+@pytest.mark.usefixtures("impatient")
 def test_no_greeting_is_a_busy_monitor(server: Any) -> None:
     address = server(lambda connection, file: file.read(1))
-    with pytest.raises(MonitorBusy, match=r"vm: .*qmp0: no greeting within 4 s; another client"):
+    with pytest.raises(MonitorBusy, match=r"vm: .*qmp0: no greeting within 0.5 s; another client"):
         QmpMonitor(address, name="vm")
 
 
@@ -195,7 +197,7 @@ def test_a_path_longer_than_a_socket_address(server: Any, tmp_path: Path) -> Non
 
 
 @pytest.mark.qemu
-def test_qemu_itself(anonymous_vm: Qemu) -> None:
+def test_qemu_itself(anonymous_vm: Qemu, monkeypatch: pytest.MonkeyPatch) -> None:
     address = UnixAddress(str(anonymous_vm.socket))
     with QmpMonitor(address, name="vm", pid=anonymous_vm.pid) as monitor:
         assert monitor.version >= (5, 0, 0)
@@ -205,8 +207,10 @@ def test_qemu_itself(anonymous_vm: Qemu) -> None:
         with pytest.raises(CommandError, match="vm: no-such-command") as caught:
             monitor.execute("no-such-command")
         assert caught.value.error_class == "CommandNotFound"
-        with pytest.raises(MonitorBusy, match="another client holds the monitor"):
-            QmpMonitor(address, name="second")
+        with monkeypatch.context() as patch:
+            patch.setattr(qmp, "CONNECT_SECONDS", 0.5)
+            with pytest.raises(MonitorBusy, match="another client holds the monitor"):
+                QmpMonitor(address, name="second")
     with QmpMonitor(address, name="vm") as again:
         assert again.execute("query-status")["status"] == "running"
 

@@ -25,7 +25,7 @@ from memvirt.live.working_set_way import WorkingSetWay
 from memvirt.observe.live_esxtop import LIVE_COLUMNS, LIVE_PRIORITY
 from memvirt.observe.record import read_record
 
-from .conftest import Qemu
+from .conftest import Qemu, stop_in_kernel
 
 pytestmark = pytest.mark.qemu
 
@@ -40,9 +40,9 @@ def test_every_column_has_a_place() -> None:
 
 def test_both_guests_are_discovered(anonymous_vm: Qemu, memfd_vm: Qemu) -> None:
     found = {vm.pid: vm for vm in discover()}
-    assert found[anonymous_vm.pid].name == "anonymous"
+    assert found[anonymous_vm.pid].name == anonymous_vm.name
     assert found[memfd_vm.pid].program == "qemu-system-x86_64"
-    assert find_vm(str(memfd_vm.pid)).name == "memfd"
+    assert find_vm(str(memfd_vm.pid)).name == memfd_vm.name
     with pytest.raises(VmNotFound, match="no VM nobody; there are"):
         find_vm("nobody")
 
@@ -54,12 +54,12 @@ def test_vms_of_one_name_get_their_process_number(start_qemu: Callable[..., Qemu
 
 
 def test_one_sample_as_json(anonymous_vm: Qemu, memfd_vm: Qemu) -> None:
-    done = memvirt("watch", "anonymous", "memfd", "--json", "--working-set", "off")
+    done = memvirt("watch", anonymous_vm.name, memfd_vm.name, "--json", "--working-set", "off")
     assert done.exit_code == 0, done.output
     sample = json.loads(done.stdout)
     vms = {vm["name"]: vm for vm in sample["vms"]}
-    assert vms["anonymous"]["memory"] == 256 << 8
-    assert vms["memfd"]["memory"] == 5 << 18
+    assert vms[anonymous_vm.name]["memory"] == 256 << 8
+    assert vms[memfd_vm.name]["memory"] == 5 << 18
     for vm in vms.values():
         assert vm["condition"] == "running"
         assert 10_000 < vm["granted"] <= vm["memory"]
@@ -67,35 +67,37 @@ def test_one_sample_as_json(anonymous_vm: Qemu, memfd_vm: Qemu) -> None:
         assert 1_000 < vm["overhead"] < 200_000
         assert vm["touched"] is None  # unknown, not 0
         assert vm["kvm"] is False
-    assert vms["anonymous"]["balloon_driver"] is True
-    assert vms["memfd"]["balloon_driver"] is False
+    assert vms[anonymous_vm.name]["balloon_driver"] is True
+    assert vms[memfd_vm.name]["balloon_driver"] is False
     assert sample["host"]["total"] > sample["host"]["free"] > 0
 
 
 def test_the_table(anonymous_vm: Qemu) -> None:
-    done = memvirt("watch", "anonymous", "--once", "--working-set", "off")
+    done = memvirt("watch", anonymous_vm.name, "--once", "--working-set", "off")
     assert done.exit_code == 0
     assert re.search(r"^PMEM  /MB:", done.stdout, re.MULTILINE)
-    heading, row = (line for line in done.stdout.splitlines() if re.match("NAME|anonymous", line))
+    heading, row = (line for line in done.stdout.splitlines() if re.match("NAME|anonymous-", line))
     cells = dict(zip(heading.split(), row.split(), strict=True))
     assert cells["MEMSZ"] == "256.0"
     assert cells["TCHD"] == "unknown"
     assert float(cells["GRANT"]) > 40
-    chosen = memvirt("watch", "anonymous", "--once", "--columns", "name,memsz")
+    chosen = memvirt("watch", anonymous_vm.name, "--once", "--columns", "name,memsz")
     assert re.search(r"^NAME +MEMSZ *$", chosen.stdout, re.MULTILINE)
 
 
 def test_batch_and_record(memfd_vm: Qemu, tmp_path: Path) -> None:
     record = tmp_path / "watch.parquet"
     done = memvirt(
-        "watch", "memfd", "--batch", "-n", "2", "--interval", "0.05", "--record", record,
+        "watch", memfd_vm.name, "--batch", "-n", "2", "--interval", "0.05", "--record", record,
         "--working-set", "off",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     heading, *rows = csv.reader(io.StringIO(done.stdout))
     assert len(rows) == 2
     size = next(
-        i for i, name in enumerate(heading) if name.endswith("(1:memfd)\\Memory Size MBytes")
+        i
+        for i, name in enumerate(heading)
+        if name.endswith(f"(1:{memfd_vm.name})\\Memory Size MBytes")
     )
     touched = next(i for i, name in enumerate(heading) if name.endswith("\\Touched MBytes"))
     assert [row[size] for row in rows] == ["5120.00"] * 2
@@ -107,7 +109,8 @@ def test_batch_and_record(memfd_vm: Qemu, tmp_path: Path) -> None:
 
 
 def test_forecast_of_two_guests(anonymous_vm: Qemu, memfd_vm: Qemu) -> None:
-    words = ["watch", "anonymous", "memfd", "--forecast", "--salt", "memfd=other"]
+    names = [anonymous_vm.name, memfd_vm.name]
+    words = ["watch", *names, "--forecast", "--salt", f"{memfd_vm.name}=other"]
     done = memvirt(*words, "--json")
     assert done.exit_code == 0, done.output
     result = json.loads(done.stdout)
@@ -119,23 +122,29 @@ def test_forecast_of_two_guests(anonymous_vm: Qemu, memfd_vm: Qemu) -> None:
 
 
 def test_map_of_a_live_vm(anonymous_vm: Qemu) -> None:
+    name = anonymous_vm.name
     with anonymous_vm.open() as vm:
+        stop_in_kernel(vm)
         rip = vm.registers().rip
-    done = memvirt("map", "--vm", "anonymous", hex(rip))
-    assert done.exit_code == 0, done.output
-    names = ["PML5E", "PML4E", "PDPTE", "PDE"]
-    assert re.findall(r"^  (P\w+)", done.stdout, re.MULTILINE)[:4] == names
-    assert re.search(r"^host virtual     hVA 0x", done.stdout, re.MULTILINE)
-    figures = json.loads(memvirt("map", "--vm", "anonymous", hex(rip), "--json").stdout)
-    assert figures["gva"] == hex(rip)
-    assert figures["frame"]["state"] == "private"
-    if os.geteuid() == 0:
-        back = memvirt("map", "--vm", "anonymous", "--frame", figures["frame"]["mpn"])
-        assert f"PPN {figures['frame']['ppn']}" in back.stdout
-    physical = memvirt("map", "--vm", "anonymous", "--physical", figures["gpa"])
-    assert figures["frame"]["host_address"][2:] in physical.stdout
-    whole = memvirt("map", "--vm", "anonymous", f"{rip & ~0xFFF:#x}+0x2000")
-    assert "KiB" in whole.stdout
+    try:
+        done = memvirt("map", "--vm", name, hex(rip))
+        assert done.exit_code == 0, done.output
+        levels = ["PML5E", "PML4E", "PDPTE", "PDE"]
+        assert re.findall(r"^  (P\w+)", done.stdout, re.MULTILINE)[:4] == levels
+        assert re.search(r"^host virtual     hVA 0x", done.stdout, re.MULTILINE)
+        figures = json.loads(memvirt("map", "--vm", name, hex(rip), "--json").stdout)
+        assert figures["gva"] == hex(rip)
+        assert figures["frame"]["state"] == "private"
+        if os.geteuid() == 0:
+            back = memvirt("map", "--vm", name, "--frame", figures["frame"]["mpn"])
+            assert f"PPN {figures['frame']['ppn']}" in back.stdout
+        physical = memvirt("map", "--vm", name, "--physical", figures["gpa"])
+        assert figures["frame"]["host_address"][2:] in physical.stdout
+        whole = memvirt("map", "--vm", name, f"{rip & ~0xFFF:#x}+0x2000")
+        assert "KiB" in whole.stdout
+    finally:
+        with anonymous_vm.open() as vm:
+            vm.ask().execute("cont")
 
 
 @pytest.mark.parametrize(
@@ -145,21 +154,21 @@ def test_map_of_a_live_vm(anonymous_vm: Qemu) -> None:
         (["watch", "--columns", "NONE"], "--columns: no column NONE"),
         (["watch", "--salt", "a=b"], "--salt and --rate need --forecast"),
         (["watch", "--batch", "--json"], "exclude each other"),
-        (["watch", "anonymous", "--forecast", "--salt", "x=y"], "no VM x; there are anonymous"),
+        (["watch", "NAME", "--forecast", "--salt", "x=y"], "no VM x; there are NAME"),
         (["watch", "--record", "/nowhere/x"], "the directory /nowhere does not exist"),
         (["map", "--vm", "nobody", "0"], "no VM nobody"),
-        (["map", "--vm", "anonymous", "zero"], "zero is no address"),
-        (["map", "--vm", "anonymous", "0x2000-0x1000"], "the range is empty"),
-        (["map", "--vm", "anonymous", "0x0100000000000000"], "not canonical"),
-        (["map", "--vm", "anonymous", "--cpu", "9", "0"], "no virtual processor 9"),
+        (["map", "--vm", "NAME", "zero"], "zero is no address"),
+        (["map", "--vm", "NAME", "0x2000-0x1000"], "the range is empty"),
+        (["map", "--vm", "NAME", "0x0100000000000000"], "not canonical"),
+        (["map", "--vm", "NAME", "--cpu", "9", "0"], "no virtual processor 9"),
         (["map", "--frame", "0"], "need --vm"),
-        (["map", "--vm", "anonymous", "--frame", "--physical", "0"], "exclude each other"),
+        (["map", "--vm", "NAME", "--frame", "--physical", "0"], "exclude each other"),
     ],
 )
 def test_mistakes_are_one_line(anonymous_vm: Qemu, words: list[str], message: str) -> None:
-    done = memvirt(*words)
+    done = memvirt(*(anonymous_vm.name if word == "NAME" else word for word in words))
     assert done.exit_code == 2
-    assert message in done.stderr
+    assert message.replace("NAME", anonymous_vm.name) in done.stderr
     assert done.stderr.count("\n") == 1
 
 
@@ -192,13 +201,13 @@ def test_a_vm_that_hangs_and_one_that_ends(
     start_qemu: Callable[..., Qemu], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The others are still seen, what is unknown is said to be, and nothing raises."""
-    monkeypatch.setattr(qmp, "CONNECT_SECONDS", 1.0)
     first, second = (
         start_qemu(name, "-accel", "tcg", "-m", "16M", "-S") for name in ("hangs", "ends")
     )
     pids = {first.pid, second.pid}
     with LiveHost(wanted=lambda vm: vm.pid in pids, way=WorkingSetWay.OFF) as host:
         assert [vm.condition for vm in host.sample().vms] == ["prelaunch", "prelaunch"]
+        monkeypatch.setattr(qmp, "CONNECT_SECONDS", 5.0)
         os.kill(first.pid, signal.SIGSTOP)
         try:
             hanging, other = host.sample().vms

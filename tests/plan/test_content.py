@@ -6,6 +6,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -217,7 +218,11 @@ def lime(path: Path, ranges: list[tuple[int, bytes]]) -> None:
     )
 
 
-def kdump(path: Path, ranges: list[tuple[int, bytes]], *, flat: bool) -> None:
+def kdump(
+    path: Path, ranges: list[tuple[int, bytes]], *, flat: bool,
+    pack: Callable[[bytes], bytes] = zlib.compress, flag: int = 1,
+) -> None:  # fmt: skip
+    """Every second page is packed; one that does not shrink is stored as it is."""
     pages = [(at // PAGE + i // PAGE, data[i : i + PAGE]) for at, data in ranges
              for i in range(0, len(data), PAGE)]  # fmt: skip
     top = max(ppn for ppn, _ in pages) + 1
@@ -238,8 +243,9 @@ def kdump(path: Path, ranges: list[tuple[int, bytes]], *, flat: bool) -> None:
     at = 2 * PAGE + 2 * len(bitmap)
     table, body, data_at = b"", b"", at + 24 * len(pages)
     for number, (_, page) in enumerate(pages):
-        packed = zlib.compress(page) if number % 2 else page
-        table += struct.pack("<qIIQ", data_at + len(body), len(packed), number % 2, 0)
+        packed = pack(page) if number % 2 else page
+        flags = flag if packed != page else 0
+        table += struct.pack("<qIIQ", data_at + len(body), len(packed), flags, 0)
         body += packed
     pieces += [(at, table), (data_at, body)]
     if not flat:

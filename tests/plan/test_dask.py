@@ -44,7 +44,7 @@ def cluster() -> Iterator[Any]:
 @pytest.fixture
 def client(cluster: Any) -> Iterator[Any]:
     with Client(cluster) as found:
-        found.wait_for_workers(2, timeout=60)
+        found.wait_for_workers(2, timeout=300)
         yield found
 
 
@@ -81,8 +81,8 @@ def test_a_worker_that_is_killed_changes_nothing(client: Any, tmp_path: Path) ->
 
     def kill_one(done: int, total: int) -> None:
         if done >= 10 and not killed:
-            pids = client.run(os.getpid)
-            killed.append(next(iter(pids.values())))
+            begun = {int(path.name.split("-")[1]) for path in tmp_path.iterdir()}
+            killed.append(next(pid for pid in client.run(os.getpid).values() if pid in begun))
             os.kill(killed[0], signal.SIGKILL)
 
     results = OnDask(client).map(Slowly(tmp_path), tasks, kill_one)

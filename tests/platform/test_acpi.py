@@ -9,6 +9,7 @@ import pytest
 
 from memvirt.platform.boot.acpi import ACPI_TABLES, acpi_segment
 from memvirt.platform.boot.linux import PLATFORM_PARAMETERS, missing_parameters
+from memvirt.platform.ioapic import IO_APIC_BASE, IO_APIC_ID
 from memvirt.platform.pc import new_pc
 from memvirt.platform.ports import IO_OK, IO_STOP, io_read, io_write
 
@@ -79,17 +80,22 @@ def test_fixed_registers_are_those_of_the_ports() -> None:
     assert pc.control.reset_requested
 
 
-def test_one_processor_and_no_io_apic() -> None:
+def test_one_processor_and_one_io_apic() -> None:
     madt = tables()[b"APIC"]
     entries = []
     offset = 44
     while offset < len(madt):
         kind, length = madt[offset], madt[offset + 1]
-        entries.append(kind)
+        entries.append((kind, madt[offset + 2 : offset + length]))
         offset += length
     assert offset == len(madt)
-    assert entries.count(0) == 1
-    assert 1 not in entries
+    kinds = [kind for kind, _ in entries]
+    assert kinds.count(0) == 1
+    assert kinds.count(1) == 1
+    io_apic = next(body for kind, body in entries if kind == 1)
+    assert struct.unpack("<BxII", io_apic) == (IO_APIC_ID, IO_APIC_BASE, 0)
+    overrides = [struct.unpack("<BBIH", body) for kind, body in entries if kind == 2]
+    assert overrides == [(0, 0, 2, 0), (0, 9, 9, 0xD)]
     assert struct.unpack_from("<II", madt, 36) == (0xFEE00000, 1)
 
 
@@ -98,7 +104,7 @@ def test_one_processor_and_no_io_apic() -> None:
     [
         (_KERNEL, "", PLATFORM_PARAMETERS),
         (_KERNEL, "console=ttyS0 quiet", PLATFORM_PARAMETERS),
-        (_KERNEL, "panic=5", ("noapic",)),
+        (_KERNEL, "panic=5", ()),
         (_KERNEL, "noapic panic=0", ()),
         (_KERNEL, "xpanic=1 nopanic", PLATFORM_PARAMETERS),
         (_NO_KERNEL, "console=ttyS0", ()),

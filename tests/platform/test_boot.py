@@ -151,6 +151,16 @@ def test_multiboot_machine_state_and_information() -> None:
     assert ranges == [(20, e.gpa, e.size, e.kind) for e in boot.e820]
 
 
+@pytest.mark.parametrize("kernel", [{"xloadflags": 0}, {"version": 0x20B}])
+def test_a_kernel_without_64_bit_entry_starts_in_protected_mode(kernel: dict[str, int]) -> None:
+    boot = load(images.bzimage(**kernel), command_line="quiet", initrd=b"files")
+    assert boot.registers.mode is StartMode.PROTECTED_32
+    assert boot.registers.rip == 0x100000
+    assert (boot.registers.rbx, boot.registers.cr0) == (0, 0x11)
+    assert c_string(boot, u32(boot, boot.registers.rsi + 0x228)) == b"quiet"
+    assert byte_range(boot, u32(boot, boot.registers.rsi + 0x218), 5) == b"files"
+
+
 def test_multiboot_without_module_says_so() -> None:
     boot = load(images.multiboot_elf32())
     assert u32(boot, boot.registers.rbx) & 8 == 0
@@ -172,6 +182,23 @@ def test_multiboot_header_is_found_anywhere_aligned_in_8_kib() -> None:
         load(images.multiboot_flat(padding=8192))
 
 
+def test_an_image_may_lie_in_conventional_memory() -> None:
+    """A Multiboot image from the second page on: the loader's own data makes room."""
+    image = images.multiboot_flat(base=0x10000, bss_end=0x25000)
+    boot = load(image, command_line="quiet")
+    assert boot.registers.rip == 0x10080
+    assert byte_range(boot, 0x10000, len(image)) == image
+    info = boot.registers.rbx
+    text = u32(boot, info + 16)
+    assert c_string(boot, text) == b"quiet"
+    assert not 0x10000 <= info < 0x25000
+    assert not 0x10000 <= text < 0x25000
+    boot = load(images.elf64(paddr=0x40000))
+    assert boot.registers.rip >= 0x40000
+    with pytest.raises(BootError, match="leaves no room for the information structure"):
+        load(images.multiboot_flat(base=0x1000, bss_end=0x9FC00))
+
+
 def test_flat_only_by_name() -> None:
     with pytest.raises(BootError, match=r"not a bootable image.*flat"):
         load(b"\xf4" * 100)
@@ -183,8 +210,7 @@ def test_flat_only_by_name() -> None:
 
 REFUSED = [
     (b"", {}, "empty"),
-    (images.bzimage(xloadflags=0), {}, "32-bit kernel"),
-    (images.bzimage(version=0x20B), {}, "boot protocol 2.11"),
+    (images.bzimage(version=0x209), {}, "boot protocol 2.09"),
     (images.bzimage(init_size=65 * MIB), {}, "0x100000-0x4200000"),
     (images.bzimage(preferred=0x1000), {}, "needs guest physical memory 0x1000-"),
     (images.bzimage(), {"initrd": bytes(64 * MIB)}, "initrd of 67108864 bytes does not fit"),

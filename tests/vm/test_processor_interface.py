@@ -136,5 +136,5 @@ def test_a_stop_is_an_outcome() -> None:
 
     with VirtualMachine(Machine("16M"), memory="4M", processor=make) as vm:
         vm.processor.request_stop()
-        outcome = vm.run(timeout=10)
+        outcome = vm.run(timeout=120)
         assert outcome.reason is EndReason.STOPPED

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from memvirt.host.host import Host
 from memvirt.scenario.scenario import parse_scenario
@@ -20,6 +20,8 @@ from memvirt.web.host_source import HostSource
 from memvirt.web.server import Address, WebServer
 
 CHROMIUM = shutil.which("chromium")
+_SECONDS = 300  # for anything to happen, on a busy machine
+expect.set_options(timeout=_SECONDS * 1000)
 HOSTILE = "<img src=x onerror=document.title='taken'>"
 ARGUMENTS = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader"]
 SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
@@ -64,7 +66,7 @@ class Served:
 
     def ask(self, question: Callable[[], Any]) -> Any:
         """What the Python API says, between two rounds."""
-        return self.source.ask(question).result(60)
+        return self.source.ask(question).result(_SECONDS)
 
     def round(self) -> int:
         return int(self.ask(lambda: self.host.rounds))
@@ -115,7 +117,7 @@ class Opened:
         Playwright's own wait_for_function evaluates text inside the page, which its policy of
         contents forbids.
         """
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + _SECONDS
         while not self.page.evaluate(expression, argument):
             assert time.monotonic() < deadline, expression
             self.page.wait_for_timeout(20)
@@ -124,7 +126,7 @@ class Opened:
         """Pause the host, wait until the page shows its last round, and return that."""
         served.ask(lambda: served.source.control("pause"))
         shown = "n => memvirt.store.live.header?.round === n && !memvirt.store.live.header.playing"
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + _SECONDS
         # A round that was under way when the host was asked to pause is still finished.
         while not self.page.evaluate(shown, number := served.round()):
             assert time.monotonic() < deadline, shown
@@ -135,6 +137,7 @@ class Opened:
 @pytest.fixture
 def opened(served: Served, browser: Browser) -> Iterator[Opened]:
     context = browser.new_context(viewport={"width": 1280, "height": 720})
+    context.set_default_timeout(_SECONDS * 1000)
     page = context.new_page()
     made = Opened(page)
     page.on("console", lambda message: made.said.append(f"{message.type}: {message.text}"))

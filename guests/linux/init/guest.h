@@ -30,8 +30,9 @@ static inline uint64_t scramble(uint64_t word)
     return word ^ (word >> 31);
 }
 
-// Run a program and wait: its exit status, or -1 if it could not be run or was killed.
-int run(char *const arguments[]);
+// Run a program and wait: its exit status, or -1 if it could not be run or was killed. Without an
+// environment of its own it has this process's.
+int run(char *const arguments[], char *const environment[]);
 
 // Fork `count` children; child i exits with body(i, context). 0 if all exited with 0.
 int in_children(int count, int (*body)(int index, void *context), void *context);
@@ -45,5 +46,6 @@ int work_compute(void);    // arithmetic, integer and floating
 int work_mappings(void);   // page tables made and unmade
 int work_signals(void);    // faults handled by the program itself
 int work_idle(void);       // nothing, and the clock
+int work_programs32(void); // as compile, with programs of 32 bits
 
 #endif

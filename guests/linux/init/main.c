@@ -2,6 +2,7 @@
 // The first process of the test guest: mounts what is needed, loads the balloon driver, runs the
 // workload named on the kernel command line and reports a verdict, or gives a shell.
 
+#define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -34,7 +35,7 @@ static const struct workload {
 } workloads[] = {
     {"fill", work_fill},         {"processes", work_processes}, {"cache", work_cache},
     {"compile", work_compile},   {"compute", work_compute},     {"mappings", work_mappings},
-    {"signals", work_signals},   {"idle", work_idle},
+    {"signals", work_signals},   {"idle", work_idle},           {"programs32", work_programs32},
 };
 #define WORKLOADS (sizeof workloads / sizeof *workloads)
 
@@ -101,12 +102,12 @@ long meminfo(const char *field)
     return kib;
 }
 
-int run(char *const arguments[])
+int run(char *const arguments[], char *const environment[])
 {
     int status;
     pid_t child = fork();
     if (child == 0) {
-        execv(arguments[0], arguments);
+        execve(arguments[0], arguments, environment ? environment : environ);
         _exit(127);
     }
     if (child < 0 || waitpid(child, &status, 0) != child)
@@ -229,8 +230,8 @@ static int all_of(const char *names)
     int verdict = EXIT_SUCCESS_VALUE;
     snprintf(list, sizeof list, "%s", names);
     if (strcmp(list, "all") == 0)
-        snprintf(list, sizeof list,
-                 "compute,signals,mappings,processes,cache,compile,fill,idle");
+        snprintf(list, sizeof list, "compute,signals,mappings,processes,cache,compile,fill,idle%s",
+                 access("/bin32", F_OK) == 0 ? ",programs32" : "");
     for (char *name = strtok(list, ","); name; name = strtok(NULL, ",")) {
         int value = one(name);
         if (value != EXIT_SUCCESS_VALUE)

@@ -8,12 +8,16 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/utsname.h>
 #include <unistd.h>
 
 #include "guest.h"
 
 #define PAGE 4096u
 #define WORDS (PAGE / sizeof(uint64_t))
+#define IS_32_BIT (sizeof(void *) == 4)
+#define ELSEWHERE (IS_32_BIT ? 0x50000000ul : (unsigned long)0x200000000ull)  // nothing is mapped there
+#define IN_THE_KERNEL (IS_32_BIT ? 0xc1000123ul : (unsigned long)0xffffffff81000123ull)
 
 static uint64_t *map(size_t pages)
 {
@@ -115,7 +119,7 @@ int work_mappings(void)
         for (size_t i = 0; i < pages; i++)
             region[i * WORDS] = scramble(round * pages + i);
         uint64_t *moved = mremap(region, pages * PAGE, pages * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED,
-                                 (char *)0x200000000 + (round & 63) * 0x400000);
+                                 (char *)ELSEWHERE + (round & 63) * 0x400000);
         if (moved == MAP_FAILED)
             return fail("mappings: mremap: %s", strerror(errno));
         if (mprotect(moved, pages / 2 * PAGE, PROT_READ))
@@ -164,6 +168,13 @@ static long error_of(void (*access)(volatile char *), volatile char *at)
     return fault_address == at ? fault_error : -2;
 }
 
+// False for a kernel of i386 without PAE, whose page tables have no such bit: data can be called.
+static int has_no_execute(void)
+{
+    struct utsname system;
+    return !IS_32_BIT || (uname(&system) == 0 && strstr(system.release, "pae"));
+}
+
 static void load(volatile char *at) { (void)*at; }
 static void store(volatile char *at) { *at = 1; }
 static void call(volatile char *at) { ((void (*)(void))(uintptr_t)at)(); }
@@ -190,7 +201,7 @@ int work_signals(void)
     for (int i = 0; i < 3; i++)
         sigaction((int[]){SIGSEGV, SIGFPE, SIGILL}[i], &action, NULL);
     volatile char *readable = (char *)map(1), *hole = (char *)map(1);
-    volatile char *kernel = (char *)0xffffffff81000123;
+    volatile char *kernel = (char *)IN_THE_KERNEL;
     *readable = 0;
     mprotect((void *)readable, PAGE, PROT_READ);
     munmap((void *)hole, PAGE);
@@ -206,7 +217,7 @@ int work_signals(void)
         {"load of the kernel", error_of(load, kernel) | 1, 5},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
-        if (cases[i].got != cases[i].wanted)
+        if (cases[i].got != cases[i].wanted && !(cases[i].wanted == 0x15 && !has_no_execute()))
             return fail("signals: %s: error code %#lx, not %#lx", cases[i].name, cases[i].got,
                         cases[i].wanted);
     if (caught(divide, readable) != SIGFPE || fault_code != FPE_INTDIV)

@@ -78,13 +78,21 @@ int work_cache(void)
     return 0;
 }
 
-// A script of many short programs whose results are compared by the script itself.
-int work_compile(void)
+static int run_script(const char *workload, char *shell, char *const environment[])
 {
     char units[24];
     snprintf(units, sizeof units, "%ld", parameter("units", 10));
-    int status = run((char *[]){"/bin/sh", "/lib/compile.sh", units, NULL});
-    return status == 0 ? 0 : fail("compile: the script ended with status %d", status);
+    int status = run((char *[]){shell, "/lib/compile.sh", units, NULL}, environment);
+    return status == 0 ? 0 : fail("%s: the script ended with status %d", workload, status);
+}
+
+// A script of many short programs whose results are compared by the script itself.
+int work_compile(void) { return run_script("compile", "/bin/sh", NULL); }
+
+// The same script by programs of 32 bits: another entry to the kernel, and compatibility mode.
+int work_programs32(void)
+{
+    return run_script("programs32", "/bin32/sh", (char *[]){"PATH=/bin32", NULL});
 }
 
 static double series(uint64_t seed, int terms)
@@ -95,13 +103,15 @@ static double series(uint64_t seed, int terms)
     return sum;
 }
 
+// All volatile, so that the sum is really made again, and compared as it was kept.
 static int float_child(int index, void *context)
 {
-    int terms = *(int *)context;
-    double first = series(index, terms);
+    volatile int terms = *(int *)context;
+    volatile double first = series(index, terms);
     for (int i = 0; i < 4; i++) {
         sched_yield();
-        if (series(index, terms) != first)
+        volatile double again = series(index, terms);
+        if (again != first)
             return fail("compute: child %d: the sum changed", index);
     }
     return 0;
@@ -137,7 +147,7 @@ int work_compute(void)
         if (in_children(6, float_child, &terms))
             return -1;
     }
-    say("compute: %ld rounds, hash %016lx", rounds, hash);
+    say("compute: %ld rounds, hash %016llx", rounds, (unsigned long long)hash);
     return 0;
 }
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from rich.console import Console
@@ -15,7 +16,7 @@ from memvirt.plan.content import report as rows
 from memvirt.plan.content.analysis import Analysis, Share, analyze
 from memvirt.plan.content.page_file import PageFile
 from memvirt.plan.executor import Progress, executor, suitable_workers
-from memvirt.size import format_size
+from memvirt.size import format_size, parse_size
 
 from .errors import UsageError
 from .plan import check_results, console, print_table, progress_bar, write_results
@@ -29,6 +30,8 @@ class AnalyzeOptions:
     """The options of ``memvirt analyze``."""
 
     dumps: list[Path]
+    vms: list[str] = field(default_factory=list)
+    rate: str = "256M"
     share: str = "all"
     pages: Path | None = None
     scratch: Path | None = None
@@ -40,10 +43,56 @@ class AnalyzeOptions:
 
 
 def analyze_dumps(options: AnalyzeOptions) -> None:
-    """Raises DumpError, SchedulerError or UsageError."""
+    """Raises DumpError, LiveError, SchedulerError or UsageError."""
+    if not options.dumps and not options.vms:
+        raise UsageError("nothing to analyze: name dumps, or live VMs by --vm NAME")
     dumps = _files(options.dumps)
     check_results({"--json": options.json, "--html": options.html, "--pages": options.pages}, dumps)
-    size = sum(path.stat().st_size for path in dumps) / 4096
+    if options.vms:
+        with tempfile.TemporaryDirectory(prefix="memvirt-live-", dir=options.scratch) as folder:
+            _analyze(options, dumps, copy_live_vms(options.vms, options.rate, Path(folder)))
+    else:
+        _analyze(options, dumps, {})
+
+
+def copy_live_vms(names: list[str], rate: str, folder: Path) -> dict[Path, str]:
+    """Copy live VMs into ``folder``, one after the other; their names by file. What could not be
+    read of one is a line. Raises LiveError, UsageError."""
+    from memvirt.live.discovery import discover, find_vm  # noqa: PLC0415  only for live VMs
+    from memvirt.live.vm import open_kernel_pages  # noqa: PLC0415
+    from memvirt.plan.dumps.live import copy_live_vm  # noqa: PLC0415
+
+    bytes_a_second = parse_size(rate, what="--rate")
+    if bytes_a_second <= 0:
+        raise UsageError("--rate 0: nothing would ever be read; give bytes a second, such as 256M")
+    there = discover()
+    found = [find_vm(name, there) for name in names]
+    twice = [vm.name for vm in found if found.count(vm) > 1]
+    if twice:
+        raise UsageError(f"--vm {twice[0]}: named twice; each VM counts once")
+    kernel, _ = open_kernel_pages()
+    copies = {}
+    try:
+        for vm in found:
+            with progress_bar(f"reading {vm.name}") as bar:
+                copy = copy_live_vm(vm, folder, bytes_a_second, kernel, bar)
+            copies[copy.path] = copy.name
+            if copy.missing:
+                console().print(
+                    f"{copy.name}: {format_size(copy.missing * 4096)} not read: "
+                    f"{copy.swapped} pages swapped by the host, {copy.paged} kept by a pager, "
+                    f"{copy.unseen} that this user may not see",
+                    style="yellow", markup=False,
+                )  # fmt: skip
+    finally:
+        if kernel is not None:
+            kernel.close()
+    return copies
+
+
+def _analyze(options: AnalyzeOptions, dumps: list[Path], live: dict[Path, str]) -> None:
+    dumps = [*dumps, *live]
+    size = sum(path.stat().st_blocks * 512 for path in dumps) / 4096
     workers = options.workers or suitable_workers(size / _PAGES_A_SECOND)
     with contextlib.ExitStack() as stack:
         where = stack.enter_context(
@@ -54,10 +103,11 @@ def analyze_dumps(options: AnalyzeOptions) -> None:
         )  # fmt: skip
         on_pages = None
         if options.pages is not None:
-            on_pages = stack.enter_context(PageFile(options.pages, [str(p) for p in dumps]))
+            names = [live.get(path, str(path)) for path in dumps]
+            on_pages = stack.enter_context(PageFile(options.pages, names))
         found = analyze(
             dumps, where, _bars(stack), share=Share(options.share), scratch=options.scratch,
-            on_pages=on_pages,
+            on_pages=on_pages, live=live,
         )  # fmt: skip
     write_results(
         options.json, options.html, json.dumps(asdict(found)), rows.analysis_report(found)
@@ -104,6 +154,13 @@ def print_analysis(out: Console, found: Analysis) -> None:
     )
     out.print()
     print_table(out, rows.SAVINGS_HEADINGS, rows.savings_rows(found))
+    if found.uses:
+        out.print("\nWhat Linux guests use their pages for")
+        print_table(out, rows.USE_HEADINGS, rows.use_rows(found))
+        out.print()
+        print_table(out, rows.VM_USE_HEADINGS, rows.vm_use_rows(found))
+    for line in rows.use_problems(found):
+        out.print(line, style="dim", markup=False)
     if found.partners:
         out.print("\nVMs to put together")
         print_table(out, rows.PAIR_HEADINGS, rows.pair_rows(found, _PAIRS_SHOWN), left=2)

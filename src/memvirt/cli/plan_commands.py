@@ -104,7 +104,14 @@ class Sharers(StrEnum):
 
 
 def analyze_command(
-    dumps: Annotated[list[Path], typer.Argument(help="memory dumps", show_default=False)],
+    dumps: Annotated[
+        list[Path] | None, typer.Argument(help="memory dumps", show_default=False)
+    ] = None,
+    vm: Annotated[
+        list[str] | None,
+        typer.Option(help="a live QEMU VM of this host: its name, process or libvirt domain"),
+    ] = None,
+    rate: Annotated[str, typer.Option(help="most bytes a second to read of live VMs")] = "256M",
     share: Annotated[
         Sharers, typer.Option(help="who may share: all VMs, those of one folder, each by itself")
     ] = Sharers.all,
@@ -122,14 +129,15 @@ def analyze_command(
 ) -> None:
     """What is in the memory of VMs: zero, equal, similar, compressible pages; what sharing saves.
 
-    Reads ELF dumps of QEMU, kdump-compressed dumps, LiME, raw memory, and memvirt's snapshots.
+    Reads ELF dumps of QEMU, kdump-compressed dumps, LiME, raw memory, memvirt's snapshots,
+    and live VMs, of which only what has machine memory is read, once.
     """
     with user_errors():
         with planning_tools():
             from .analyze import AnalyzeOptions, analyze_dumps  # noqa: PLC0415
         analyze_dumps(
             AnalyzeOptions(
-                dumps, share.value, pages, scratch, workers, scheduler, memory_per_worker,
-                json_file, html,
+                dumps or [], vm or [], rate, share.value, pages, scratch, workers, scheduler,
+                memory_per_worker, json_file, html,
             )
         )  # fmt: skip

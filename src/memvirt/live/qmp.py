@@ -183,11 +183,11 @@ class QmpMonitor:
         *,
         name: str,
         pid: int | None = None,
-        timeout: float = COMMAND_SECONDS,
+        timeout: float | None = None,
     ) -> None:
         self.name = name
         self.address = address
-        self._timeout = timeout
+        self._timeout = COMMAND_SECONDS if timeout is None else timeout
         self._events: deque[Event] = deque(maxlen=_MOST_EVENTS)
         self._news = threading.Condition()
         self._closed = False
@@ -371,7 +371,7 @@ class QmpMonitor:
                 self._news.wait(left)
 
 
-def open_monitor(vm: DiscoveredVm, *, timeout: float = COMMAND_SECONDS) -> Monitor:
+def open_monitor(vm: DiscoveredVm, *, timeout: float | None = None) -> Monitor:
     """A monitor of a discovered VM: its QMP sockets in turn, then libvirt.
 
     Raises the error of the first one if none can be used; MonitorError with what to add to the

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -134,6 +135,9 @@ def executor(
                         n_workers=workers, threads_per_worker=1, processes=True,
                         host="127.0.0.1", dashboard_address="127.0.0.1:0",
                         memory_limit=memory_per_worker,
+                        # A heartbeat that is on its way when the cluster ends is an error to a
+                        # worker, with a traceback; what goes wrong in a task comes back by itself.
+                        silence_logs=logging.CRITICAL,
                     )
                 )  # fmt: skip
                 client = stack.enter_context(Client(cluster))

@@ -157,6 +157,14 @@ def lapic_accept(lapic: LapicState, vector: int) -> None:
 
 
 @compiled
+def lapic_accept_level(lapic: LapicState, vector: int) -> None:
+    """As ``lapic_accept`` for a level-triggered interrupt, whose EOI the I/O APIC is told."""
+    lapic_accept(lapic, vector)
+    if vector >= 16:
+        lapic.trigger_mode[vector >> 5] |= 1 << (vector & 31)
+
+
+@compiled
 def lapic_pending(lapic: LapicState) -> int:
     """The vector the APIC would deliver now, or -1 (SDM, "Interrupt Acceptance for Fixed")."""
     if lapic.base_msr & BASE_ENABLE == 0:
@@ -240,9 +248,15 @@ def _is_addressed(lapic: LapicState) -> int:
     if shorthand != 0:
         return 1 if shorthand < 3 else 0
     destination = lapic.command_high >> 24 & 0xFF
+    return lapic_is_destination(lapic, lapic.command_low & 0x800, destination)
+
+
+@compiled
+def lapic_is_destination(lapic: LapicState, logical_mode: int, destination: int) -> int:
+    """1 when a message to ``destination``, physical or logical, is for this APIC."""
     if destination == 0xFF:
         return 1
-    if lapic.command_low & 0x800 == 0:
+    if logical_mode == 0:
         return 1 if destination == lapic.id else 0
     logical = lapic.logical_destination >> 24 & 0xFF
     if lapic.destination_format >> 28 & 15 == 15:
@@ -338,10 +352,14 @@ def _write_divide(lapic: LapicState, value: int, now: int) -> None:
 
 
 @compiled
-def _end_of_interrupt(lapic: LapicState) -> None:
+def lapic_end_of_interrupt(lapic: LapicState) -> int:
+    """Write EOI: the level-triggered vector that the I/O APIC must be told of, or -1."""
     vector = _highest_vector(lapic.in_service)
-    if vector != NO_VECTOR:
-        lapic.in_service[vector >> 5] &= ~(1 << (vector & 31))
+    if vector == NO_VECTOR:
+        return NO_VECTOR
+    bit = 1 << (vector & 31)
+    lapic.in_service[vector >> 5] &= ~bit
+    return vector if lapic.trigger_mode[vector >> 5] & bit else NO_VECTOR
 
 
 @compiled
@@ -354,7 +372,7 @@ def lapic_write(lapic: LapicState, offset: int, value: int, now: int) -> None:
     if REG_LVT_TIMER <= offset <= REG_LVT_ERROR:
         _write_lvt(lapic, (offset - REG_LVT_TIMER) >> 4, value)
     elif offset == REG_EOI:
-        _end_of_interrupt(lapic)
+        lapic_end_of_interrupt(lapic)
     elif offset == REG_TPR:
         lapic.task_priority = value & 0xFF
     elif offset == REG_ID:

@@ -2,7 +2,8 @@
 """The virtual PC: every device in one record, its port map, its interrupt wiring, its clock.
 
 The run loop (compiled or not) owes this module four things: ``io_read``/``io_write`` for each IN
-and OUT, ``mmio_read``/``mmio_write`` for each access to the APIC page, ``pc_advance`` whenever
+and OUT, ``mmio_read``/``mmio_write`` for each access to the local APIC's page and
+``io_apic_read``/``pc_io_apic_write`` for the I/O APIC's, ``pc_advance`` whenever
 virtual time reaches ``pc_next_deadline``, and, before entering the guest with interrupts enabled,
 ``pc_acknowledge_interrupt`` if ``pc_interrupt_pending``. All of them take element 0 of the array
 made by ``new_pc`` (in a ``numba.cfunc``: ``carray(pointer, 1, PC_DTYPE)[0]``). ``now`` is virtual
@@ -21,13 +22,24 @@ from memvirt.platform.cmos import (
     cmos_next_deadline,
 )
 from memvirt.platform.control import ControlState, control_reset
+from memvirt.platform.fw_cfg import FwCfgState
+from memvirt.platform.ioapic import (
+    TIMER_PIN,
+    IoApicState,
+    io_apic_end_of_interrupt,
+    io_apic_reset,
+    io_apic_set_line,
+    io_apic_write,
+)
 from memvirt.platform.keyboard import KeyboardState, keyboard_interrupt, keyboard_reset
 from memvirt.platform.lapic import (
     NO_VECTOR,
+    REG_EOI,
     LapicState,
     lapic_accepts_extint,
     lapic_acknowledge,
     lapic_advance,
+    lapic_end_of_interrupt,
     lapic_next_deadline,
     lapic_pending,
     lapic_read,
@@ -64,6 +76,8 @@ class PcState(Record):
     lapic: LapicState
     keyboard: KeyboardState
     control: ControlState
+    io_apic: IoApicState
+    fw_cfg: FwCfgState
 
 
 PC_DTYPE = record_dtype(PcState)
@@ -89,14 +103,23 @@ def _reset_devices(pc: PcState) -> None:
     lapic_reset(pc.lapic)
     keyboard_reset(pc.keyboard)
     control_reset(pc.control)
+    io_apic_reset(pc.io_apic)
+
+
+@compiled
+def set_irq(pc: PcState, irq: int, level: int) -> None:
+    """Drive ISA interrupt line ``irq``, which both interrupt controllers see, to 0 or 1."""
+    pic_set_irq(pc.pic, irq, level)
+    pin = TIMER_PIN if irq == IRQ_TIMER else irq
+    io_apic_set_line(pc.io_apic, pc.lapic, pin, level)
 
 
 @compiled
 def update_interrupt_lines(pc: PcState) -> None:
     """Drive the level-like IRQ lines from their devices. Owed after any change to a device."""
-    pic_set_irq(pc.pic, IRQ_SERIAL, uart_interrupt(pc.uart))
-    pic_set_irq(pc.pic, IRQ_KEYBOARD, keyboard_interrupt(pc.keyboard))
-    pic_set_irq(pc.pic, IRQ_CLOCK, cmos_interrupt(pc.cmos))
+    set_irq(pc, IRQ_SERIAL, uart_interrupt(pc.uart))
+    set_irq(pc, IRQ_KEYBOARD, keyboard_interrupt(pc.keyboard))
+    set_irq(pc, IRQ_CLOCK, cmos_interrupt(pc.cmos))
 
 
 @compiled
@@ -104,8 +127,8 @@ def pc_advance(pc: PcState, now: int) -> None:
     """Fire every timer due up to ``now``. Edges missed meanwhile are one interrupt a line."""
     if pit_advance(pc.pit, now) > 0:
         # The output is high again long before the guest looks; a fall-and-rise is the edge.
-        pic_set_irq(pc.pic, IRQ_TIMER, 0)
-        pic_set_irq(pc.pic, IRQ_TIMER, 1)
+        set_irq(pc, IRQ_TIMER, 0)
+        set_irq(pc, IRQ_TIMER, 1)
     cmos_advance(pc.cmos, now)
     lapic_advance(pc.lapic, now)
     update_interrupt_lines(pc)
@@ -138,7 +161,7 @@ def pc_acknowledge_interrupt(pc: PcState) -> int:
 
 @compiled
 def mmio_read(pc: PcState, offset: int, size: int, now: int) -> int:
-    """Read 1, 2, 4 or 8 bytes at ``offset`` in the APIC page; only aligned registers exist."""
+    """Read 1, 2, 4 or 8 bytes of the local APIC's page; only aligned registers exist."""
     lapic_advance(pc.lapic, now)
     value = lapic_read(pc.lapic, offset & 0xFFC, now) >> (8 * (offset & 3))
     return value if size >= 4 else value & ((1 << (8 * size)) - 1)
@@ -146,11 +169,22 @@ def mmio_read(pc: PcState, offset: int, size: int, now: int) -> int:
 
 @compiled
 def mmio_write(pc: PcState, offset: int, size: int, value: int, now: int) -> None:
-    """Write the APIC page; as on a processor, anything but an aligned 32-bit store is dropped."""
+    """Write the local APIC's page; as on a processor, only aligned 32-bit stores count."""
     if size != 4 or offset & 3:
         return
     lapic_advance(pc.lapic, now)
+    if offset & 0xFFF == REG_EOI:
+        vector = lapic_end_of_interrupt(pc.lapic)
+        if vector != NO_VECTOR:
+            io_apic_end_of_interrupt(pc.io_apic, pc.lapic, vector)
+        return
     lapic_write(pc.lapic, offset & 0xFFF, value, now)
+
+
+@compiled
+def pc_io_apic_write(pc: PcState, offset: int, value: int) -> None:
+    """Write the I/O APIC's page."""
+    io_apic_write(pc.io_apic, pc.lapic, offset & 0xFFF, value)
 
 
 def pc_serial_input(pc: PcState, data: bytes) -> int:

@@ -3,7 +3,7 @@
 
 Devices are eight bits wide; a wider access is one access per consecutive port, low byte first, as
 the ISA bus splits it. Exceptions are the ports whose register really is wider: debug exit, ACPI
-control, and PCI configuration (no PCI bus: reads give all ones).
+control, the selector of fw_cfg, and PCI configuration (no PCI bus: reads give all ones).
 """
 
 from memvirt.compiled import compiled
@@ -24,6 +24,12 @@ from memvirt.platform.control import (
     control_write_fast_reset,
     control_write_reset,
 )
+from memvirt.platform.fw_cfg import (
+    PORT_FW_CFG_DATA,
+    PORT_FW_CFG_SELECT,
+    fw_cfg_read,
+    fw_cfg_select,
+)
 from memvirt.platform.keyboard import (
     KEYBOARD_RESET,
     keyboard_read_data,
@@ -31,11 +37,10 @@ from memvirt.platform.keyboard import (
     keyboard_write_command,
     keyboard_write_data,
 )
-from memvirt.platform.pc import IRQ_TIMER, PcState, pc_advance, update_interrupt_lines
+from memvirt.platform.pc import IRQ_TIMER, PcState, pc_advance, set_irq, update_interrupt_lines
 from memvirt.platform.pic import (
     pic_read,
     pic_read_edge_level,
-    pic_set_irq,
     pic_write,
     pic_write_edge_level,
 )
@@ -129,6 +134,8 @@ def _read_byte(pc: PcState, port: int, now: int) -> int:
         return uart_read(pc.uart, port & 7)
     if port & ~1 == PORT_EDGE_LEVEL:
         return pic_read_edge_level(pc.pic, port & 1)
+    if port == PORT_FW_CFG_DATA:
+        return fw_cfg_read(pc.fw_cfg)
     if port == PORT_RESET_CONTROL:
         return pc.control.reset_control
     if PORT_ACPI_EVENTS <= port < PORT_ACPI_CONTROL:
@@ -167,7 +174,7 @@ def _write_system_byte(pc: PcState, port: int, value: int, now: int) -> None:
     elif PORT_PIT <= port < PORT_PIT + 4:
         pit_write(pc.pit, port & 3, value, now)
         if pc.pit.channels[0].loaded == 0 and pc.pit.channels[0].mode == 0:
-            pic_set_irq(pc.pic, IRQ_TIMER, 0)
+            set_irq(pc, IRQ_TIMER, 0)
     elif port == PORT_SYSTEM_CONTROL:
         pit_write_61(pc.pit, value, now)
     elif port == PORT_KEYBOARD_DATA:
@@ -201,7 +208,7 @@ def _write_byte(pc: PcState, port: int, value: int, now: int) -> None:
         control_write_reset(pc.control, value)
     elif PORT_ACPI_EVENTS <= port < PORT_ACPI_CONTROL:
         control_write_events(pc.control, port - PORT_ACPI_EVENTS, value)
-    elif PORT_PCI_ADDRESS <= port < PORT_PCI_DATA + 4:
+    elif PORT_PCI_ADDRESS <= port < PORT_PCI_DATA + 4 or port == PORT_FW_CFG_DATA:
         return
     else:
         _unknown_write(pc, port)
@@ -227,6 +234,8 @@ def io_write(pc: PcState, port: int, size: int, value: int, now: int) -> int:
         control_debug_exit(pc.control, value & ((1 << (8 * size)) - 1))
     elif port == PORT_ACPI_CONTROL and size >= 2:
         control_write_acpi(pc.control, value)
+    elif port == PORT_FW_CFG_SELECT and size == 2:
+        fw_cfg_select(pc.fw_cfg, value & 0xFFFF)
     elif port == PORT_PCI_ADDRESS and size == 4:
         pass  # the address register is 32 bits wide: this is not a write to port 0xcf9
     else:

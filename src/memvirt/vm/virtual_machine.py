@@ -33,8 +33,10 @@ from memvirt.notebook import one_line
 from memvirt.platform.backdoor import complete_backdoor
 from memvirt.platform.balloon import BalloonDevice, complete_balloon
 from memvirt.platform.boot.detect import load_boot_image
+from memvirt.platform.boot.fw_cfg_items import fw_cfg_items
 from memvirt.platform.boot.image import BootImage, InitialState, StartMode
 from memvirt.platform.boot.protocol import Protocol, boot_protocol
+from memvirt.platform.fw_cfg import ItemBytes, fw_cfg_configure
 from memvirt.platform.pc import Pc, new_pc, pc_serial_input
 from memvirt.platform.uart import uart_drain
 from memvirt.size import format_size, parse_size
@@ -119,6 +121,7 @@ class VirtualMachine:
             self.vmm.power_off()
             raise
         self._off = False
+        self._fw_cfg_items: list[ItemBytes] = []  # the device reads from them
         self.boot_image: BootImage | None = None
         self.outcome: Outcome | None = None
         self.waiting = False
@@ -195,6 +198,7 @@ class VirtualMachine:
         )
         for segment in loaded.segments:
             self.vmm.write_physical(segment.gpa, segment.data)
+        self._fw_cfg_items = fw_cfg_configure(self.pc[0].fw_cfg, fw_cfg_items(loaded, self.memory))
         self._set_registers(loaded.registers)
         self.boot_image = loaded
         return loaded

@@ -30,7 +30,7 @@ MODULES = (
 )  # fmt: skip
 DISK_BYTES = 64 << 20
 WORKERS = ("memory", "churn", "direct", "buffered", "cached")
-_STARTED_SECONDS = 180.0
+_STARTED_SECONDS = 300.0
 
 
 def until(condition: Callable[[], bool], what: str, seconds: float = 180.0) -> None:
@@ -118,7 +118,7 @@ class VerifyingVm:
             )
         }
 
-    def wait_for_progress(self, workers: tuple[str, ...] = WORKERS, seconds: float = 60.0) -> None:
+    def wait_for_progress(self, workers: tuple[str, ...] = WORKERS, seconds: float = 240.0) -> None:
         """Every worker reports more operations than it has now."""
         before = self.results()
 

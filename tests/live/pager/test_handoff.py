@@ -50,7 +50,7 @@ class Toy:
         )
         self.pid = self.process.pid
 
-    def answer(self, seconds: float = 20.0) -> str:
+    def answer(self, seconds: float = 180.0) -> str:
         assert self.process.stdout is not None
         ready, _, _ = select.select([self.process.stdout], [], [], seconds)
         assert ready, "the toy VMM does not answer"

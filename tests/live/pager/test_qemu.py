@@ -27,6 +27,12 @@ StartVm = Callable[..., VerifyingVm]
 StartPager = Callable[..., PagerProcess]
 pytestmark = pytest.mark.acceptance  # real QEMU, real time: they need a machine to themselves
 
+
+@pytest.fixture(scope="module", autouse=True)
+def patience() -> None:
+    """Not here: monitors do hang while the pager is dead, and the pager's own limits count."""
+
+
 TIGHT = Policy(Goal(target=40 << 20), Pace(batch=64))
 
 

@@ -42,7 +42,7 @@ def start_idle(needs_userfaultfd: None, runtime: Path, tmp_path: Path) -> Iterat
         command += ["none", "-qmp", f"unix:{directory / 'qmp'},server=on,wait=off", *arguments]
         process = subprocess.Popen([*command, *(["-S"] if stopped else [])])
         processes.append(process)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while True:
             assert process.poll() is None, "QEMU does not start"
             assert time.monotonic() < deadline, "QEMU's monitor does not answer"
@@ -167,17 +167,23 @@ def test_a_full_disk_is_told_before_anything_is_touched(
 
 
 def test_an_injected_system_call_leaves_the_process_as_it_was() -> None:
+    # Most of the time it sleeps or waits for input, as the threads of QEMU do.
     script = (
-        "import time, sys; print('up', flush=True); time.sleep(1.5); print('slept', flush=True)"
+        "import select, sys, time\nprint('up', flush=True)\n"
+        "while not select.select([sys.stdin], [], [], 0.02)[0]: time.sleep(0.02)\n"
+        "print('slept', sys.stdin.read(), flush=True)"
     )
-    arguments = ["python3", "-c", script]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as child:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(["python3", "-c", script], text=True, **pipes) as child:
+        assert child.stdin is not None
         assert child.stdout is not None
         assert child.stdout.readline() == "up\n"
         for _ in range(20):
             assert run_system_call(child.pid, 39) == child.pid  # getpid
             assert run_system_call(child.pid, 3, 999) == -9  # close: EBADF
-        assert child.stdout.read() == "slept\n"
+        child.stdin.write("enough")
+        child.stdin.close()
+        assert child.stdout.read() == "slept enough\n"
     assert child.returncode == 0
 
 

@@ -24,8 +24,9 @@ from memvirt.mmu.native import (
     store64,
 )
 from memvirt.platform.control import PORT_POST
+from memvirt.platform.ioapic import io_apic_read
 from memvirt.platform.lapic import BASE_ENABLE
-from memvirt.platform.pc import PcState, mmio_read, mmio_write
+from memvirt.platform.pc import PcState, mmio_read, mmio_write, pc_io_apic_write
 from memvirt.platform.pc import pc_interrupt_pending as interrupt_pending
 from memvirt.platform.ports import (
     IO_BACKDOOR,
@@ -360,6 +361,23 @@ def on_apic_write(handle: int, offset: int, size: int, value: int, user: int) ->
     engine.mmio_accesses += 1
     word = types.int64(value) & _U32
     mmio_write(pc, types.int64(offset), types.int64(size), word, virtual_now(engine))
+    _after_device(engine)
+
+
+@callback("uint64(int64, uint64, uint32, int64)")
+def on_io_apic_read(handle: int, offset: int, size: int, user: int) -> int:
+    """A load from the I/O APIC's page."""
+    engine = engine_at(user)
+    engine.mmio_accesses += 1
+    return types.uint64(io_apic_read(pc_at(engine.pc_at).io_apic, types.int64(offset)))
+
+
+@callback("void(int64, uint64, uint32, uint64, int64)")
+def on_io_apic_write(handle: int, offset: int, size: int, value: int, user: int) -> None:
+    """A store to the I/O APIC's page."""
+    engine = engine_at(user)
+    engine.mmio_accesses += 1
+    pc_io_apic_write(pc_at(engine.pc_at), types.int64(offset), types.int64(value) & _U32)
     _after_device(engine)
 
 

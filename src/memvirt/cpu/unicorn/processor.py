@@ -23,6 +23,7 @@ from memvirt.cpu.processor import (
 from memvirt.mmu.access import MISCONFIGURED, NEED_FRAMES, NEED_PAGE
 from memvirt.mmu.host_ranges import ForeignRanges, host_address
 from memvirt.names import choose
+from memvirt.platform.ioapic import IO_APIC_BASE
 from memvirt.platform.pc import Pc
 from memvirt.platform.ports import IO_BACKDOOR, IO_BALLOON
 from memvirt.state_record import new_record
@@ -107,7 +108,7 @@ class UnicornProcessor:
         self._check(library.uc_ctl(self._handle, reg.CTL_TLB_FLUSH), "flushing translations")
 
     def _map_memory(self) -> None:
-        """Machine memory as the engine's physical memory, and the two MMIO windows."""
+        """Machine memory as the engine's physical memory, and the MMIO windows."""
         machine, state = self.vmm.machine, self.state
         address, size = machine.host_address, machine.bytes
         if self._flat:
@@ -119,7 +120,10 @@ class UnicornProcessor:
             handle, base, ctypes.c_size_t(size), everything, ctypes.c_void_p(address)
         )
         self._check(error, f"mapping {size:#x} bytes of machine memory")
-        windows = [(int(state.lapic_window), hooks.on_apic_read, hooks.on_apic_write)]
+        windows = [
+            (int(state.lapic_window), hooks.on_apic_read, hooks.on_apic_write),
+            (int(state.io_apic_window), hooks.on_io_apic_read, hooks.on_io_apic_write),
+        ]
         if not self._flat:
             windows.append((int(state.hole_window), hooks.on_hole_read, hooks.on_hole_write))
         user = ctypes.c_void_p(int(state.state_at))
@@ -170,6 +174,7 @@ class UnicornProcessor:
         above_memory = -(-self.vmm.machine.bytes // (1 << 21)) * (1 << 21)
         state.lapic_window = LAPIC_GPA if self._flat else above_memory
         state.hole_window = above_memory + PAGE_BYTES
+        state.io_apic_window = IO_APIC_BASE if self._flat else above_memory + 2 * PAGE_BYTES
 
     def _add_hooks(self) -> None:
         add = hook_function()

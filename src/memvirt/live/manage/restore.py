@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from memvirt.live.discovery import discover
-from memvirt.live.errors import CommandError, LiveError, ProcessGone
+from memvirt.live.discovery import DiscoveredVm, discover
+from memvirt.live.errors import CommandError, LiveError, MonitorBusy, MonitorTimeout, ProcessGone
 from memvirt.live.host_memory import read_host_pages
 from memvirt.live.page_states import LivePageState
 from memvirt.live.vm import LiveVm, open_kernel_pages
@@ -20,8 +20,10 @@ from .guest import set_balloon
 from .ledger import Ledger, VmRecord, start_time
 from .pageout import Adviser, bring_back
 
-BALLOON_SECONDS = 20.0  # for a guest to take its memory back
-_NEAR = 1 << 20  # bytes of ``actual`` that make no difference
+BALLOON_SECONDS = 20.0  # without progress, until a guest does not take its memory back
+_NEAR = 1 << 20  # bytes of ``actual`` that make no difference,
+_NEAR_SECONDS = 1.0  # if no more come for so long
+_BUSY_SECONDS = 20.0  # for another client to leave a monitor
 _MOST_BACK = 0.5  # of the host's available memory that pages from swap may take
 
 
@@ -66,7 +68,7 @@ def restore_vm(
         found = discover([record.pid])
         if not found:
             raise ProcessGone(f"process {record.pid} is gone")
-        with LiveVm(found[0]) as vm:
+        with _open(found[0], wait) as vm:
             for line in _restore(vm, record, wait):
                 say(f"{record.name}: {line}")
     except ProcessGone:
@@ -76,6 +78,18 @@ def restore_vm(
         return False
     ledger.forget(record)
     return True
+
+
+def _open(found: DiscoveredVm, wait: Callable[[float], object]) -> LiveVm:
+    """The VM; a monitor that serves somebody else just now is waited for. Raises LiveError."""
+    deadline = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            return LiveVm(found)
+        except (MonitorBusy, MonitorTimeout):
+            if time.monotonic() > deadline:
+                raise
+            wait(0.2)
 
 
 def _restore(vm: LiveVm, record: VmRecord, wait: Callable[[float], object]) -> Iterator[str]:
@@ -111,12 +125,15 @@ def _deflate(vm: LiveVm, memory_bytes: int, wait: Callable[[float], object]) -> 
             return True  # the device has been unplugged, and its pages with it
         raise
     set_balloon(vm, memory_bytes)
-    deadline = time.monotonic() + BALLOON_SECONDS
-    while abs(now - memory_bytes) > _NEAR:
-        if time.monotonic() > deadline:
-            return False
+    moved_at = time.monotonic()
+    while now != memory_bytes:
+        near = abs(now - memory_bytes) <= _NEAR
+        if time.monotonic() - moved_at > (_NEAR_SECONDS if near else BALLOON_SECONDS):
+            return near
         wait(0.05)
-        now = int(vm.ask().execute("query-balloon")["actual"])
+        before, now = now, int(vm.ask().execute("query-balloon")["actual"])
+        if now != before:
+            moved_at = time.monotonic()
     return True
 
 

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from memvirt.machine.similarity import PATCH_HEADER
 from memvirt.notebook import html_table
 from memvirt.plan.dumps.detect import open_dump
 from memvirt.plan.executor import Executor, Progress
+from memvirt.plan.linux.page_use import PageUse
 
 from .similar import references
 from .tasks import (
@@ -33,6 +35,7 @@ from .tasks import (
     fingerprint,
     measure,
 )
+from .uses import PageUses
 
 __all__ = ["Analysis", "PageClass", "Savings", "Share", "VmContent", "analyze"]
 
@@ -73,7 +76,9 @@ class Savings:
 
 @dataclass(frozen=True)
 class VmContent:
-    """One dump. ``classes``: pages of each class by its name in small letters."""
+    """One dump. ``classes``: pages of each class by its name in small letters; ``uses``: pages of
+    each use likewise, if the guest's kernel is a Linux whose memory map could be read. Then
+    ``linux`` is its release, else ``linux_problem`` says why it is not known."""
 
     name: str
     path: str
@@ -81,13 +86,17 @@ class VmContent:
     group: str
     pages: int
     classes: dict[str, int]
+    uses: dict[str, int] = field(default_factory=dict)
+    linux: str = ""
+    linux_problem: str = ""
 
 
 @dataclass(frozen=True)
 class Analysis:
     """The outcome. ``partners``: the pairs of VMs with most content in common, with the pages that
     sharing saves if the two run on one host; ``chance``: of a hash having made two different pages
-    equal, anywhere (64-bit hashes are trusted here, as nothing is changed by it)."""
+    equal, anywhere (64-bit hashes are trusted here, as nothing is changed by it). ``uses``: for
+    each use of pages by Linux guests, the pages of each class, of the dumps where it is known."""
 
     vms: tuple[VmContent, ...]
     share: str
@@ -98,6 +107,7 @@ class Analysis:
     compressible_part: float
     in_use_pages: int
     chance: float
+    uses: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         saved = self.savings.together
@@ -120,26 +130,29 @@ class _Pages:
     measured: Measured
 
 
-OnPages = Callable[[Array, Array, Array, Array], None]
+OnPages = Callable[[Array, Array, Array, Array, Array], None]
 
 
 def analyze(
     paths: list[Path], executor: Executor, report: Callable[[str], Progress], *,
     share: Share = Share.ALL, scratch: Path | None = None, on_pages: OnPages | None = None,
+    live: Mapping[Path, str] = MappingProxyType({}),
 ) -> Analysis:  # fmt: skip
-    """Analyze dumps. ``on_pages`` gets (page numbers, classes, references, bytes kept) of every
-    page, in pieces. Raises DumpError."""
+    """Analyze dumps. ``on_pages`` gets (page numbers, classes, references, bytes kept, uses) of
+    every page, in pieces. ``live``: names of the VMs whose copies are among the dumps. Raises
+    DumpError."""
     with tempfile.TemporaryDirectory(prefix="memvirt-analyze-", dir=scratch) as folder:
-        return _Analyzer(paths, executor, report, share, Path(folder)).run(on_pages)
+        return _Analyzer(paths, executor, report, share, Path(folder), live).run(on_pages)
 
 
 class _Analyzer:
     def __init__(
         self, paths: list[Path], executor: Executor, report: Callable[[str], Progress],
-        share: Share, scratch: Path,
+        share: Share, scratch: Path, live: Mapping[Path, str],
     ) -> None:  # fmt: skip
         self.paths = [path.resolve() for path in paths]
         self.executor, self.report, self.share, self.scratch = executor, report, share, scratch
+        self.live = {path.resolve(): name for path, name in live.items()}
         self.dumps = [open_dump(path) for path in self.paths]
         self.groups = [self._group(path) for path in self.paths]
         salts = {group: number for number, group in enumerate(sorted(set(self.groups)))}
@@ -148,10 +161,15 @@ class _Analyzer:
     def _group(self, path: Path) -> str:
         if self.share is Share.ALL:
             return ""
-        return path.parent.name if self.share is Share.FOLDER else str(path)
+        if self.share is Share.FOLDER:
+            return "live" if path in self.live else path.parent.name
+        return self.live.get(path, str(path))
 
     def run(self, on_pages: OnPages | None) -> Analysis:
         prints = self._fingerprint(on_pages is not None)
+        self.uses = PageUses.find(
+            self.dumps, self.paths, prints, self.executor, self.report("memory maps")
+        )
         counted = self._count(prints)
         pages = self._measure(counted)
         classes = self._classes(pages)
@@ -247,21 +265,24 @@ class _Analyzer:
         def constant(like: Array, value: int, kind: Any) -> Array:
             return np.full(like.size, value, kind)
 
+        def give(numbers: Array, classes: Array, reference: Array, kept: Array) -> None:
+            on_pages(numbers, classes, reference, kept, self.uses.of(numbers))
+
         for part in prints:
             zero = part.zero_pages
-            on_pages(zero, constant(zero, PageClass.ZERO, np.uint8),
-                     constant(zero, 0, np.uint64), constant(zero, 0, np.int32))  # fmt: skip
+            give(zero, constant(zero, PageClass.ZERO, np.uint8),
+                 constant(zero, 0, np.uint64), constant(zero, 0, np.int32))  # fmt: skip
         for found in counted:
             equal = found.duplicates
-            on_pages(equal, constant(equal, PageClass.EQUAL, np.uint8),
-                     found.same_as + np.uint64(1), constant(equal, 0, np.int32))  # fmt: skip
+            give(equal, constant(equal, PageClass.EQUAL, np.uint8),
+                 found.same_as + np.uint64(1), constant(equal, 0, np.int32))  # fmt: skip
         measured = pages.measured
         kept = np.full(classes.size, PAGE_BYTES, np.int32)
         similar, small = classes == PageClass.SIMILAR, classes == PageClass.COMPRESSIBLE
         kept[similar] = measured.patch[similar]
         kept[small] = slot_bytes(measured.compressed[small])
         reference = np.where(similar, measured.reference, np.uint64(0))
-        on_pages(pages.fingerprints["page"], classes, reference, kept)
+        give(pages.fingerprints["page"], classes, reference, kept)
 
     def _sum_up(
         self, prints: list[Fingerprints], counted: list[Counted], pages: _Pages, classes: Array,
@@ -288,8 +309,10 @@ class _Analyzer:
         names = self._names()
         vms = tuple(
             VmContent(
-                names[n], str(self.paths[n]), self.dumps[n].kind, self.groups[n],
-                self.dumps[n].pages, _by_name(per_vm[n]),
+                names[n], "" if self.paths[n] in self.live else str(self.paths[n]),
+                "live VM" if self.paths[n] in self.live else self.dumps[n].kind, self.groups[n],
+                self.dumps[n].pages, _by_name(per_vm[n]), self.uses.totals(n),
+                self.uses.found[n].release, self.uses.found[n].problem,
             )
             for n in range(len(names))
         )  # fmt: skip
@@ -298,14 +321,26 @@ class _Analyzer:
         return Analysis(
             vms, self.share.value, total, _by_name(per_vm.sum(axis=0)), savings,
             self._partners(counted, names), compressible, total - zeroes,
-            float(distinct) ** 2 / 2.0**65,
+            float(distinct) ** 2 / 2.0**65, self._by_use(counted, pages, classes),
         )  # fmt: skip
+
+    def _by_use(
+        self, counted: list[Counted], pages: _Pages, classes: Array
+    ) -> dict[str, dict[str, int]]:
+        pieces = [(pages.fingerprints["page"], classes)]
+        for part in counted:
+            equal = np.full(part.duplicates.size, PageClass.EQUAL, np.uint8)
+            pieces.append((part.duplicates, equal))
+        counts = self.uses.count(pieces, len(PageClass))
+        return {use.name.lower(): _by_name(counts[use]) for use in PageUse if counts[use].any()}
 
     def _names(self) -> list[str]:
         """The files' names without ending; with their folder where two are alike."""
-        stems = [path.stem for path in self.paths]
+        stems = [self.live.get(path, path.stem) for path in self.paths]
+        alike = {path for path, stem in zip(self.paths, stems, strict=True)
+                 if stems.count(stem) > 1 and path not in self.live}  # fmt: skip
         return [
-            stem if stems.count(stem) == 1 else f"{path.parent.name}/{path.name}"
+            f"{path.parent.name}/{path.name}" if path in alike else stem
             for stem, path in zip(stems, self.paths, strict=True)
         ]
 

@@ -11,11 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from memvirt.output_file import OutputFile
+from memvirt.plan.linux.page_use import PageUse
 
 from .analysis import PageClass
 from .tasks import PPN_BITS, PPN_MASK
 
 _NAMES = pa.array([kind.name.lower() for kind in PageClass])
+_USES = pa.array([use.name.lower() for use in PageUse])
 _SCHEMA = pa.schema(
     [
         ("vm", pa.dictionary(pa.int32(), pa.string())),
@@ -24,6 +26,7 @@ _SCHEMA = pa.schema(
         ("same_as_vm", pa.dictionary(pa.int32(), pa.string())),
         ("same_as_ppn", pa.int64()),
         ("kept_bytes", pa.int32()),
+        ("use", pa.dictionary(pa.int8(), pa.string())),
     ]
 )
 
@@ -50,8 +53,9 @@ class PageFile:
         finally:
             self._file.discard()
 
-    def __call__(self, pages: Any, classes: Any, references: Any, kept: Any) -> None:
-        """A piece: page numbers, classes, references (number plus one, 0: none), bytes kept."""
+    def __call__(self, pages: Any, classes: Any, references: Any, kept: Any, uses: Any) -> None:
+        """A piece: page numbers, classes, references (number plus one, 0: none), bytes kept, what
+        Linux uses the pages for."""
         if not pages.size:
             return
         none = references == 0
@@ -65,6 +69,7 @@ class PageFile:
                     _dictionary(_vm(other), self._names, np.int32, none),
                     pa.array((other & np.uint64(PPN_MASK)).astype(np.int64), mask=none),
                     pa.array(kept.astype(np.int32)),
+                    _dictionary(uses, _USES, np.int8),
                 ],
                 schema=_SCHEMA,
             )

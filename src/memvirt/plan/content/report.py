@@ -6,6 +6,7 @@ from __future__ import annotations
 from html import escape
 
 from memvirt.address import PAGE_BYTES
+from memvirt.plan.linux.page_use import USE_NAMES, PageUse
 from memvirt.plan.report_html import page, table
 from memvirt.plan.report_svg import bars
 from memvirt.size import format_size
@@ -21,6 +22,13 @@ _MOST_PAIRS = 20
 VM_HEADINGS = ("VM", "dump", "memory", "zero", "equal", "similar", "compressible", "other")
 SAVINGS_HEADINGS = ("", "saves", "of all pages")
 PAIR_HEADINGS = ("VM", "with", "sharing saves")
+USE_HEADINGS = ("use", "memory", "zero", "equal", "similar", "compressible", "other")
+VM_USE_HEADINGS = ("VM", "free", "cache", "anonymous", "tables", "kernel", "rest", "Linux")
+_VM_USES = (
+    (PageUse.FREE,), (PageUse.PAGE_CACHE, PageUse.SHARED_MEMORY), (PageUse.ANONYMOUS,),
+    (PageUse.PAGE_TABLE,), (PageUse.SLAB, PageUse.KERNEL), (PageUse.BALLOONED, PageUse.OUTSIDE),
+)  # fmt: skip
+_MOST_PROBLEMS = 8
 
 
 def vm_row(vm: VmContent) -> tuple[str, ...]:
@@ -42,10 +50,53 @@ def savings_rows(found: Analysis) -> list[tuple[str, ...]]:
         "sharing": saved.sharing, "patching": saved.patching, "compression": saved.compression,
         "all three, each page once": saved.together,
     }  # fmt: skip
+    if "free" in found.uses:
+        free = found.uses["free"]
+        names["free pages of Linux that hold something"] = sum(free.values()) - free["zero"]
     return [
         (name, format_size(pages * PAGE_BYTES), f"{pages / max(found.pages, 1):.1%}")
         for name, pages in names.items()
     ]
+
+
+def use_rows(found: Analysis) -> list[tuple[str, ...]]:
+    """What Linux guests use pages for, and what those pages are: parts of each use."""
+    rows = []
+    for use in PageUse:
+        classes = found.uses.get(use.name.lower())
+        if classes is not None:
+            pages = sum(classes.values())
+            parts = [f"{classes[kind.name.lower()] / max(pages, 1):.1%}" for kind in PageClass]
+            rows.append((USE_NAMES[use], format_size(pages * PAGE_BYTES), *parts))
+    return rows
+
+
+def vm_use_rows(found: Analysis) -> list[tuple[str, ...]]:
+    """The uses of each VM whose kernel was read."""
+    return [
+        (
+            vm.name,
+            *(
+                format_size(sum(vm.uses.get(use.name.lower(), 0) for use in uses) * PAGE_BYTES)
+                for uses in _VM_USES
+            ),
+            vm.linux,
+        )
+        for vm in found.vms
+        if vm.linux
+    ]
+
+
+def use_problems(found: Analysis) -> list[str]:
+    """Why the uses of some VMs are not known; empty if no VM is known to run Linux."""
+    missing = [vm for vm in found.vms if not vm.linux]
+    if len(missing) == len(found.vms):
+        return [f"{vm.name}: {vm.linux_problem}" for vm in missing if "no Linux" not in
+                vm.linux_problem][:_MOST_PROBLEMS]  # fmt: skip
+    lines = [f"{vm.name}: {vm.linux_problem}" for vm in missing[:_MOST_PROBLEMS]]
+    if len(missing) > _MOST_PROBLEMS:
+        lines.append(f"and {len(missing) - _MOST_PROBLEMS} more VMs whose pages' use is not known")
+    return lines
 
 
 def pair_rows(found: Analysis, most: int = _MOST_PAIRS) -> list[tuple[str, ...]]:
@@ -70,6 +121,14 @@ def analysis_report(found: Analysis) -> str:
         table(SAVINGS_HEADINGS, savings_rows(found)),
         f'<p class="dim">{escape(NOTE)}</p>',
     ]
+    if found.uses:
+        body += [
+            "<h2>What Linux guests use their pages for</h2>",
+            table(USE_HEADINGS, use_rows(found)),
+            table(VM_USE_HEADINGS, vm_use_rows(found)),
+            f'<p class="dim">{escape(USE_NOTE)}</p>',
+        ]
+    body += [f'<p class="dim">{escape(line)}</p>' for line in use_problems(found)]
     if found.partners:
         body += ["<h2>VMs to put together</h2>", table(PAIR_HEADINGS, pair_rows(found))]
     return page("memvirt analyze", body)
@@ -82,4 +141,9 @@ NOTE = (
     "Patching keeps a page as a patch of at most half a page against a similar one. Compression "
     "keeps pages that shrink to a half or a quarter; it counts all such pages, used or not, so it "
     "is the most that a host could gain."
+)
+USE_NOTE = (
+    "From the kernel's own memory map. Free pages are those of its page allocator; what they hold "
+    "is needed by nobody, and a balloon or free page reporting gives it back. Shared memory is "
+    "page cache with no file behind it."
 )

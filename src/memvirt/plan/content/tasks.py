@@ -25,6 +25,7 @@ from memvirt.address import PAGE_BYTES, PpnArray
 from memvirt.machine.content import hash_pages, zero_pages
 from memvirt.machine.similarity import block_keys, patch_sizes
 from memvirt.plan.dumps.detect import open_dump
+from memvirt.plan.linux.vmcoreinfo import kernel_texts
 
 PPN_BITS = 40
 PPN_MASK = (1 << PPN_BITS) - 1
@@ -55,7 +56,7 @@ class Stretch:
 @dataclass(frozen=True)
 class Fingerprints:
     """What became of a stretch: the file of its pages that are not zero, and where each partition
-    begins in it."""
+    begins in it. ``kernel_texts``: PPNs of pages that begin as a Linux kernel's VMCOREINFO."""
 
     dump: int
     pages: int
@@ -63,17 +64,20 @@ class Fingerprints:
     file: Path
     bounds: Array
     zero_pages: Array  # numbers; empty unless asked for
+    kernel_texts: tuple[int, ...] = ()
 
 
 def fingerprint(task: Stretch) -> Fingerprints:
     """Hash a stretch. Raises DumpError."""
     dump = open_dump(task.path)
     parts, zeroes = [], []
+    texts: list[int] = []
     for first, count in dump.data_ranges(task.first, task.count):
         for at in range(first, first + count, _READ_PAGES):
             some = min(_READ_PAGES, first + count - at)
             content = dump.read(at, some)
             numbers = (dump.ppns(at, some) | task.dump << PPN_BITS).astype(np.uint64)
+            texts += (numbers[kernel_texts(content)] & np.uint64(PPN_MASK)).tolist()
             zero = zero_pages(content, np.arange(some))
             rows = np.flatnonzero(~zero)
             found = np.zeros(rows.size, FINGERPRINT)
@@ -94,7 +98,7 @@ def fingerprint(task: Stretch) -> Fingerprints:
     return Fingerprints(
         task.dump, task.count, task.count - int(pages.size), file,
         np.searchsorted(part[order], np.arange(task.partitions + 1)),
-        np.concatenate(zeroes) if zeroes else np.zeros(0, np.uint64),
+        np.concatenate(zeroes) if zeroes else np.zeros(0, np.uint64), tuple(texts),
     )  # fmt: skip
 
 

@@ -37,6 +37,11 @@ class Dump(Protocol):
         """Registers of the first processor the dump tells of ("cr3"); empty if it has none."""
         ...
 
+    @property
+    def vmcoreinfo(self) -> bytes:
+        """What the guest's kernel tells of itself, if the dump has a note of it; else empty."""
+        ...
+
     def ppns(self, first: int, count: int) -> PpnArray:
         """Physical page numbers of ``count`` pages from position ``first``."""
         ...
@@ -71,6 +76,7 @@ class FileDump:
     kind: str
     extents: list[Extent]
     registers: Mapping[str, int] = field(default_factory=dict)
+    vmcoreinfo: bytes = b""
 
     def __post_init__(self) -> None:
         self.extents.sort(key=lambda extent: extent.ppn)

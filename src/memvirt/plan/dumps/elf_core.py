@@ -3,12 +3,14 @@
 
 Memory is in PT_LOAD segments by physical address (System V gABI, "Program Header"). Notes named
 "QEMU" hold a processor's state each (QEMU, target/i386/arch_dump.c, ``QEMUCPUState``): a version
-and a size of 4 bytes, 18 registers of 8, 10 segments of 24, then CR0 to CR4.
+and a size of 4 bytes, 18 registers of 8, 10 segments of 24, then CR0 to CR4. A note named
+"VMCOREINFO" holds what the guest's kernel tells of itself.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,7 @@ def open_elf_core(path: Path) -> FileDump:
         table = file.read(size * count)
         extents: list[Extent] = []
         registers: dict[str, int] = {}
+        vmcoreinfo = b""
         length = path.stat().st_size
         for number in range(count):
             if len(table) < (number + 1) * size:
@@ -64,21 +67,35 @@ def open_elf_core(path: Path) -> FileDump:
                 extents.append(Extent(ppn, stored // PAGE_BYTES, offset))
             elif what == _PT_NOTE and machine == _X86_64 and stored <= _MOST_NOTES:
                 file.seek(offset)
-                registers = registers or note_registers(file.read(stored))
+                notes = file.read(stored)
+                registers = registers or note_registers(notes)
+                vmcoreinfo = vmcoreinfo or note_vmcoreinfo(notes)
     if not extents:
         raise DumpError(f"{path}: holds no memory")
-    return FileDump(path, "ELF core", extents, registers)
+    return FileDump(path, "ELF core", extents, registers, vmcoreinfo)
 
 
-def note_registers(notes: bytes) -> dict[str, int]:
-    """CR0, CR3, CR4 of the first processor with a QEMU note; empty without one."""
+def _notes(notes: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """(name, where its content begins, size) of each note."""
     at = 0
     while at + 12 <= len(notes):
         name_size, size, _ = struct.unpack_from("<III", notes, at)
         name = notes[at + 12 : at + 12 + name_size].rstrip(b"\0")
         at += 12 + (name_size + 3 & ~3)
+        yield name, at, size
+        at += size + 3 & ~3
+
+
+def note_registers(notes: bytes) -> dict[str, int]:
+    """CR0, CR3, CR4 of the first processor with a QEMU note; empty without one."""
+    for name, at, _ in _notes(notes):
         if name == b"QEMU" and at + _CONTROL_AT + 40 <= len(notes):
             control: Any = struct.unpack_from("<5Q", notes, at + _CONTROL_AT)
             return {"cr0": control[0], "cr3": control[3], "cr4": control[4]}
-        at += size + 3 & ~3
     return {}
+
+
+def note_vmcoreinfo(notes: bytes) -> bytes:
+    """The text of the VMCOREINFO note; empty without one."""
+    return next((notes[at : at + size] for name, at, size in _notes(notes)
+                 if name == b"VMCOREINFO"), b"")  # fmt: skip

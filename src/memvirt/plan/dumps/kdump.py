@@ -5,7 +5,7 @@ Layout (makedumpfile, IMPLEMENTATION; QEMU, include/sysemu/dump.h): a header blo
 two bitmaps of one size (pages that exist; pages that are in the dump), a descriptor of 24 bytes for
 each page that is in the dump (offset, size, flags, page flags), and the pages. The flattened form,
 for pipes, is a block of 4096 bytes and then pieces, each behind its offset and size as big-endian
-numbers. Pages are stored as they are or with zlib, snappy or zstd; LZO has no decoder here.
+numbers. Pages are stored as they are or with zlib, LZO, snappy or zstd.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ import zstandard
 
 from memvirt.address import PAGE_BYTES, PhysicalPageNumber, PpnArray
 
+from . import lzo
 from .dump import DumpError, Pages
-from .elf_core import note_registers
+from .elf_core import note_registers, note_vmcoreinfo
 
 SIGNATURE, FLATTENED = b"KDUMP   ", b"makedumpfile"
 _STATUS_AT = 424  # signature 8, version 4, six names of 65 with padding, two words of time
@@ -33,10 +34,15 @@ _DESCRIPTOR = struct.Struct("<qIIQ")
 _ZLIB, _LZO, _SNAPPY, _ZSTD = 1, 2, 4, 32
 _FLAT_HEADER = 4096
 _MOST_SUB_BLOCKS = 1 << 16
+_MOST_TEXT = 1 << 16
 
 
 def _snappy(packed: bytes) -> bytes:
     return bytes(pa.Codec("snappy").decompress(packed, decompressed_size=PAGE_BYTES))
+
+
+def _lzo(packed: bytes) -> bytes:
+    return lzo.decompress(packed, PAGE_BYTES)
 
 
 def _zstd(packed: bytes) -> bytes:
@@ -46,9 +52,12 @@ def _zstd(packed: bytes) -> bytes:
 _DECODERS: dict[int, Callable[[bytes], bytes]] = {
     0: lambda packed: packed,
     _ZLIB: zlib.decompress,
+    _LZO: _lzo,
     _SNAPPY: _snappy,
     _ZSTD: _zstd,
 }
+
+_DAMAGE = (zlib.error, lzo.LzoError, zstandard.ZstdError, OSError, pa.ArrowException)
 
 
 class _File:
@@ -135,10 +144,15 @@ class KdumpDump:
             max_mapnr = sub[13]
         if sub[2]:
             raise DumpError(f"{path}: is one part of a split dump; join the parts first")
-        note_at, note_size = sub[7], sub[8]
+        text_at, text_size, note_at, note_size = sub[5:9]
+        self.vmcoreinfo = b""
+        if version >= 3 and 0 < text_size <= _MOST_TEXT:
+            self.vmcoreinfo = self._file.read(text_at, text_size)
         self.registers: Mapping[str, int] = {}
         if version >= 4 and note_size and note_size < 64 << 20:
-            self.registers = note_registers(self._file.read(note_at, note_size))
+            notes = self._file.read(note_at, note_size)
+            self.registers = note_registers(notes)
+            self.vmcoreinfo = self.vmcoreinfo or note_vmcoreinfo(notes)
         half = bitmap_blocks // 2 * block
         bitmap_at = (1 + sub_blocks) * block
         bits = np.frombuffer(self._file.read(bitmap_at + half, half), np.uint8)
@@ -168,17 +182,12 @@ class KdumpDump:
         return out
 
     def _page(self, offset: int, size: int, flags: int, ppn: PhysicalPageNumber) -> bytes:
-        if flags & _LZO:
-            raise DumpError(
-                f"{self.path}: is compressed with LZO, which cannot be read; dump with "
-                "kdump-zlib or kdump-snappy"
-            )
-        decode = _DECODERS.get(flags & (_ZLIB | _SNAPPY | _ZSTD))
+        decode = _DECODERS.get(flags & (_ZLIB | _LZO | _SNAPPY | _ZSTD))
         if decode is None or not 0 < size <= 2 * PAGE_BYTES:
             raise DumpError(f"{self.path}: damaged descriptor of PPN {ppn:#x}")
         try:
             page = decode(self._file.read(offset, size))
-        except (zlib.error, zstandard.ZstdError, OSError, pa.ArrowException) as error:
+        except _DAMAGE as error:
             raise DumpError(f"{self.path}: PPN {ppn:#x} does not decompress ({error})") from error
         if len(page) != PAGE_BYTES:
             raise DumpError(f"{self.path}: PPN {ppn:#x} has {len(page)} bytes")

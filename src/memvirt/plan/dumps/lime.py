@@ -9,13 +9,19 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
+from typing import IO
 
-from memvirt.address import PAGE_BYTES, PhysicalPageNumber
+from memvirt.address import PAGE_BYTES, GuestPhysicalAddress, PhysicalPageNumber
 
 from .dump import DumpError, Extent, FileDump
 
 MAGIC = 0x4C694D45
 _HEADER = struct.Struct("<IIQQQ")
+
+
+def write_header(file: IO[bytes], first: GuestPhysicalAddress, size: int) -> None:
+    """The header of a range of ``size`` bytes (more than 0), which its content has to follow."""
+    file.write(_HEADER.pack(MAGIC, 1, first, first + size - 1, 0))
 
 
 def open_lime(path: Path) -> FileDump:

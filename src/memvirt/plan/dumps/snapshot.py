@@ -19,6 +19,7 @@ class SnapshotDump:
     """A snapshot as a dump."""
 
     kind = "memvirt snapshot"
+    vmcoreinfo = b""
 
     def __init__(self, view: VmView, path: Path) -> None:
         self._view, self._path = view, path

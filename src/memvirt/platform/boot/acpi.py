@@ -3,9 +3,9 @@
 
 Written from the ACPI Specification, revision 6.5: RSDP 5.2.5, XSDT 5.2.8, FADT 5.2.9, FACS
 5.2.10, MADT 5.2.12, and AML (chapter 20) for the one object the DSDT needs, ``\\_S5_``. They lie
-in the BIOS area, where a guest looks for them on 16-byte boundaries from 0xE0000 (5.2.5.1). There
-is no I/O APIC: interrupts of devices go through the 8259A pair, which the MADT announces
-(PCAT_COMPAT). There is no PM timer and no general-purpose event.
+in the BIOS area, where a guest looks for them on 16-byte boundaries from 0xE0000 (5.2.5.1).
+Interrupts of devices go through the I/O APIC and, besides, through the 8259A pair (PCAT_COMPAT in
+the MADT). There is no PM timer, no HPET and no general-purpose event.
 """
 
 import struct
@@ -17,6 +17,7 @@ from memvirt.platform.control import (
     PORT_ACPI_EVENTS,
     PORT_RESET_CONTROL,
 )
+from memvirt.platform.ioapic import IO_APIC_BASE, IO_APIC_ID, TIMER_PIN
 from memvirt.platform.lapic import LAPIC_BASE
 
 ACPI_TABLES = GuestPhysicalAddress(0xE0000)
@@ -32,7 +33,8 @@ _BOOT_ARCH = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 3  # legacy devices, 8042; no VGA, 
 # WBINVD works, C1 works, no fixed power or sleep button, RTC wakes nobody, reset register present.
 _FADT_FLAGS = 1 << 0 | 1 << 2 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 10
 
-_MADT_LOCAL_APIC, _MADT_LOCAL_APIC_NMI = 0, 4
+_MADT_LOCAL_APIC, _MADT_IO_APIC, _MADT_OVERRIDE, _MADT_LOCAL_APIC_NMI = 0, 1, 2, 4
+_AS_THE_BUS, _HIGH_AND_LEVEL = 0, 0xD  # MPS INTI flags, table 5.26
 _MADT_PCAT_COMPAT = 1
 _ALL_PROCESSORS = 0xFF
 
@@ -99,6 +101,9 @@ def _fadt(facs_gpa: GuestPhysicalAddress, dsdt_gpa: GuestPhysicalAddress) -> byt
 def _madt() -> bytes:
     body = struct.pack("<II", LAPIC_BASE, _MADT_PCAT_COMPAT)
     body += struct.pack("<BBBBI", _MADT_LOCAL_APIC, 8, 0, 0, 1)
+    body += struct.pack("<BBBBII", _MADT_IO_APIC, 12, IO_APIC_ID, 0, IO_APIC_BASE, 0)
+    for irq, pin, flags in ((0, TIMER_PIN, _AS_THE_BUS), (_SCI_IRQ, _SCI_IRQ, _HIGH_AND_LEVEL)):
+        body += struct.pack("<BBBBIH", _MADT_OVERRIDE, 10, 0, irq, pin, flags)
     body += struct.pack("<BBBHB", _MADT_LOCAL_APIC_NMI, 6, _ALL_PROCESSORS, 0, 1)
     return _table(b"APIC", 3, body)
 

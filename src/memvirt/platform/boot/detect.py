@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Find out how an image wants to be started, and do it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from memvirt.input_file import IMAGE_BYTES, InputFileError, read_input
 from memvirt.platform.boot.elf import load_elf
 from memvirt.platform.boot.elf_format import CLASS_64, elf_class, is_elf
+from memvirt.platform.boot.firmware import firmware_segments
 from memvirt.platform.boot.flat import load_flat
 from memvirt.platform.boot.image import BootError, BootImage
 from memvirt.platform.boot.linux import is_bzimage, load_linux
@@ -68,10 +70,11 @@ def load_boot_image(
     initrd_bytes = _read(initrd, initrd_name, "initrd")
     if protocol is Protocol.AUTO:
         protocol = detect_protocol(image, name)
-    return _LOADERS[protocol](
+    loaded = _LOADERS[protocol](
         image,
         memory_bytes=memory_bytes,
         command_line=command_line,
         initrd=initrd_bytes,
         name=name,
     )
+    return replace(loaded, segments=(*firmware_segments(), *loaded.segments))

@@ -18,8 +18,10 @@ from memvirt.platform.boot.image import (
     COMMAND_LINE_MAXIMUM,
     HOLE_START,
     BootImage,
+    BootParts,
     check_memory_size,
     encode_command_line,
+    join_segments,
     memory_map,
     place_at_top,
     start_long_64,
@@ -55,4 +57,5 @@ def load_elf(
         registers=registers,
         e820=memory_map(memory_bytes),
         description=f"ELF64 executable, {len(segments)} segments, entry {entry:#x}",
+        parts=BootParts(join_segments(segments), segments[0].gpa, text, initrd, initrd_gpa),
     )

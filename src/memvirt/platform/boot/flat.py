@@ -14,6 +14,7 @@ from memvirt.platform.boot.image import (
     HOLE_START,
     BootError,
     BootImage,
+    BootParts,
     Segment,
     StartMode,
     check_fits,
@@ -66,4 +67,5 @@ def load_flat(
         registers=registers,
         e820=memory_map(memory_bytes),
         description=f"flat image of {len(image)} bytes at {load_gpa:#x}, {mode.value}",
+        parts=BootParts(image, load_gpa, text, initrd, initrd_gpa),
     )

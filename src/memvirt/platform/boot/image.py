@@ -2,6 +2,7 @@
 """What every boot protocol shares: the result types, the memory map, the low-memory layout."""
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 
@@ -118,6 +119,23 @@ class InitialState:
 
 
 @dataclass(frozen=True, slots=True)
+class BootParts:
+    """What a kernel was started from, as the firmware configuration device shows it.
+
+    ``kernel`` lies at ``kernel_gpa``; ``setup`` is the real-mode part of a bzImage. The command
+    line ends with NUL. Addresses of what is empty mean nothing.
+    """
+
+    kernel: bytes
+    kernel_gpa: GuestPhysicalAddress
+    command_line: bytes
+    initrd: bytes
+    initrd_gpa: GuestPhysicalAddress
+    setup: bytes = b""
+    command_line_gpa: GuestPhysicalAddress = COMMAND_LINE
+
+
+@dataclass(frozen=True, slots=True)
 class BootImage:
     """A guest ready to start: what to copy where, and the registers to start with.
 
@@ -130,7 +148,17 @@ class BootImage:
     registers: InitialState
     e820: tuple[E820Entry, ...]
     description: str
+    parts: BootParts
     added_parameters: tuple[str, ...] = ()
+
+
+def join_segments(segments: Sequence[Segment]) -> bytes:
+    """The bytes from the lowest segment's begin to the highest's end, zeroes between them."""
+    start = min(segment.gpa for segment in segments)
+    joined = bytearray(max(segment.end for segment in segments) - start)
+    for segment in segments:
+        joined[segment.gpa - start : segment.end - start] = segment.data
+    return bytes(joined)
 
 
 def low_memory_top(memory_bytes: int) -> int:
@@ -160,15 +188,39 @@ def check_memory_size(name: str, memory_bytes: int) -> None:
         )
 
 
-def check_fits(name: str, what: str, start: int, end: int, memory_bytes: int) -> None:
-    """Refuse a range outside the RAM between 1 MiB and the top of low memory."""
+def check_fits(
+    name: str, what: str, start: int, end: int, memory_bytes: int, *, lowest: int = LAYOUT_END
+) -> None:
+    """Refuse a range outside RAM: conventional memory from ``lowest`` on, which the loaders leave
+    free, and what lies between 1 MiB and the top of low memory."""
     top = low_memory_top(memory_bytes)
+    if lowest <= start and end <= LOW_MEMORY_END:
+        return
     if start < HIGH_MEMORY_START or end > top:
         raise BootError(
             name,
             f"{what} needs guest physical memory {start:#x}-{end:#x}, but an image may use only "
-            f"{HIGH_MEMORY_START:#x}-{top:#x} ({memory_bytes // MIB} MiB of guest memory)",
+            f"{lowest:#x}-{LOW_MEMORY_END:#x} and {HIGH_MEMORY_START:#x}-{top:#x} "
+            f"({memory_bytes // MIB} MiB of guest memory)",
         )
+
+
+def place_low(
+    name: str,
+    what: str,
+    size: int,
+    *,
+    preferred: GuestPhysicalAddress,
+    occupied: Sequence[tuple[int, int]],
+) -> GuestPhysicalAddress:
+    """Address for ``size`` bytes of the loader's in conventional memory: ``preferred``, or the
+    lowest page where none of the ``occupied`` ranges (start, end) is."""
+    for start in (preferred, *range(PAGE_SIZE, LOW_MEMORY_END - size, PAGE_SIZE)):
+        if all(start + size <= first or start >= end for first, end in occupied):
+            return GuestPhysicalAddress(start)
+    raise BootError(
+        name, f"the image leaves no room for the {what} ({size} bytes) below {LOW_MEMORY_END:#x}"
+    )
 
 
 def place_at_top(
@@ -176,6 +228,7 @@ def place_at_top(
 ) -> GuestPhysicalAddress:
     """Page-aligned address for ``size`` bytes, as high as possible in [lowest, highest)."""
     top = min(low_memory_top(memory_bytes), highest)
+    lowest = max(lowest, HIGH_MEMORY_START)
     start = (top - size) & -PAGE_SIZE
     if start < lowest:
         raise BootError(
@@ -198,15 +251,6 @@ def encode_command_line(name: str, command_line: str, maximum: int) -> bytes:
     return encoded + b"\0"
 
 
-def _firmware_data() -> list[Segment]:
-    """BIOS data area: COM1's port, EBDA segment, KiB of base memory; and the EBDA's own size."""
-    area = bytearray(0x16)
-    struct.pack_into("<H", area, 0x00, 0x3F8)
-    struct.pack_into("<H", area, 0x0E, LOW_MEMORY_END >> 4)
-    struct.pack_into("<H", area, 0x13, LOW_MEMORY_END // KIB)
-    return [Segment(BIOS_DATA, bytes(area)), Segment(LOW_MEMORY_END, b"\x01")]
-
-
 def _identity_page_tables() -> Segment:
     """2 MiB pages mapping the low 4 GiB onto itself (AMD64 APM vol. 2, section 5.3)."""
     present_writable, large = 0x3, 0x80
@@ -220,7 +264,7 @@ def _identity_page_tables() -> Segment:
 
 
 def start_protected_32(
-    *, rip: GuestPhysicalAddress, rbx: int, rax: int
+    *, rip: GuestPhysicalAddress, rbx: int = 0, rax: int = 0, rsi: int = 0
 ) -> tuple[list[Segment], InitialState]:
     """Flat 32-bit protected mode, paging off: segments to add and registers."""
     gdt = struct.pack("<4Q", 0, 0, _CODE_32, _DATA)
@@ -228,7 +272,7 @@ def start_protected_32(
         mode=StartMode.PROTECTED_32,
         rip=rip,
         rsp=STACK_TOP,
-        rsi=0,
+        rsi=rsi,
         rbx=rbx,
         rax=rax,
         cr0=0x11,  # PE, ET
@@ -238,7 +282,7 @@ def start_protected_32(
         gdt_base=GDT,
         gdt_limit=len(gdt) - 1,
     )
-    return [*_firmware_data(), Segment(GDT, gdt)], state
+    return [Segment(GDT, gdt)], state
 
 
 def start_long_64(*, rip: GuestPhysicalAddress, rsi: int) -> tuple[list[Segment], InitialState]:
@@ -258,4 +302,4 @@ def start_long_64(*, rip: GuestPhysicalAddress, rsi: int) -> tuple[list[Segment]
         gdt_base=GDT,
         gdt_limit=len(gdt) - 1,
     )
-    return [*_firmware_data(), Segment(GDT, gdt), _identity_page_tables()], state
+    return [Segment(GDT, gdt), _identity_page_tables()], state

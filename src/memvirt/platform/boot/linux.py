@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Linux bzImage by the 64-bit boot protocol (Linux Documentation/arch/x86/boot.rst).
+"""Linux bzImage by the 64-bit or the 32-bit boot protocol (Linux Documentation/arch/x86/boot.rst).
 
-memtest86+ from version 6 is started the same way.
+A kernel that has a 64-bit entry is started there. So is memtest86+ from version 6.
 """
 
 import struct
 from dataclasses import dataclass
 
 from memvirt.address import GuestPhysicalAddress
-from memvirt.platform.boot.acpi import acpi_segment
 from memvirt.platform.boot.boot_params import SETUP_HEADER, boot_params_segments
 from memvirt.platform.boot.image import (
     BOOT_PARAMS,
     BootError,
     BootImage,
+    BootParts,
     Segment,
     check_fits,
     check_memory_size,
@@ -21,12 +21,14 @@ from memvirt.platform.boot.image import (
     memory_map,
     place_at_top,
     start_long_64,
+    start_protected_32,
 )
 
 _SECTOR = 512
 _HEADER_MAGIC = b"HdrS"
 _MAGIC_OFFSET = 0x202
-_MINIMUM_VERSION = 0x020C  # first with xloadflags
+_MINIMUM_VERSION = 0x020A  # first with pref_address and init_size: Linux 2.6.31
+_FIRST_WITH_XLOADFLAGS = 0x020C
 _MINIMUM_SIZE = 0x264  # through init_size
 _HEADER_END_LIMIT = 0x290  # the zero page keeps the EDD area from here on
 _KERNEL_64 = 0x01
@@ -34,19 +36,18 @@ ENTRY_64_OFFSET = 0x200
 
 # What a Linux kernel must be told about this PC, unless the user says otherwise (docs/linux.md).
 PLATFORM_PARAMETERS = (
-    "noapic",  # there is no I/O APIC: leave the 8259A connected to the local APIC's LINT0
     "panic=-1",  # a panic ends the VM (by a reset) instead of spinning for ever
 )
 
 
 @dataclass(frozen=True, slots=True)
 class SetupHeader:
-    """The fields of a bzImage's setup header that a 64-bit loader needs."""
+    """The fields of a bzImage's setup header that a loader needs."""
 
     payload_offset: int  # bytes from the start of the file
     payload_size: int  # bytes the header promises, less the padding to 16
     version: int
-    xloadflags: int
+    has_64_bit_entry: bool
     initrd_addr_max: int
     command_line_maximum: int
     preferred_gpa: GuestPhysicalAddress
@@ -71,8 +72,8 @@ def parse_setup_header(image: bytes, name: str) -> SetupHeader:
     if version < _MINIMUM_VERSION:
         raise BootError(
             name,
-            f"boot protocol {version >> 8}.{version & 0xFF:02d} has no 64-bit entry; 2.12 or "
-            "later is needed (Linux 3.8)",
+            f"boot protocol {version >> 8}.{version & 0xFF:02d}; 2.10 or later is needed "
+            "(Linux 2.6.31)",
         )
     end = 0x202 + image[0x201]
     if len(image) < max(end, _MINIMUM_SIZE):
@@ -84,21 +85,16 @@ def parse_setup_header(image: bytes, name: str) -> SetupHeader:
             f"{_HEADER_END_LIMIT:#x}",
         )
     (xloadflags,) = struct.unpack_from("<H", image, 0x236)
-    if not xloadflags & _KERNEL_64:
-        raise BootError(
-            name,
-            "a 32-bit kernel: its xloadflags lack XLF_KERNEL_64; a kernel built for x86-64 is "
-            "needed",
-        )
+    has_64_bit_entry = version >= _FIRST_WITH_XLOADFLAGS and xloadflags & _KERNEL_64 != 0
     (paragraphs,) = struct.unpack_from("<I", image, 0x1F4)
     (initrd_addr_max,) = struct.unpack_from("<I", image, 0x22C)
     (command_line_maximum,) = struct.unpack_from("<I", image, 0x238)
     (preferred_gpa, init_size) = struct.unpack_from("<QI", image, 0x258)
     return SetupHeader(
         payload_offset=((image[0x1F1] or 4) + 1) * _SECTOR,
-        payload_size=max(16 * paragraphs - 15, ENTRY_64_OFFSET + 1),
+        payload_size=max(16 * paragraphs - 15, ENTRY_64_OFFSET * has_64_bit_entry + 1),
         version=version,
-        xloadflags=xloadflags,
+        has_64_bit_entry=has_64_bit_entry,
         initrd_addr_max=initrd_addr_max,
         command_line_maximum=command_line_maximum,
         preferred_gpa=preferred_gpa,
@@ -148,9 +144,11 @@ def load_linux(
         initrd_gpa = place_at_top(
             name, "initrd", len(initrd), lowest=kernel_end, highest=limit, memory_bytes=memory_bytes
         )
-    extra, registers = start_long_64(
-        rip=GuestPhysicalAddress(load_gpa + ENTRY_64_OFFSET), rsi=BOOT_PARAMS
-    )
+    if header.has_64_bit_entry:
+        entry = GuestPhysicalAddress(load_gpa + ENTRY_64_OFFSET)
+        extra, registers = start_long_64(rip=entry, rsi=BOOT_PARAMS)
+    else:
+        extra, registers = start_protected_32(rip=load_gpa, rsi=BOOT_PARAMS)
     parameters = boot_params_segments(
         header=header.raw,
         load_gpa=load_gpa,
@@ -161,10 +159,13 @@ def load_linux(
     )
     return BootImage(
         protocol="linux",
-        segments=(*extra, acpi_segment(), *parameters, Segment(load_gpa, payload)),
+        segments=(*extra, *parameters, Segment(load_gpa, payload)),
         registers=registers,
         e820=memory_map(memory_bytes),
         description=f"Linux boot protocol {header.version >> 8}.{header.version & 0xFF:02d}, "
-        f"64-bit entry, kernel at {load_gpa:#x}",
+        f"{64 if header.has_64_bit_entry else 32}-bit entry, kernel at {load_gpa:#x}",
+        parts=BootParts(
+            payload, load_gpa, text, initrd, initrd_gpa, setup=image[: header.payload_offset]
+        ),
         added_parameters=added,
     )
