@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Host time is bounded too: a quantum that costs the host too much is interrupted, and goes on later.
+"""Host time is bounded too: a quantum that costs too much of it is interrupted, and goes on later.
 
 Virtual time counts what a guest executes, not what executing it costs the host: code that changes
 itself costs a thousand times as much as other code. Whoever waits for the end of a quantum (the

@@ -24,7 +24,6 @@ from memvirt.cpu.processor import (
     Processor,
     ProcessorExit,
     ProcessorFactory,
-    SegmentState,
 )
 from memvirt.errors import MemvirtError
 from memvirt.machine.memory import MachineMemory, MachineMemoryExhausted
@@ -34,7 +33,7 @@ from memvirt.platform.backdoor import complete_backdoor
 from memvirt.platform.balloon import BalloonDevice, complete_balloon
 from memvirt.platform.boot.detect import load_boot_image
 from memvirt.platform.boot.fw_cfg_items import fw_cfg_items
-from memvirt.platform.boot.image import BootImage, InitialState, StartMode
+from memvirt.platform.boot.image import BootImage
 from memvirt.platform.boot.protocol import Protocol, boot_protocol
 from memvirt.platform.fw_cfg import ItemBytes, fw_cfg_configure
 from memvirt.platform.pc import Pc, new_pc, pc_serial_input
@@ -48,6 +47,7 @@ from memvirt.vmm.stores.backing import BackingStore, BackingStoreError, PageCorr
 
 from .host_time import WATCH, share_seconds
 from .outcome import EndReason, Outcome
+from .start_state import set_start_state
 
 EXIT_SUCCESS = 0x10  # what a guest writes to the debug-exit port when all is well
 MAXIMUM_MEMORY = 3 << 30  # above lies the hole for devices
@@ -199,26 +199,9 @@ class VirtualMachine:
         for segment in loaded.segments:
             self.vmm.write_physical(segment.gpa, segment.data)
         self._fw_cfg_items = fw_cfg_configure(self.pc[0].fw_cfg, fw_cfg_items(loaded, self.memory))
-        self._set_registers(loaded.registers)
+        set_start_state(self.processor, loaded.registers)
         self.boot_image = loaded
         return loaded
-
-    def _set_registers(self, state: InitialState) -> None:
-        processor = self.processor
-        long_mode = state.mode is StartMode.LONG_64
-        for name in ("rip", "rsp", "rsi", "rbx", "rax", "cr0", "cr3", "cr4", "efer", "rflags"):
-            processor.set(name, getattr(state, name))
-        code_flags = 0x00A09B00 if long_mode else 0x00C09B00
-        code = SegmentState(state.code_selector, 0, 0xFFFF_FFFF, code_flags)
-        data = SegmentState(state.data_selector, 0, 0xFFFF_FFFF, 0x00C09300)
-        processor.set_segment("cs", code)
-        for name in ("ds", "es", "ss", "fs", "gs"):
-            processor.set_segment(name, data)
-        processor.set_segment("gdtr", SegmentState(0, state.gdt_base, state.gdt_limit, 0))
-        processor.set_segment("idtr", SegmentState(0, 0, 0, 0))
-        processor.set_segment("tr", SegmentState(0, 0, 0, 0))
-        processor.set_segment("ldtr", SegmentState(0, 0, 0, 0))
-        processor.set_mode(long_mode=long_mode, code64=long_mode)
 
     # Running -----------------------------------------------------------------------------------
 
@@ -230,8 +213,8 @@ class VirtualMachine:
     ) -> Outcome:
         """Run until the guest ends, dies, or ``timeout`` host seconds are over.
 
-        ``on_quantum`` is called between quanta, and within one that costs the host much, with the processor stopped: the place to move,
-        unmap and share pages, or to look around.
+        ``on_quantum`` is called between quanta, and within one that costs the host much, with the
+        processor stopped: the place to move, unmap and share pages, or to look around.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while self.outcome is None:
@@ -253,8 +236,8 @@ class VirtualMachine:
         block every few quanta, however short they are (a block takes 1,024 ns at most).
 
         A managed VM may stop early: ``waiting`` for frames, or ``paused`` with the reason why a
-        page cannot be had now. Every VM may stop early, ``unfinished``, when its quantum has cost the
-        host too much (``host_time``). ``resume_quantum`` goes on with what is left of the quantum.
+        page cannot be had now. Every VM may, ``unfinished``, when its quantum has cost the host too
+        much (``host_time``). ``resume_quantum`` goes on with what is left of the quantum.
         Raises ValueError for a quantum below 1 ns.
         """
         if nanoseconds < 1:
