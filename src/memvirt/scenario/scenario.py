@@ -103,7 +103,9 @@ def load_scenario(path: str | Path) -> Scenario:
     try:
         text = read_input_text(path)
     except InputFileError as error:
-        raise ScenarioError(f"{error}; it is to be a scenario") from error
+        shown = one_line(str(path))
+        reason = str(error).removeprefix(f"{shown}: ")
+        raise ScenarioError(f"{shown}: cannot be read: {reason}") from error
     return _with_paths_from(parse_scenario(text, str(path)), Path(path).absolute().parent)
 
 
