@@ -12,7 +12,7 @@ from unicorn import unicorn_const as uc_const
 from unicorn import x86_const
 
 from memvirt.address import PAGE_BYTES, MachinePageNumber, PhysicalPageNumber
-from memvirt.cpu.control_rules import cr4_bits, efer_bits
+from memvirt.cpu.control_rules import PHYSICAL_ADDRESS_BITS, cr4_bits, efer_bits
 from memvirt.cpu.processor import (
     ExitReason,
     ProcessorError,
@@ -124,18 +124,26 @@ class UnicornProcessor:
             handle, base, ctypes.c_size_t(size), everything, ctypes.c_void_p(address)
         )
         self._check(error, f"mapping {size:#x} bytes of machine memory")
+        page, hole = PAGE_BYTES, (hooks.on_hole_read, hooks.on_hole_write)
         windows = [
-            (int(state.lapic_window), hooks.on_apic_read, hooks.on_apic_write),
-            (int(state.io_apic_window), hooks.on_io_apic_read, hooks.on_io_apic_write),
+            (int(state.lapic_window), page, hooks.on_apic_read, hooks.on_apic_write),
+            (int(state.io_apic_window), page, hooks.on_io_apic_read, hooks.on_io_apic_write),
         ]
-        if not self._flat:
-            windows.append((int(state.hole_window), hooks.on_hole_read, hooks.on_hole_write))
+        if self._flat:
+            # The engine's own walks give any guest physical address: what no device and no memory
+            # has is the open bus.
+            taken = sorted(start for start, *_ in windows)
+            begins = [size, *(start + page for start in taken)]
+            ends = [*taken, 1 << PHYSICAL_ADDRESS_BITS]
+            windows += [(at, end - at, *hole) for at, end in zip(begins, ends, strict=True)]
+        else:
+            windows.append((int(state.hole_window), page, *hole))
         user = ctypes.c_void_p(int(state.state_at))
-        for start, read, write in windows:
+        for start, length, read, write in windows:
             error = library.uc_mmio_map(
                 handle,
                 ctypes.c_uint64(start),
-                ctypes.c_size_t(PAGE_BYTES),
+                ctypes.c_size_t(length),
                 ctypes.c_void_p(read.address),
                 user,
                 ctypes.c_void_p(write.address),
@@ -341,6 +349,7 @@ class UnicornProcessor:
             ppn = PhysicalPageNumber(int(vmm.exit_ppn))
             return ProcessorExit(ExitReason.NEED_PAGE, ppn=ppn, write=bool(vmm.exit_write))
         if left == run_loop.LEFT_QUANTUM and state.stop_asked:
+            state.stop_asked = 0
             return ProcessorExit(ExitReason.STOP_REQUESTED)
         if left == run_loop.LEFT_IO:
             reason = _IO_REASONS.get(int(state.io_status), ExitReason.DEVICE)
