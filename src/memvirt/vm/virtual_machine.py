@@ -20,12 +20,7 @@ from types import TracebackType
 from memvirt.address import PAGE_BYTES
 from memvirt.cpu.debugging import DebugStop
 from memvirt.cpu.factory import software_processor
-from memvirt.cpu.processor import (
-    ExitReason,
-    Processor,
-    ProcessorExit,
-    ProcessorFactory,
-)
+from memvirt.cpu.processor import ExitReason, Processor, ProcessorExit, ProcessorFactory
 from memvirt.errors import MemvirtError
 from memvirt.machine.memory import MachineMemory, MachineMemoryExhausted
 from memvirt.names import choose
@@ -49,13 +44,12 @@ from memvirt.vmm.stores.backing import BackingStore, BackingStoreError, PageCorr
 
 from .host_time import WATCH, share_seconds
 from .outcome import EndReason, Outcome
+from .panic import panic_message
 from .start_state import set_start_state
 
 EXIT_SUCCESS = 0x10  # what a guest writes to the debug-exit port when all is well
 MAXIMUM_MEMORY = 3 << 30  # above lies the hole for devices
 QUANTUM_NS = 10_000_000
-_PANIC_MARK = b"Kernel panic - not syncing: "
-_PANIC_REPORT_BYTES = 8192  # a panic's report is shorter: what lies before it is older news
 _vm_ids = count(1)
 
 
@@ -69,15 +63,6 @@ def paging_mode(paging: PagingMode | str) -> PagingMode:
         return paging
     modes = {mode.name.lower(): mode for mode in PagingMode}
     return choose(modes, str(paging).lower(), what="paging mode")
-
-
-def _panic_message(console: bytes) -> str:
-    """What a Linux kernel says of its panic at the end of its console, or "" if it did not."""
-    start = console.rfind(_PANIC_MARK)
-    if start < 0:
-        return ""
-    line = console[start + len(_PANIC_MARK) :].split(b"\n")[0]
-    return line.decode("ascii", "replace").strip() or "without a message"
 
 
 class VirtualMachine:
@@ -346,7 +331,7 @@ class VirtualMachine:
         elif requests.poweroff_requested:
             self._end(EndReason.POWER_OFF, "")
         elif requests.reset_requested:
-            panic = _panic_message(bytes(self.serial_log[-_PANIC_REPORT_BYTES:]))
+            panic = panic_message(self.serial_log)
             self._end(EndReason.PANIC if panic else EndReason.RESET, panic)
         # Else the console was full. It is drained now, and the guest's write happens again.
 

@@ -38,12 +38,13 @@ from .binding import function_address, hook_function, library
 from .block_counter import block_counter_address
 from .chain import chain_of
 from .control_registers import on_control
+from .counters import processor_statistics
 from .cpuid import answers_by_register, cpuid_table
 from .debugging import UnicornDebugging
 from .engine_state import ENGINE_DTYPE, EXECUTED, NO_EVENT, EngineState
 from .features import hidden_features
 from .guest_memory import access_entry
-from .own_build import IS_OWN_BUILD, count_blocks, set_control, used_engine
+from .own_build import IS_OWN_BUILD, count_blocks, set_control
 from .run import drop_code_at, flush_translations_at, run_at
 from .tlb_fill import LAPIC_GPA
 from .version import check_engine_version
@@ -374,16 +375,7 @@ class UnicornProcessor:
         self.state.deadline_code_bytes = 0
 
     def statistics(self) -> ProcessorStatistics:
-        state = self.state
-        return ProcessorStatistics(
-            implementation=used_engine(),
-            virtual_ns=self.virtual_ns,
-            exits={name: int(getattr(state, f"exits_{name}")) for name in _EXITS},
-            exceptions_by_vector={
-                vector: int(count) for vector, count in enumerate(state.exceptions) if count
-            },
-            **{name: int(getattr(state, name)) for name in _COUNTERS},
-        )
+        return processor_statistics(self.state, self.virtual_ns)
 
     def close(self) -> None:
         self._engine_ranges.close()
@@ -400,12 +392,3 @@ _PLAIN_REASONS = {
     run_loop.LEFT_HALTED: ExitReason.HALTED,
 }
 _IO_REASONS = {IO_BACKDOOR: ExitReason.BACKDOOR, IO_BALLOON: ExitReason.BALLOON}
-_EXITS = (
-    "page_fault", "exception", "syscall", "halt", "time", "io", "flush", "code", "need_frames",
-    "need_page", "debug",
-)  # fmt: skip
-_COUNTERS = (
-    "code_bytes", "engine_starts", "interrupts_delivered", "exceptions_delivered",
-    "port_accesses", "mmio_accesses", "time_stamp_reads", "cpuid_reads", "code_drops",
-    "tlb_flushes", "tlb_fills", "large_fills", "precise_writes",
-)  # fmt: skip
