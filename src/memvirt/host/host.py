@@ -27,7 +27,7 @@ from memvirt.host.vmm_memory import VmmMemory
 from memvirt.machine.machine import Machine
 from memvirt.scenario.scenario import Scenario
 from memvirt.size import format_size
-from memvirt.vm.outcome import EndReason
+from memvirt.vm.outcome import EndReason, Outcome
 from memvirt.vm.virtual_machine import VirtualMachine
 from memvirt.vmkernel.events import EventLog
 from memvirt.vmkernel.managed import Condition
@@ -267,7 +267,7 @@ class Host:
         self._resize_due()
         self._start_due()
         runnable = self._runnable()
-        self._runner.run(_vms(runnable), lambda vm: vm.run_quantum(self._quantum_ns))
+        self._runner.run(_vms(runnable), self._begin_or_go_on)
         for _ in range(_PARTS):
             waiting = [entry for entry in self._live() if entry.vm and entry.vm.waiting]
             if not waiting:
@@ -286,6 +286,10 @@ class Host:
             if entry.vm is not None and entry.vm.outcome is not None:
                 self._power_off(entry)
         self._watch_progress(len(ran))
+
+    def _begin_or_go_on(self, vm: VirtualMachine) -> Outcome | None:
+        """A VM whose last quantum cost the host too much goes on with it: others did not wait."""
+        return vm.resume_quantum() if vm.unfinished else vm.run_quantum(self._quantum_ns)
 
     def _live(self) -> list[HostedVm]:
         return [entry for entry in self._entries if entry.live]
