@@ -81,8 +81,9 @@ def test_everything_by_keyboard(opened: Opened, served: Served) -> None:
     keyboard.press("Escape")
     expect(opened.page.locator("#vms thead")).to_contain_text("ZERO")
     assert "ZERO" in opened.page.url
+    expect(opened.page.locator("#choice")).to_be_hidden()
     keyboard.press("Escape")
-    assert opened.js("() => memvirt.store.selection") is None
+    opened.until("memvirt.store.selection === null")
     before = opened.js("() => memvirt.store.live.header.round")
     keyboard.press(".")
     opened.until("n => memvirt.store.live.header.round === n", before + 1)
@@ -127,6 +128,7 @@ def test_saved_files_have_the_arrows(opened: Opened, served: Served, tmp_path: P
     vm = vm_of(served, "nested")
     ppn = served.ask(lambda: int(np.flatnonzero(vm.vmm.pmap.state == PageState.PRIVATE)[0]))
     select(opened, {"kind": "ppn", "vm": vm.vm_id, "ppn": ppn})
+    opened.until("vm => memvirt.store.runs.vm === vm", vm.vm_id)
     drawn = len(opened.js(ARROWS))
     assert drawn
     with opened.page.expect_download() as svg:

@@ -109,7 +109,7 @@ export function start(actions) {
   const bound = Object.assign({}, ...all.map(([, , keys]) => keys));
   document.addEventListener('keydown', event => {
     if (event.ctrlKey || event.altKey || event.metaKey || document.querySelector('dialog[open]')) return;
-    if (event.target.matches('input, select, textarea')) { if (event.key === 'Escape') event.target.blur(); return; }
+    if (event.target.matches('input, select, textarea') && !event.target.closest('dialog')) { if (event.key === 'Escape') event.target.blur(); return; }
     if ((event.key === ' ' || event.key === 'Enter') && event.target.matches('button, th')) return;
     const action = Object.hasOwn(bound, event.key) ? bound[event.key] : null;
     if (action) { event.preventDefault(); action(); }
