@@ -139,7 +139,7 @@ class Processor(Protocol):
         ...
 
     def request_stop(self) -> None:
-        """Ask for an exit at the next block. May be called from any thread."""
+        """Ask for one exit, STOP_REQUESTED, at the next block. May be called from any thread."""
         ...
 
     def get(self, name: str) -> int:

@@ -25,6 +25,7 @@ from . import registers as reg
 
 # A status beside those of ``mmu.access``: translated code of frame ``code_frame`` must go first.
 DROP_CODE_AND_RETRY = PROCESSOR_STATUSES
+NO_INSTRUCTION = PROCESSOR_STATUSES + 3  # a fetch from where no memory is
 
 # Page flags of the engine, one byte per PPN. Code of shared frames is not kept account of: it is
 # dropped whenever a page leaves such a frame.
@@ -137,6 +138,8 @@ class EngineState(Record):
     descriptor: int
     stack_pointer: int  # from the TSS: RSP, or ESP and SS
     frame: Annotated[MutableSequence[int], np.int64, 8]  # what a delivery pushes
+    task: Annotated[MutableSequence[int], np.int64, 13]  # the TSS of a task that is switched to
+    task_segments: Annotated[MutableSequence[int], np.int64, 7]  # its descriptors: ES to GS, LDTR
     instruction: int  # bytes of the guest's code
     permissions: int  # of the I/O permission bitmap
     flags_word: int  # RFLAGS on its way through Unicorn's functions
@@ -181,6 +184,7 @@ GATE = _offset("gate_low")
 DESCRIPTOR = _offset("descriptor")
 STACK_POINTER = _offset("stack_pointer")
 FRAME = _offset("frame")
+TASK = _offset("task")
 INSTRUCTION = _offset("instruction")
 PERMISSIONS = _offset("permissions")
 FLAGS_WORD = _offset("flags_word")

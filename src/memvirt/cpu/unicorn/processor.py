@@ -12,7 +12,7 @@ from unicorn import unicorn_const as uc_const
 from unicorn import x86_const
 
 from memvirt.address import PAGE_BYTES, MachinePageNumber, PhysicalPageNumber
-from memvirt.cpu.control_rules import cr4_bits, efer_bits
+from memvirt.cpu.control_rules import PHYSICAL_ADDRESS_BITS, cr4_bits, efer_bits
 from memvirt.cpu.processor import (
     ExitReason,
     ProcessorError,
@@ -38,12 +38,13 @@ from .binding import function_address, hook_function, library
 from .block_counter import block_counter_address
 from .chain import chain_of
 from .control_registers import on_control
+from .counters import processor_statistics
 from .cpuid import answers_by_register, cpuid_table
 from .debugging import UnicornDebugging
 from .engine_state import ENGINE_DTYPE, EXECUTED, NO_EVENT, EngineState
 from .features import hidden_features
 from .guest_memory import access_entry
-from .own_build import IS_OWN_BUILD, count_blocks, set_control, used_engine
+from .own_build import IS_OWN_BUILD, count_blocks, set_control
 from .run import drop_code_at, flush_translations_at, run_at
 from .tlb_fill import LAPIC_GPA
 from .version import check_engine_version
@@ -124,18 +125,26 @@ class UnicornProcessor:
             handle, base, ctypes.c_size_t(size), everything, ctypes.c_void_p(address)
         )
         self._check(error, f"mapping {size:#x} bytes of machine memory")
+        page, hole = PAGE_BYTES, (hooks.on_hole_read, hooks.on_hole_write)
         windows = [
-            (int(state.lapic_window), hooks.on_apic_read, hooks.on_apic_write),
-            (int(state.io_apic_window), hooks.on_io_apic_read, hooks.on_io_apic_write),
+            (int(state.lapic_window), page, hooks.on_apic_read, hooks.on_apic_write),
+            (int(state.io_apic_window), page, hooks.on_io_apic_read, hooks.on_io_apic_write),
         ]
-        if not self._flat:
-            windows.append((int(state.hole_window), hooks.on_hole_read, hooks.on_hole_write))
+        if self._flat:
+            # The engine's own walks give any guest physical address: what no device and no memory
+            # has is the open bus.
+            taken = sorted(start for start, *_ in windows)
+            begins = [size, *(start + page for start in taken)]
+            ends = [*taken, 1 << PHYSICAL_ADDRESS_BITS]
+            windows += [(at, end - at, *hole) for at, end in zip(begins, ends, strict=True)]
+        else:
+            windows.append((int(state.hole_window), page, *hole))
         user = ctypes.c_void_p(int(state.state_at))
-        for start, read, write in windows:
+        for start, length, read, write in windows:
             error = library.uc_mmio_map(
                 handle,
                 ctypes.c_uint64(start),
-                ctypes.c_size_t(PAGE_BYTES),
+                ctypes.c_size_t(length),
                 ctypes.c_void_p(read.address),
                 user,
                 ctypes.c_void_p(write.address),
@@ -333,6 +342,7 @@ class UnicornProcessor:
             ppn = PhysicalPageNumber(int(vmm.exit_ppn))
             return ProcessorExit(ExitReason.NEED_PAGE, ppn=ppn, write=bool(vmm.exit_write))
         if left == run_loop.LEFT_QUANTUM and state.stop_asked:
+            state.stop_asked = 0
             return ProcessorExit(ExitReason.STOP_REQUESTED)
         if left == run_loop.LEFT_IO:
             reason = _IO_REASONS.get(int(state.io_status), ExitReason.DEVICE)
@@ -357,16 +367,7 @@ class UnicornProcessor:
         self.state.deadline_code_bytes = 0
 
     def statistics(self) -> ProcessorStatistics:
-        state = self.state
-        return ProcessorStatistics(
-            implementation=used_engine(),
-            virtual_ns=self.virtual_ns,
-            exits={name: int(getattr(state, f"exits_{name}")) for name in _EXITS},
-            exceptions_by_vector={
-                vector: int(count) for vector, count in enumerate(state.exceptions) if count
-            },
-            **{name: int(getattr(state, name)) for name in _COUNTERS},
-        )
+        return processor_statistics(self.state, self.virtual_ns)
 
     def close(self) -> None:
         self._engine_ranges.close()
@@ -383,12 +384,3 @@ _PLAIN_REASONS = {
     run_loop.LEFT_HALTED: ExitReason.HALTED,
 }
 _IO_REASONS = {IO_BACKDOOR: ExitReason.BACKDOOR, IO_BALLOON: ExitReason.BALLOON}
-_EXITS = (
-    "page_fault", "exception", "syscall", "halt", "time", "io", "flush", "code", "need_frames",
-    "need_page", "debug",
-)  # fmt: skip
-_COUNTERS = (
-    "code_bytes", "engine_starts", "interrupts_delivered", "exceptions_delivered",
-    "port_accesses", "mmio_accesses", "time_stamp_reads", "cpuid_reads", "code_drops",
-    "tlb_flushes", "tlb_fills", "large_fills", "precise_writes",
-)  # fmt: skip

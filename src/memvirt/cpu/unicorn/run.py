@@ -45,6 +45,7 @@ from .deliver import deliver_event, system_call
 from .engine_state import (
     DROP_CODE_AND_RETRY,
     NO_EVENT,
+    NO_INSTRUCTION,
     EngineState,
     engine_at,
     mmu_of,
@@ -78,6 +79,9 @@ _CTL_WRITE = 1 << 30
 _REMOVE_CACHE = unicorn_const.UC_CTL_TB_REMOVE_CACHE | 2 << 26 | _CTL_WRITE
 _ERR_OK = unicorn_const.UC_ERR_OK
 _ERR_INSN_INVALID = unicorn_const.UC_ERR_INSN_INVALID
+# A fetch from where no memory is, with flat paging: ``tlb_fill`` says why it is #UD.
+_ERR_FETCH_UNMAPPED = unicorn_const.UC_ERR_FETCH_UNMAPPED
+_ERR_FETCH_PROT = unicorn_const.UC_ERR_FETCH_PROT
 _CR2, _RIP = reg.CR2, reg.RIP
 
 
@@ -240,6 +244,10 @@ def _after_translation(engine: EngineState) -> int:
         engine.exits_exception += 1
         raise_event(engine, VECTOR_GP, 0)
         return OK
+    if status == NO_INSTRUCTION:
+        engine.exits_exception += 1
+        raise_event(engine, VECTOR_UD, 0)
+        return OK
     if _act_on_status(engine, status):
         return OK
     _count_need(engine, status)
@@ -283,7 +291,7 @@ def _after_engine(engine: EngineState, pc: PcState, error: int) -> int:
     if engine.stop_vector >= 0:
         _after_exception(engine)
         return OK
-    if error == _ERR_INSN_INVALID:
+    if error == _ERR_INSN_INVALID or error == _ERR_FETCH_UNMAPPED or error == _ERR_FETCH_PROT:
         engine.exits_exception += 1
         raise_event(engine, VECTOR_UD, 0)
         return OK
