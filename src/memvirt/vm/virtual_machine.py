@@ -289,9 +289,7 @@ class VirtualMachine:
             self._handle_device()
         elif reason in (ExitReason.BACKDOOR, ExitReason.BALLOON):
             self._handle_call(left)
-        elif reason is ExitReason.QUANTUM_END:
-            return False
-        elif reason is ExitReason.DEBUG:
+        elif reason in (ExitReason.QUANTUM_END, ExitReason.DEBUG):
             self.debug_stop = left.debug
             return False
         elif reason is ExitReason.STOP_REQUESTED:

@@ -11,7 +11,8 @@ difference by then.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Collection
+import weakref
+from collections.abc import Collection
 from typing import Any, Protocol
 
 import unicorn
@@ -70,17 +71,19 @@ class UnicornDebugging:
     """The debugging of one ``UnicornProcessor``."""
 
     def __init__(self, processor: Debugged) -> None:
-        self._processor = processor
+        self._processor: Debugged = weakref.proxy(processor)  # whose part this is
         self._state = processor.state
+        self._is_used = False  # from the first call on
         self._breakpoints: frozenset[GuestVirtualAddress] = frozenset()
         self._hooked: frozenset[tuple[int, int]] = frozenset()
         self._hooks: list[ctypes.c_size_t] = []
         self._watchpoints: frozenset[Watchpoint] = frozenset()
         self._watched: frozenset[Watchpoint] = frozenset()
-        self._places: dict[str, Callable[[], int]] = {
-            "fs_base": lambda: processor.registers.base + reg.FS + reg.SEGMENT_BASE,
-            "gs_base": lambda: processor.registers.base + reg.GS + reg.SEGMENT_BASE,
-            "kernel_gs_base": lambda: processor.registers.kernel_gs_base,
+        registers = processor.registers
+        self._places = {
+            "fs_base": registers.base + reg.FS + reg.SEGMENT_BASE,
+            "gs_base": registers.base + reg.GS + reg.SEGMENT_BASE,
+            "kernel_gs_base": registers.kernel_gs_base,
         }
 
     @property
@@ -90,6 +93,7 @@ class UnicornDebugging:
 
     def set_breakpoints(self, gvas: Collection[GuestVirtualAddress]) -> None:
         """See ``ProcessorDebugging``."""
+        self._is_used = True
         self._breakpoints = frozenset(GuestVirtualAddress(unsigned64(gva)) for gva in gvas)
 
     def set_watchpoints(self, watchpoints: Collection[Watchpoint]) -> None:
@@ -101,10 +105,12 @@ class UnicornDebugging:
                 raise ProcessorError(
                     f"{watch.size} bytes at {watch.gva:#x} cannot be watched: 1, 2, 4 or 8, aligned"
                 )
+        self._is_used = True
         self._watchpoints = frozenset(watchpoints)
 
     def step(self) -> None:
         """See ``ProcessorDebugging``."""
+        self._is_used = True
         self._state.step = STEP_ARMED
         self._state.step_rip = signed64(self._processor.get("rip"))
 
@@ -116,6 +122,8 @@ class UnicornDebugging:
 
     def prepare(self) -> None:
         """Put hooks and watchpoints in place. Owed before the processor runs."""
+        if not self._is_used:
+            return
         state = self._state
         stepping = state.step != NO_STEP
         wanted = frozenset({_EVERYWHERE} if stepping else {(gva, gva) for gva in self._breakpoints})
@@ -185,7 +193,7 @@ class UnicornDebugging:
         """See ``ProcessorDebugging``."""
         engine = self._processor.engine
         if name in self._places:
-            return int(ctypes.c_uint64.from_address(self._places[name]()).value)
+            return int(ctypes.c_uint64.from_address(self._places[name]).value)
         if name in _STACK:
             mantissa, exponent = engine.reg_read(self._x87(name))
             return int(mantissa) | int(exponent) << 64
@@ -195,7 +203,7 @@ class UnicornDebugging:
         """See ``ProcessorDebugging``."""
         engine: Any = self._processor.engine
         if name in self._places:
-            ctypes.c_uint64.from_address(self._places[name]()).value = value
+            ctypes.c_uint64.from_address(self._places[name]).value = value
         elif name in _STACK:
             engine.reg_write(self._x87(name), (value & (1 << 64) - 1, value >> 64))
         else:

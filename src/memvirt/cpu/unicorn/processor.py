@@ -83,7 +83,7 @@ class UnicornProcessor:
         self._set_up_state()
         self._map_memory()
         self._add_hooks()
-        self._debugging: UnicornDebugging | None = None
+        self.debugging = UnicornDebugging(self)
 
     @property
     def engine(self) -> Any:
@@ -284,13 +284,6 @@ class UnicornProcessor:
     def interrupts_enabled(self) -> bool:
         return bool(self.get("rflags") & reg.RFLAGS_IF)
 
-    @property
-    def debugging(self) -> UnicornDebugging:
-        """Breakpoints, watchpoints and steps, from the first call on."""
-        if self._debugging is None:
-            self._debugging = UnicornDebugging(self)
-        return self._debugging
-
     # Virtual time ------------------------------------------------------------------------------
 
     @property
@@ -339,8 +332,7 @@ class UnicornProcessor:
     def run(self) -> ProcessorExit:
         self.engine  # noqa: B018  # as in _word
         self.drop_stale()
-        if self._debugging is not None:
-            self._debugging.prepare()
+        self.debugging.prepare()
         return self._exit(int(run_at(self._state_at)))
 
     def _exit(self, left: int) -> ProcessorExit:
@@ -355,8 +347,8 @@ class UnicornProcessor:
         if left == run_loop.LEFT_IO:
             reason = _IO_REASONS.get(int(state.io_status), ExitReason.DEVICE)
             return ProcessorExit(reason, instruction_bytes=int(state.io_instruction_bytes))
-        if left == run_loop.LEFT_DEBUG and self._debugging is not None:
-            return ProcessorExit(ExitReason.DEBUG, debug=self._debugging.take_stop())
+        if left == run_loop.LEFT_DEBUG:
+            return ProcessorExit(ExitReason.DEBUG, debug=self.debugging.take_stop())
         if left == run_loop.LEFT_TRIPLE_FAULT:
             return ProcessorExit(ExitReason.TRIPLE_FAULT, detail=chain_of(state))
         if left == run_loop.LEFT_NO_FIRMWARE:
