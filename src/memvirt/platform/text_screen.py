@@ -105,7 +105,7 @@ class TextScreen:
     def attributes(self, row: int) -> bytes:
         """The attributes of one row: foreground in bits 0 to 3, background 4 to 6, then bit 7.
 
-        Raises IndexError for a row that is not on the screen.
+        Raises IndexError beyond the screen.
         """
         if not 0 <= row < self.rows:
             raise IndexError(f"row {row} of a screen of {self.rows} rows")

@@ -8,6 +8,7 @@ from enum import Enum, IntEnum
 
 from memvirt.address import GuestPhysicalAddress
 from memvirt.errors import MemvirtError
+from memvirt.notebook import one_line
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -46,7 +47,7 @@ class BootError(MemvirtError):
     """An image cannot be started; the message is one line naming the file and what is wrong."""
 
     def __init__(self, name: str, problem: str) -> None:
-        super().__init__(f"{name}: {problem}".replace("\n", " "))
+        super().__init__(one_line(f"{name}: {problem}", 1000))
         self.name = name
         self.problem = problem
 
