@@ -263,6 +263,7 @@ def test_gates_of_16_bits_on_qemu() -> None:
     assert run_qemu(_GATES_16)[1] == _GATES_16_RIGHT
 
 
+@own_build_only
 @pytest.mark.parametrize("paging", PAGING_MODES)
 def test_task_gates(paging: str) -> None:
     """A software interrupt, and a fault whose error code lands on the new task's stack."""
