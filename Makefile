@@ -8,10 +8,12 @@ PLAN_STAMP := $(VENV)/.installed-plan
 ENGINE_STAMP := $(VENV)/.engine
 # Tests insist on our build of the engine; ENGINE= takes what there is.
 ENGINE ?= own
+# How long make fuzz runs.
+SECONDS ?= 60
 # What shows that memvirt also runs on the engine as the package index has it.
 FALLBACK_TESTS := tests/cpu tests/engine tests/guests/test_differential.py tests/guests/test_bundled_image.py
 
-.PHONY: run test lint types unit checked fallback engine bench packages guests linux-guest docs acceptance plan-demo live-demo clean
+.PHONY: run test lint types unit fuzz checked fallback engine bench packages guests linux-guest docs acceptance plan-demo live-demo clean
 
 run: $(ENGINE_STAMP)
 	$(BIN)/memvirt run
@@ -53,6 +55,10 @@ types: $(DEV_STAMP)
 unit: $(DEV_STAMP) $(ENGINE_STAMP)
 	$(BIN)/memvirt warm
 	MEMVIRT_ENGINE=$(ENGINE) $(BIN)/python -m pytest
+
+# Inputs and guests that nobody would write, from a seed: make fuzz SECONDS=600 SEED=1
+fuzz: $(DEV_STAMP) $(ENGINE_STAMP)
+	MEMVIRT_ENGINE=$(ENGINE) $(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 # A part of the suites again, on the package index's build of the engine.
 fallback: $(DEV_STAMP)

@@ -62,6 +62,11 @@ def small_guest(source: str) -> bytes:
     )
 
 
+def small_guest_32(source: str) -> bytes:
+    """As ``small_guest``, in 32-bit protected mode without paging (``small_guest_32.S``)."""
+    return assemble(f'.include "small_guest_32.S"\n.code32\n{source}\n')
+
+
 def flat_guest(source: str) -> bytes:
     """A flat image (``protocol="flat"``) entered at the first instruction of ``source``."""
     return assemble(f".code64\n.text\n.globl start\nstart:\n{source}\n")

@@ -69,9 +69,16 @@ def multiboot_elf32(flags: int = 3) -> bytes:
 
 
 def multiboot_flat(
-    *, padding: int = 64, load_end: int = 0, bss_end: int = 0, entry: int = 0x100080
+    *,
+    padding: int = 64,
+    load_end: int = 0,
+    bss_end: int = 0,
+    base: int = 0x100000,
+    entry: int = 0,
+    code: bytes = CODE,
 ) -> bytes:
-    """A Multiboot kernel placed by the header's address fields; the header is at ``padding``."""
-    load = 0x100000
-    header = multiboot_header(0x10003, load + padding, load, load_end, bss_end, entry)
-    return bytes(padding) + header + CODE
+    """A Multiboot kernel placed by the header's address fields; the header is at ``padding``, the
+    code 32 bytes behind that."""
+    entry = entry or base + 0x80
+    header = multiboot_header(0x10003, base + padding, base, load_end, bss_end, entry)
+    return bytes(padding) + header + code

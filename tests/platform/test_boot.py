@@ -182,6 +182,23 @@ def test_multiboot_header_is_found_anywhere_aligned_in_8_kib() -> None:
         load(images.multiboot_flat(padding=8192))
 
 
+def test_an_image_may_lie_in_conventional_memory() -> None:
+    """A Multiboot image from the second page on: the loader's own data makes room."""
+    image = images.multiboot_flat(base=0x10000, bss_end=0x25000)
+    boot = load(image, command_line="quiet")
+    assert boot.registers.rip == 0x10080
+    assert byte_range(boot, 0x10000, len(image)) == image
+    info = boot.registers.rbx
+    text = u32(boot, info + 16)
+    assert c_string(boot, text) == b"quiet"
+    assert not 0x10000 <= info < 0x25000
+    assert not 0x10000 <= text < 0x25000
+    boot = load(images.elf64(paddr=0x40000))
+    assert boot.registers.rip >= 0x40000
+    with pytest.raises(BootError, match="leaves no room for the information structure"):
+        load(images.multiboot_flat(base=0x1000, bss_end=0x9FC00))
+
+
 def test_flat_only_by_name() -> None:
     with pytest.raises(BootError, match=r"not a bootable image.*flat"):
         load(b"\xf4" * 100)

@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from memvirt.input_file import read_input_text
 from memvirt.plan.assumptions import Range, Unknowns, parse_range
 from memvirt.plan.policy import PAGE_BYTES
 from memvirt.plan.question import Allow, Question, QuestionError, parse_growth
@@ -37,13 +38,13 @@ def make_question(
 def _measured(path: Path, unknowns: Unknowns) -> Unknowns:
     """Sharing and compression as an analysis of dumps has found them."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_input_text(path))
         shared = float(found["savings"]["sharing"]) / max(float(found["in_use_pages"]), 1)
         compressible = float(found["compressible_part"])
         return replace(
             unknowns, shared=Range(0.0, shared), compressible=Range(compressible, compressible)
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, RecursionError, OverflowError) as error:
         raise QuestionError(
             f"--measured {path}: is no output of memvirt analyze --json ({error!r})"
         ) from error

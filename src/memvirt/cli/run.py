@@ -18,6 +18,7 @@ from rich.live import Live
 
 from memvirt import __version__
 from memvirt.host.host import Host, HostInterrupted
+from memvirt.input_file import read_input_text
 from memvirt.observe.batch import BatchWriter
 from memvirt.observe.esxtop import BY_NAME, Column
 from memvirt.observe.record import EventWriter, Recorder
@@ -93,7 +94,7 @@ def run(options: RunOptions) -> int:
         if options.record is not None:
             recorder = Recorder(
                 options.record,
-                scenario=options.scenario.read_text(encoding="utf-8"),
+                scenario=read_input_text(options.scenario),
                 name=options.scenario.stem,
                 version=__version__,
             )

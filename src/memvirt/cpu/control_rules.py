@@ -23,11 +23,13 @@ from memvirt.mmu.entry import (
     EFER_LME,
     EFER_NXE,
     EFER_SCE,
+    PRESENT,
 )
 
 CR0_NW = 1 << 29
 CR0_CD = 1 << 30
 PHYSICAL_ADDRESS_BITS = 40  # what CPUID leaf 0x80000008 says
+_PDPTE_RESERVED = 0x1E6
 _DESCRIPTOR_LONG = 1 << 21  # L, in a descriptor's second word
 # VME, PVI, TSD, DE, MCE and PCE exist on every processor of this family.
 _CR4_ALWAYS = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 3 | 1 << 6 | 1 << 8
@@ -101,6 +103,30 @@ def cr0_accepted(old: int, new: int, cr4: int, efer: int, cs_flags: int) -> bool
 def cr3_accepted(value: int, efer: int) -> bool:
     """In IA-32e mode bits beyond the physical address are reserved."""
     return efer & EFER_LMA == 0 or value >> PHYSICAL_ADDRESS_BITS == 0
+
+
+@compiled
+def loads_pdptes(number: int, old: int, new: int, cr0: int, cr4: int, efer: int) -> bool:
+    """True if writing ``new`` to CR0, CR3 or CR4 loads the four PDPTEs (SDM vol. 3A section 4.4.1).
+
+    ``cr0`` and ``cr4`` are as they will be after the write.
+    """
+    if cr0 & CR0_PG == 0 or cr4 & CR4_PAE == 0 or efer & EFER_LME != 0:
+        return False
+    if number == 3:
+        return True
+    changed = old ^ new
+    if number == 0:
+        return changed & (CR0_PG | CR0_CD | CR0_NW) != 0
+    return changed & (CR4_PAE | CR4_PGE | CR4_PSE | CR4_SMEP) != 0
+
+
+@compiled
+def pdpte_accepted(entry: int) -> bool:
+    """True if a PDPTE that is loaded sets no reserved bit, or is not present (table 4-8)."""
+    if entry & PRESENT == 0:
+        return True
+    return entry & _PDPTE_RESERVED == 0 and entry >> PHYSICAL_ADDRESS_BITS == 0
 
 
 @compiled

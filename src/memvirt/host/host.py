@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from memvirt.address import PAGE_BYTES
+from memvirt.host.audit import check_one, unnoticed_writes
 from memvirt.host.hosted_vm import REFUSALS, HostedVm, overhead_frames
 from memvirt.host.machine_frames import HostFrames
 from memvirt.host.quantum import QuantumRunner
@@ -26,13 +27,13 @@ from memvirt.host.vmm_memory import VmmMemory
 from memvirt.machine.machine import Machine
 from memvirt.scenario.scenario import Scenario
 from memvirt.size import format_size
-from memvirt.vm.outcome import EndReason
+from memvirt.vm.outcome import EndReason, Outcome
 from memvirt.vm.virtual_machine import VirtualMachine
 from memvirt.vmkernel.events import EventLog
 from memvirt.vmkernel.managed import Condition
 from memvirt.vmkernel.samples import Sample
 from memvirt.vmkernel.vmkernel import VmKernel
-from memvirt.vmm.check import Violation, check_machine, check_vm
+from memvirt.vmm.check import Violation, check_machine
 from memvirt.vmm.memory_statistics import MemoryStatistics
 from memvirt.vmm.stores.swap_file import WriteBuffers
 
@@ -47,11 +48,6 @@ _WRITE_BUFFERS = (32, 1024)  # frames: 1/128 of machine memory, within these bou
 
 class HostInterrupted(Exception):
     """Somebody asked for the run to end before its time."""
-
-
-def _check_one(entry: HostedVm) -> list[Violation]:
-    assert entry.vm is not None
-    return check_vm(entry.vm.vmm)
 
 
 class Host:
@@ -271,7 +267,7 @@ class Host:
         self._resize_due()
         self._start_due()
         runnable = self._runnable()
-        self._runner.run(_vms(runnable), lambda vm: vm.run_quantum(self._quantum_ns))
+        self._runner.run(_vms(runnable), self._begin_or_go_on)
         for _ in range(_PARTS):
             waiting = [entry for entry in self._live() if entry.vm and entry.vm.waiting]
             if not waiting:
@@ -290,6 +286,10 @@ class Host:
             if entry.vm is not None and entry.vm.outcome is not None:
                 self._power_off(entry)
         self._watch_progress(len(ran))
+
+    def _begin_or_go_on(self, vm: VirtualMachine) -> Outcome | None:
+        """A VM whose last quantum cost the host too much goes on with it: others did not wait."""
+        return vm.resume_quantum() if vm.unfinished else vm.run_quantum(self._quantum_ns)
 
     def _live(self) -> list[HostedVm]:
         return [entry for entry in self._entries if entry.live]
@@ -375,9 +375,10 @@ class Host:
         vmms = [entry.vm.vmm for entry in self._live() if entry.vm is not None]
         try:
             self.violations += check_machine(self.machine, vmms)
+            self.violations += unnoticed_writes(self.kernel.sharing, self._live())
         except Exception:
             # A checker that cannot bear what a VM has come to: whose, and nobody else's, end.
-            found = [self._guarded(entry, partial(_check_one, entry)) for entry in self._live()]
+            found = [self._guarded(entry, partial(check_one, entry)) for entry in self._live()]
             if all(found):
                 raise
 

@@ -37,7 +37,7 @@ class QuantumRunner:
             # Nothing may be torn down while a processor runs.
             for vm in vms:
                 if vm.outcome is None:
-                    vm.processor.request_stop()
+                    vm.request_stop()
             wait(running)
             raise
         for vm, future in zip(vms, running, strict=True):

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from memvirt.errors import MemvirtError
+from memvirt.input_file import InputFileError, check_input
 from memvirt.live.live_sample import LiveSample
 from memvirt.output_file import OutputFile, OutputFileError
 from memvirt.vmkernel.events import Event, EventLog
@@ -28,6 +29,7 @@ from memvirt.vmkernel.samples import HostMemory, Sample, VmMemory
 __all__ = ["EventWriter", "RecordError", "Recorder", "read_record"]
 
 FORMAT = "memvirt record 1"
+_MOST_BYTES = 64 << 30
 _ROWS_IN_MEMORY = 4096
 _TYPES = {"int": pa.int64(), "float": pa.float64(), "str": pa.string(), "bool": pa.bool_()}
 
@@ -116,10 +118,13 @@ class Recorder:
 def read_record(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
     """Columns of a record by name (NumPy arrays), and its metadata. Raises RecordError."""
     try:
+        check_input(path, most=_MOST_BYTES)
         table = pq.read_table(path)
         about = json.loads(table.schema.metadata[b"memvirt"])
         if about["format"] != FORMAT:
             raise RecordError(f"{path}: {about['format']}, where {FORMAT} is needed")
+    except InputFileError as error:
+        raise RecordError(str(error)) from error
     except OSError as error:
         raise RecordError(f"{path}: {error.strerror or error}") from error
     except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:

@@ -60,10 +60,16 @@ class _Model(BaseModel):
         return {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
 
 
+MOST_SECONDS = 1e9  # of virtual time: its nanoseconds must fit 63 bits
+_TEXT = r"^[^\x00]*$"
+# Names of files, and text for guests: they end at the first NUL.
+_Text = Annotated[str, Field(pattern=_TEXT)]
+
+
 class ResizeOptions(_Model):
     """A change of machine memory while the host runs."""
 
-    at: float = Field(ge=0, description="virtual seconds")
+    at: float = Field(ge=0, le=MOST_SECONDS, description="virtual seconds")
     memory: Size = Field(description="machine memory from then on, at most the machine's")
 
 
@@ -71,13 +77,13 @@ class MachineOptions(_Model):
     """The host: its memory, its swap, and how it manages them."""
 
     memory: Size = Field(description='machine memory, such as "256M"')
-    scatter_seed: int | None = Field(
+    scatter_seed: Annotated[int, Field(ge=0)] | None = Field(
         default=None, description="hand out frames in a pseudo-random order with this seed"
     )
     swap: Size | None = Field(
         default=None, description="swap space for all VMs; without it, as much as they need"
     )
-    state_directory: str | None = Field(
+    state_directory: _Text | None = Field(
         default=None,
         description="where swap files are kept while the host runs; without it, a directory of "
         "its own for temporary files",
@@ -99,7 +105,7 @@ class LiveOptions(_Model):
     """How ``memvirt manage`` treats this host; ``memvirt run`` passes it by."""
 
     interval: float = Field(default=1, ge=0.1, le=60, description="seconds between two decisions")
-    cgroup: str = Field(
+    cgroup: _Text = Field(
         default="", description="control group whose memory limit bounds machine memory, too"
     )
     balloon: bool = Field(default=True, description="use balloons")
@@ -135,12 +141,12 @@ def _pattern(value: str) -> str:
 class LiveVmOptions(_Model):
     """How ``memvirt manage`` finds this VM; all that is given must fit. Without any, by name."""
 
-    qmp: str = Field(default="", description="path of its QMP socket")
-    domain: str = Field(default="", description="its libvirt domain")
+    qmp: _Text = Field(default="", description="path of its QMP socket")
+    domain: _Text = Field(default="", description="its libvirt domain")
     command_line: Annotated[str, BeforeValidator(_pattern)] = Field(
         default="", description="regular expression, searched in QEMU's arguments"
     )
-    cgroup: str = Field(
+    cgroup: _Text = Field(
         default="", description="its control group: the kernel's own reclaim then spares its "
         "reservation",
     )  # fmt: skip
@@ -149,11 +155,13 @@ class LiveVmOptions(_Model):
 class RemapOptions(_Model):
     """What is done to the guests' pages while they run, beyond what management needs."""
 
-    every_ms: float = Field(default=20, gt=0, description="interval, in virtual milliseconds")
+    every_ms: float = Field(
+        default=20, ge=0.001, le=1e9, description="interval, in virtual milliseconds"
+    )
     move: float = Field(default=0, ge=0, le=1, description="part of the pages to move each time")
     unmap: float = Field(default=0, ge=0, le=1, description="part of the pages to unmap each time")
     share: bool = Field(default=False, description="share pages of equal content inside each VM")
-    seed: int = Field(default=1, description="seed of the choice of pages")
+    seed: int = Field(default=1, ge=0, description="seed of the choice of pages")
 
 
 _NAME = r"^[^\x00-\x1f\x7f]*$"  # it is printed in tables and heads columns of CSV
@@ -166,13 +174,13 @@ class VmOptions(_Model):
         min_length=1, max_length=100, pattern=_NAME,
         description="its name; with count, NAME-1, NAME-2, ...",
     )  # fmt: skip
-    image: str = Field(default=BUNDLED_IMAGE, description='kernel image: a path, or "bundled"')
+    image: _Text = Field(default=BUNDLED_IMAGE, description='kernel image: a path, or "bundled"')
     memory: Size = Field(description='guest-physical memory, such as "64M"')
     paging: Literal["shadow", "nested"] = Field(
         default="nested", description="shadow or nested page tables"
     )
-    append: str = Field(default="", description="kernel command line")
-    initrd: str | None = Field(default=None, description="initial RAM disk: a path")
+    append: _Text = Field(default="", description="kernel command line")
+    initrd: _Text | None = Field(default=None, description="initial RAM disk: a path")
     count: int = Field(default=1, ge=1, le=1000, description="number of such VMs")
     shares: Literal["low", "normal", "high"] | Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         default="normal",
@@ -182,7 +190,9 @@ class VmOptions(_Model):
     reservation: SizeOrNothing = Field(default=0, description="machine memory it always has")
     limit: Size | None = Field(default=None, description="most machine memory it may have")
     group: str = Field(default="", description="VMs of one group may share pages")
-    start: float = Field(default=0, ge=0, description="virtual seconds until it is powered on")
+    start: float = Field(
+        default=0, ge=0, le=MOST_SECONDS, description="virtual seconds until it is powered on"
+    )
     live: LiveVmOptions = Field(
         default=LiveVmOptions(), description="for memvirt manage: how it is found on this host"
     )
@@ -206,7 +216,9 @@ class Scenario(_Model):
         default=LiveOptions(), description="for memvirt manage: how this host is managed"
     )
     seed: int = Field(default=1, ge=0, description="seed of all that policies decide by chance")
-    timeout: float = Field(default=600, gt=0, description="seconds of host time for the whole run")
+    timeout: float = Field(
+        default=600, gt=0, le=MOST_SECONDS, description="seconds of host time for the whole run"
+    )
     check: bool = Field(default=True, description="run the consistency checker as it goes")
 
 

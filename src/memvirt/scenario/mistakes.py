@@ -51,7 +51,8 @@ def explain(error: Any, location: Location) -> str:
     if error["type"] == "tuple_type":
         return f'"{key}": should be a list of tables, each headed [[{key}]]'
     if error["type"] == "string_pattern_mismatch":
-        return f'"{key}": should have no control characters'
+        what = "control characters" if key == "vm.name" else "NUL character"
+        return f'"{key}": should have no {what}'
     if key == "vm.shares":
         return '"vm.shares": should be "low", "normal", "high" or a number of at least 1'
     message = error["msg"]

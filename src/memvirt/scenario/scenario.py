@@ -6,12 +6,15 @@ A mistake is reported with the file, the line, the key, and what would be right.
 
 from __future__ import annotations
 
+import contextlib
 import tomllib
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from memvirt.errors import MemvirtError
+from memvirt.input_file import InputFileError, read_input_text
+from memvirt.notebook import one_line
 from memvirt.scenario.toml_lines import line_of
 
 from .keys import BUNDLED_IMAGE, Scenario, names_of
@@ -55,13 +58,18 @@ def _leading_comment(lines: list[str]) -> list[str]:
 def find_scenario(name: str) -> Path:
     """The file of a scenario: a path, or the name of a bundled one. Raises ScenarioError."""
     path = Path(name)
-    if path.exists() or path.suffix == ".toml":
+    with contextlib.suppress(ValueError):  # a NUL
+        if path.exists():
+            return path
+    if path.suffix == ".toml":
         return path
-    bundled = _FOLDER / f"{name}.toml"
-    if bundled.exists():
-        return bundled
-    known = ", ".join(bundled_scenarios())
-    raise ScenarioError(f"{name}: no such file, and no bundled scenario; bundled are {known}")
+    bundled = bundled_scenarios()
+    if name in bundled:
+        return _FOLDER / f"{name}.toml"
+    known = ", ".join(bundled)
+    raise ScenarioError(
+        f"{one_line(name)}: no such file, and no bundled scenario; bundled are {known}"
+    )
 
 
 # Reading ---------------------------------------------------------------------------------------
@@ -71,13 +79,15 @@ def parse_scenario(text: str, name: str) -> Scenario:
     """A scenario from TOML text; ``name`` is used in messages. Raises ScenarioError."""
     try:
         scenario = Scenario.model_validate(tomllib.loads(text))
-    except tomllib.TOMLDecodeError as error:
-        raise ScenarioError(f"{name}: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]
         location = location_of(first)
         line = line_of(text, location)
-        raise ScenarioError(f"{name}:{line}: {explain(first, location)}") from error
+        raise ScenarioError(one_line(f"{name}:{line}: {explain(first, location)}", 2000)) from error
+    except RecursionError as error:
+        raise ScenarioError(f"{name}: lists and tables are nested too deeply") from error
+    except ValueError as error:  # TOMLDecodeError, and integers of thousands of digits
+        raise ScenarioError(one_line(f"{name}: {error}", 2000)) from error
     names: set[str] = set()
     for index, vm in enumerate(scenario.vm):
         for vm_name in names_of(vm):
@@ -91,10 +101,11 @@ def parse_scenario(text: str, name: str) -> Scenario:
 def load_scenario(path: str | Path) -> Scenario:
     """The scenario in a file, whose relative paths start at that file. Raises ScenarioError."""
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ScenarioError(f"{path}: cannot be read: {reason}") from error
+        text = read_input_text(path)
+    except InputFileError as error:
+        shown = one_line(str(path))
+        reason = str(error).removeprefix(f"{shown}: ")
+        raise ScenarioError(f"{shown}: cannot be read: {reason}") from error
     return _with_paths_from(parse_scenario(text, str(path)), Path(path).absolute().parent)
 
 

@@ -18,14 +18,9 @@ from pathlib import Path
 from types import TracebackType
 
 from memvirt.address import PAGE_BYTES
+from memvirt.cpu.debugging import DebugStop
 from memvirt.cpu.factory import software_processor
-from memvirt.cpu.processor import (
-    ExitReason,
-    Processor,
-    ProcessorExit,
-    ProcessorFactory,
-    SegmentState,
-)
+from memvirt.cpu.processor import ExitReason, Processor, ProcessorExit, ProcessorFactory
 from memvirt.errors import MemvirtError
 from memvirt.machine.memory import MachineMemory, MachineMemoryExhausted
 from memvirt.names import choose
@@ -34,7 +29,7 @@ from memvirt.platform.backdoor import complete_backdoor
 from memvirt.platform.balloon import BalloonDevice, complete_balloon
 from memvirt.platform.boot.detect import load_boot_image
 from memvirt.platform.boot.fw_cfg_items import fw_cfg_items
-from memvirt.platform.boot.image import BootImage, InitialState, StartMode
+from memvirt.platform.boot.image import BootImage
 from memvirt.platform.boot.protocol import Protocol, boot_protocol
 from memvirt.platform.fw_cfg import ItemBytes, fw_cfg_configure
 from memvirt.platform.pc import Pc, new_pc, pc_serial_input
@@ -47,13 +42,14 @@ from memvirt.vmm.monitor import PagingMode, VirtualMachineMonitor
 from memvirt.vmm.reserve import FramesWanted
 from memvirt.vmm.stores.backing import BackingStore, BackingStoreError, PageCorrupted
 
+from .host_time import WATCH, share_seconds
 from .outcome import EndReason, Outcome
+from .panic import panic_message
+from .start_state import set_start_state
 
 EXIT_SUCCESS = 0x10  # what a guest writes to the debug-exit port when all is well
 MAXIMUM_MEMORY = 3 << 30  # above lies the hole for devices
 QUANTUM_NS = 10_000_000
-_PANIC_MARK = b"Kernel panic - not syncing: "
-_PANIC_REPORT_BYTES = 8192  # a panic's report is shorter: what lies before it is older news
 _vm_ids = count(1)
 
 
@@ -67,15 +63,6 @@ def paging_mode(paging: PagingMode | str) -> PagingMode:
         return paging
     modes = {mode.name.lower(): mode for mode in PagingMode}
     return choose(modes, str(paging).lower(), what="paging mode")
-
-
-def _panic_message(console: bytes) -> str:
-    """What a Linux kernel says of its panic at the end of its console, or "" if it did not."""
-    start = console.rfind(_PANIC_MARK)
-    if start < 0:
-        return ""
-    line = console[start + len(_PANIC_MARK) :].split(b"\n")[0]
-    return line.decode("ascii", "replace").strip() or "without a message"
 
 
 class VirtualMachine:
@@ -126,9 +113,14 @@ class VirtualMachine:
         self.outcome: Outcome | None = None
         self.waiting = False
         self.paused = ""
+        self.debug_stop: DebugStop | None = None
         self._host_seconds = 0.0
         self._started = 0.0
         self._running = False
+        self.unfinished = False
+        self._quantum_share = 0.0
+        self._interrupted = False
+        self._stop_wanted = False
 
     def __enter__(self) -> VirtualMachine:
         return self
@@ -195,26 +187,9 @@ class VirtualMachine:
         for segment in loaded.segments:
             self.vmm.write_physical(segment.gpa, segment.data)
         self._fw_cfg_items = fw_cfg_configure(self.pc[0].fw_cfg, fw_cfg_items(loaded, self.memory))
-        self._set_registers(loaded.registers)
+        set_start_state(self.processor, loaded.registers)
         self.boot_image = loaded
         return loaded
-
-    def _set_registers(self, state: InitialState) -> None:
-        processor = self.processor
-        long_mode = state.mode is StartMode.LONG_64
-        for name in ("rip", "rsp", "rsi", "rbx", "rax", "cr0", "cr3", "cr4", "efer", "rflags"):
-            processor.set(name, getattr(state, name))
-        code_flags = 0x00A09B00 if long_mode else 0x00C09B00
-        code = SegmentState(state.code_selector, 0, 0xFFFF_FFFF, code_flags)
-        data = SegmentState(state.data_selector, 0, 0xFFFF_FFFF, 0x00C09300)
-        processor.set_segment("cs", code)
-        for name in ("ds", "es", "ss", "fs", "gs"):
-            processor.set_segment(name, data)
-        processor.set_segment("gdtr", SegmentState(0, state.gdt_base, state.gdt_limit, 0))
-        processor.set_segment("idtr", SegmentState(0, 0, 0, 0))
-        processor.set_segment("tr", SegmentState(0, 0, 0, 0))
-        processor.set_segment("ldtr", SegmentState(0, 0, 0, 0))
-        processor.set_mode(long_mode=long_mode, code64=long_mode)
 
     # Running -----------------------------------------------------------------------------------
 
@@ -226,12 +201,15 @@ class VirtualMachine:
     ) -> Outcome:
         """Run until the guest ends, dies, or ``timeout`` host seconds are over.
 
-        ``on_quantum`` is called between quanta with the processor stopped: the place to move,
-        unmap and share pages, or to look around.
+        ``on_quantum`` is called between quanta, and within one that costs the host much, with the
+        processor stopped: the place to move, unmap and share pages, or to look around.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while self.outcome is None:
-            self.run_quantum()
+            if self.unfinished:
+                self.resume_quantum()
+            else:
+                self.run_quantum()
             if self.outcome is None and on_quantum is not None:
                 on_quantum(self)
             if deadline is not None and self.outcome is None and time.monotonic() >= deadline:
@@ -246,17 +224,21 @@ class VirtualMachine:
         block every few quanta, however short they are (a block takes 1,024 ns at most).
 
         A managed VM may stop early: ``waiting`` for frames, or ``paused`` with the reason why a
-        page cannot be had now. ``resume_quantum`` goes on with what is left of the quantum. Raises
-        ValueError for a quantum below 1 ns.
+        page cannot be had now; a debugged one (``processor.debugging``) with ``debug_stop``. Every
+        VM may, ``unfinished``, when its quantum has cost the host too much (``host_time``). Then
+        ``resume_quantum`` goes on with what is left of the quantum. Raises ValueError for one below
+        1 ns.
         """
         if nanoseconds < 1:
             raise ValueError(f"a quantum of {nanoseconds} ns; it must be 1 ns or more")
         self.processor.set_quantum(nanoseconds)
+        self._quantum_share = share_seconds(nanoseconds)
         return self.resume_quantum()
 
     def resume_quantum(self) -> Outcome | None:
         """Go on to the end of the quantum begun last."""
-        self.waiting, self.paused = False, ""
+        self.waiting, self.paused, self.unfinished = False, "", False
+        self.debug_stop = None
         if self.outcome is not None:
             return self.outcome
         if self._off:
@@ -264,11 +246,8 @@ class VirtualMachine:
         self._started = time.perf_counter()
         self._running = True
         try:
-            while self.outcome is None:
-                left = self.processor.run()
-                self._drain_serial()
-                if not self._handle(left):
-                    break
+            with WATCH.quantum(self, self._quantum_share):
+                self._run_quantum()
         except FramesWanted:
             self.waiting = True
         except BackingStoreError as error:
@@ -281,6 +260,23 @@ class VirtualMachine:
             self._host_seconds += self._in_quantum()
             self._running = False
         return self.outcome
+
+    def _run_quantum(self) -> None:
+        while self.outcome is None:
+            left = self.processor.run()
+            self._drain_serial()
+            if not self._handle(left):
+                break
+
+    def interrupt_quantum(self) -> None:
+        """Let the quantum that runs stop early, ``unfinished``. May be called from any thread."""
+        self._interrupted = True
+        self.processor.request_stop()
+
+    def request_stop(self) -> None:
+        """Let the quantum that runs be the VM's end. May be called from any thread."""
+        self._stop_wanted = True
+        self.processor.request_stop()
 
     def _handle(self, left: ProcessorExit) -> bool:
         """Do what the processor left for Python; False at the end of the quantum."""
@@ -295,8 +291,14 @@ class VirtualMachine:
             self._handle_call(left)
         elif reason is ExitReason.QUANTUM_END:
             return False
+        elif reason is ExitReason.DEBUG:
+            self.debug_stop = left.debug
+            return False
         elif reason is ExitReason.STOP_REQUESTED:
-            self._end(EndReason.STOPPED, "")
+            self.unfinished = self._interrupted and not self._stop_wanted
+            self._interrupted = False
+            if not self.unfinished:
+                self._end(EndReason.STOPPED, "")
             return False
         elif reason is ExitReason.HALTED:
             return self._handle_halt()
@@ -329,7 +331,7 @@ class VirtualMachine:
         elif requests.poweroff_requested:
             self._end(EndReason.POWER_OFF, "")
         elif requests.reset_requested:
-            panic = _panic_message(bytes(self.serial_log[-_PANIC_REPORT_BYTES:]))
+            panic = panic_message(self.serial_log)
             self._end(EndReason.PANIC if panic else EndReason.RESET, panic)
         # Else the console was full. It is drained now, and the guest's write happens again.
 
@@ -363,15 +365,13 @@ class VirtualMachine:
     def display(self) -> TextScreen | None:
         """What the VGA shows now, the processor stopped; None in a graphics mode.
 
-        It is read wherever the guest's pages are, and changes nothing. Raises VirtualMachineError
-        if the VM is powered off, BackingStoreError or PageCorrupted for a page that cannot be read.
+        Read wherever its pages are; nothing changes. Raises VirtualMachineError if it is powered
+        off, BackingStoreError or PageCorrupted for a page that cannot be read.
         """
         if self._off:
             raise VirtualMachineError(f"{self.name} is powered off: it shows nothing")
         mode = text_mode(self.pc[0].vga)
-        if mode is None:
-            return None
-        return read_screen(mode, self.vmm.read_page, self.vmm.pmap.pages)
+        return None if mode is None else read_screen(mode, self.vmm.read_page, self.vmm.pmap.pages)
 
     def _end(self, reason: EndReason, detail: str) -> None:
         requests = self.pc[0].control

@@ -35,14 +35,18 @@ class MemoryOptions(BaseModel):
         default=75, ge=0, le=99, alias="IdleTax", description="idle memory tax, in percent"
     )
     sample_period: float = Field(
-        default=60, gt=0, alias="SamplePeriod", description="working-set sampling, in seconds"
+        default=60,
+        ge=0.001,
+        le=1e9,
+        alias="SamplePeriod",
+        description="working-set sampling, in seconds",
     )
     sample_pages: int = Field(
         default=100, ge=1, le=100_000, alias="SamplePages",
         description="pages sampled in a period (fixed in ESXi)",
     )  # fmt: skip
     balance_period: float = Field(
-        default=15, gt=0, alias="BalancePeriod",
+        default=15, ge=0.001, le=1e9, alias="BalancePeriod",
         description="seconds between two computations of the targets",
     )  # fmt: skip
     ctl_max_percent: float = Field(
@@ -50,11 +54,11 @@ class MemoryOptions(BaseModel):
         description="most of a VM's memory the balloon may take, in percent",
     )  # fmt: skip
     share_scan_time: float = Field(
-        default=60, ge=0, alias="ShareScanTime",
+        default=60, ge=0, le=1e9, alias="ShareScanTime",
         description="minutes in which a VM's memory is scanned once for sharing; 0: no sharing",
     )  # fmt: skip
     share_rate_max: int = Field(
-        default=4_000_000, ge=0, alias="ShareRateMax",
+        default=4_000_000, ge=0, le=10**9, alias="ShareRateMax",
         description="most pages scanned for sharing in a second, all VMs together",
     )  # fmt: skip
     share_force_salting: Salting = Field(
@@ -95,12 +99,12 @@ class MemoryOptions(BaseModel):
         "size alone (not an ESXi setting)",
     )  # fmt: skip
     swap_read_us: float = Field(
-        default=100, ge=0, alias="SwapReadUs",
+        default=100, ge=0, le=1e6, alias="SwapReadUs",
         description="virtual microseconds a guest waits for a page from swap "
         "(not an ESXi setting)",
     )  # fmt: skip
     unzip_us: float = Field(
-        default=5, ge=0, alias="UnzipUs",
+        default=5, ge=0, le=1e6, alias="UnzipUs",
         description="virtual microseconds a guest waits for a compressed page "
         "(not an ESXi setting)",
     )  # fmt: skip

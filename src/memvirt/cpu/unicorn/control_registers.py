@@ -8,6 +8,7 @@ rest. An MSR that is not named here does not exist.
 
 from __future__ import annotations
 
+from memvirt.address import PhysicalPageNumber
 from memvirt.compiled import callback, compiled
 from memvirt.cpu.control_rules import (
     PHYSICAL_ADDRESS_BITS,
@@ -16,14 +17,19 @@ from memvirt.cpu.control_rules import (
     cr4_accepted,
     efer_accepted,
     is_canonical,
+    loads_pdptes,
     pat_accepted,
+    pdpte_accepted,
 )
+from memvirt.mmu.access import OK
 from memvirt.mmu.native import argument_reference, load32, load64
 from memvirt.platform.lapic import BASE_BOOTSTRAP, BASE_ENABLE
 from memvirt.state_record import Record
+from memvirt.vmm.frames import resolve_page
 
 from . import registers as reg
-from .engine_state import EngineState, engine_at, pc_at
+from .abort import abort_instruction
+from .engine_state import EngineState, engine_at, pc_at, vmm_of
 from .virtual_time import virtual_now
 
 READ_CR, WRITE_CR, READ_MSR, WRITE_MSR = range(4)  # engine/source/memvirt_control.c
@@ -96,7 +102,42 @@ def _write_cr(engine: EngineState, number: int, value: int) -> int:
         pc_at(engine.pc_at).lapic.task_priority = value << 4
         engine.deadline_code_bytes = engine.time_deadline = 0  # an interrupt may come now
         return DONE
-    return PASS if accepted else FAULT
+    if not accepted:
+        return FAULT
+    return _load_pdptes(engine, number, value)
+
+
+@compiled
+def _load_pdptes(engine: EngineState, number: int, value: int) -> int:
+    """Check the PDPTEs that a write to CR0, CR3 or CR4 loads: one refused is #GP(0).
+
+    The walker reads them anew at every walk, so nothing is kept here. DONE with the instruction
+    aborted if the page that holds them is not within reach.
+    """
+    state = engine.registers_at
+    cr0, cr3, cr4 = load64(state + reg.CR0), load64(state + reg.CR3), load64(state + reg.CR4)
+    old = cr0 if number == 0 else cr4
+    cr0 = value if number == 0 else cr0
+    cr3 = value if number == 3 else cr3
+    cr4 = value if number == 4 else cr4
+    if not loads_pdptes(number, old, value, cr0, cr4, load64(state + reg.EFER)):
+        return PASS
+    vmm = vmm_of(engine)
+    mmu = vmm.mmu
+    gpa = cr3 & 0xFFFF_FFE0
+    ppn = PhysicalPageNumber(gpa >> 12)
+    if ppn >= mmu.guest_pages:
+        return FAULT  # the open bus: every bit is set
+    status = resolve_page(vmm, ppn, False)
+    if status != OK:
+        engine.translation_status = status
+        abort_instruction(engine)
+        return DONE
+    at = mmu.memory_at + (load32(mmu.pmap_frame_at + ppn * 4) << 12) + (gpa & 0xFFF)
+    for index in range(4):
+        if not pdpte_accepted(load64(at + index * 8)):
+            return FAULT
+    return PASS
 
 
 @compiled

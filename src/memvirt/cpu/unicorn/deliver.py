@@ -15,15 +15,14 @@ from memvirt.address import GuestVirtualAddress
 from memvirt.compiled import compiled
 from memvirt.mmu.access import OK
 from memvirt.mmu.entry import CR0_PE, EFER_LMA, EFER_SCE
-from memvirt.mmu.native import call_c3, load32, load64, store32, store64
+from memvirt.mmu.native import call_c3, load32, load64, store64
 
 from . import registers as reg
+from .deliver_protected import deliver_protected
 from .deliver_real import deliver_real
 from .engine_state import (
-    DESCRIPTOR,
     FLAGS_WORD,
     FRAME,
-    GATE,
     NO_EVENT,
     STACK_POINTER,
     EngineState,
@@ -31,14 +30,13 @@ from .engine_state import (
 )
 from .events import (
     VECTOR_DB,
-    VECTOR_GP,
-    VECTOR_NP,
     VECTOR_TS,
     VECTOR_UD,
     memory_status,
     nested_fault,
     raise_event,
 )
+from .gates import enter_handler, read_gate
 from .guest_memory import read_guest, write_guest
 from .segments import load_control, read_flags, set_code_segment, set_segment, write_flags
 
@@ -49,54 +47,6 @@ _RCX, _R11, _CR2 = reg.RCX, reg.R11, reg.CR2
 _DR6_REGISTER, _DR6_BS = x86_const.UC_X86_REG_DR6, 1 << 14
 _DATA_FLAGS = 0x00C09300  # flat, present, writable, accessed
 _U32 = 0xFFFF_FFFF
-
-
-@compiled
-def _read_descriptor(engine: EngineState, selector: int) -> int:
-    """Read a descriptor to ``descriptor``; OK, or a status (an error code for #GP: -1 - code)."""
-    table = _LDT if selector & 4 else _GDT
-    offset = selector & 0xFFF8
-    limit = load32(engine.registers_at + table + _LIMIT)
-    if selector & 0xFFFC == 0 or offset + 7 > limit:
-        return -1
-    gva = GuestVirtualAddress(load64(engine.registers_at + table + _BASE) + offset)
-    return int(read_guest(engine, gva, engine.state_at + DESCRIPTOR, 8))
-
-
-@compiled
-def _read_gate(engine: EngineState, long_mode: bool, external: int) -> int:
-    """Read and check the event's IDT gate; OK or a status."""
-    mmu = mmu_of(engine)
-    vector, cpl = engine.event_vector, mmu.cpl
-    size = 16 if long_mode else 8
-    code = vector * 8 + 2 + external
-    if vector * size + size - 1 > load32(engine.registers_at + _IDT + _LIMIT):
-        return int(nested_fault(engine, VECTOR_GP, code))
-    gva = GuestVirtualAddress(load64(engine.registers_at + _IDT + _BASE) + vector * size)
-    status = read_guest(engine, gva, engine.state_at + GATE, size)
-    if status != OK:
-        return int(memory_status(engine, status))
-    kind = (engine.gate_low >> 40) & 0xFF
-    if kind & 0x1F != 0x0E and kind & 0x1F != 0x0F:
-        return int(nested_fault(engine, VECTOR_GP, code))
-    if engine.event_is_software and (kind >> 5) & 3 < cpl:
-        return int(nested_fault(engine, VECTOR_GP, code))
-    if kind & 0x80 == 0:
-        return int(nested_fault(engine, VECTOR_NP, code))
-    selector = (engine.gate_low >> 16) & 0xFFFF
-    status = _read_descriptor(engine, selector)
-    if status == -1:
-        return int(nested_fault(engine, VECTOR_GP, (selector & 0xFFFC) + external))
-    if status != OK:
-        return int(memory_status(engine, status))
-    flags = (engine.descriptor >> 32) & _U32
-    dpl = (flags >> 13) & 3
-    wrong = flags & (1 << 12) == 0 or flags & (1 << 11) == 0 or dpl > cpl
-    if wrong or (long_mode and flags & (3 << 21) != 1 << 21):
-        return int(nested_fault(engine, VECTOR_GP, (selector & 0xFFFC) + external))
-    if flags & (1 << 15) == 0:
-        return int(nested_fault(engine, VECTOR_NP, (selector & 0xFFFC) + external))
-    return OK
 
 
 @compiled
@@ -119,27 +69,8 @@ def _stack_pointer(engine: EngineState, cpl: int, new_cpl: int) -> int:
 
 
 @compiled
-def _enter_handler(
-    engine: EngineState, flags: int, rip: int, new_cpl: int, segment_flags: int
-) -> None:
-    """The last step of a delivery: flags, code segment, instruction pointer."""
-    selector = (engine.gate_low >> 16) & 0xFFFF
-    cleared = (1 << 8) | (1 << 14) | (1 << 16) | (1 << 17)  # TF, NT, RF, VM
-    if (engine.gate_low >> 40) & 1 == 0:
-        cleared |= reg.RFLAGS_IF
-    write_flags(engine, flags & ~cleared)
-    low, high = engine.descriptor & _U32, (engine.descriptor >> 32) & _U32
-    base = (low >> 16) | (high & 0xFF) << 16 | (high & 0xFF00_0000)
-    limit = (low & 0xFFFF) | (high & 0xF0000)
-    if high & (1 << 23):
-        limit = limit << 12 | 0xFFF
-    set_code_segment(engine, selector, base, limit, segment_flags, new_cpl)
-    store64(engine.registers_at + _RIP, rip)
-
-
-@compiled
 def _deliver_long(engine: EngineState, cpl: int, external: int) -> int:
-    status = _read_gate(engine, True, external)
+    status = read_gate(engine, True, external)
     if status != OK:
         return int(status)
     segment_flags = (engine.descriptor >> 32) & _U32
@@ -173,7 +104,7 @@ def _deliver_long(engine: EngineState, cpl: int, external: int) -> int:
     if new_cpl != cpl:
         set_segment(engine, _SS, new_cpl, 0, 0, new_cpl << 13)
     store64(engine.registers_at + _RSP, rsp - size)
-    _enter_handler(engine, flags, rip, new_cpl, segment_flags)
+    enter_handler(engine, flags, rip, new_cpl, segment_flags)
     return OK
 
 
@@ -181,61 +112,6 @@ def _deliver_long(engine: EngineState, cpl: int, external: int) -> int:
 def _is_trap(engine: EngineState) -> bool:
     """#DB, #BP and #OF are reported after their instruction."""
     return engine.event_vector == 1 or engine.event_vector == 3 or engine.event_vector == 4
-
-
-@compiled
-def _deliver_protected(engine: EngineState, cpl: int, external: int) -> int:
-    """Delivery through a 32-bit gate; the stack is switched by the 32-bit TSS."""
-    status = _read_gate(engine, False, external)
-    if status != OK:
-        return int(status)
-    segment_flags = (engine.descriptor >> 32) & _U32
-    code_descriptor = engine.descriptor
-    new_cpl = cpl if segment_flags & (1 << 10) else (segment_flags >> 13) & 3
-    old_esp, old_ss = (
-        load64(engine.registers_at + _RSP) & 0xFFFF_FFFF,
-        load32(engine.registers_at + _SS),
-    )
-    esp, stack_base = old_esp, load64(engine.registers_at + _SS + _BASE)
-    words = 3 + (1 if engine.event_has_error else 0)
-    new_ss, ss_low, ss_high = old_ss, 0, 0
-    if new_cpl != cpl:
-        gva = GuestVirtualAddress(load64(engine.registers_at + _TR + _BASE) + 4 + 8 * new_cpl)
-        status = read_guest(engine, gva, engine.state_at + STACK_POINTER, 8)
-        if status != OK:
-            return int(memory_status(engine, status))
-        esp, new_ss = engine.stack_pointer & _U32, (engine.stack_pointer >> 32) & 0xFFFF
-        status = _read_descriptor(engine, new_ss)
-        if status == -1:
-            return int(nested_fault(engine, VECTOR_TS, new_ss & 0xFFFC))
-        if status != OK:
-            return int(memory_status(engine, status))
-        ss_low, ss_high = engine.descriptor & _U32, (engine.descriptor >> 32) & _U32
-        stack_base = (ss_low >> 16) | (ss_high & 0xFF) << 16 | (ss_high & 0xFF00_0000)
-        engine.descriptor = code_descriptor
-        words += 2
-    flags = read_flags(engine)
-    at = engine.state_at + FRAME
-    if engine.event_has_error:
-        store32(at, engine.event_error)
-        at += 4
-    store32(at, load64(engine.registers_at + _RIP))
-    store32(at + 4, load32(engine.registers_at + _CS))
-    store32(at + 8, flags)
-    store32(at + 12, old_esp)
-    store32(at + 16, old_ss)
-    esp = (esp - words * 4) & 0xFFFF_FFFF
-    gva = GuestVirtualAddress((stack_base + esp) & 0xFFFF_FFFF)
-    status = write_guest(engine, gva, engine.state_at + FRAME, words * 4)
-    if status != OK:
-        return int(memory_status(engine, status))
-    if new_cpl != cpl:
-        set_segment(engine, _SS, new_ss, stack_base, 0xFFFF_FFFF, ss_high)
-    store64(engine.registers_at + _RSP, esp)
-    low = engine.gate_low
-    eip = (low & 0xFFFF) | ((low >> 48) & 0xFFFF) << 16
-    _enter_handler(engine, flags, eip, new_cpl, segment_flags)
-    return OK
 
 
 @compiled
@@ -256,7 +132,7 @@ def deliver_event(engine: EngineState) -> int:
     elif mmu.cr0 & CR0_PE == 0:
         status = deliver_real(engine)
     else:
-        status = _deliver_protected(engine, mmu.cpl, external)
+        status = deliver_protected(engine, mmu.cpl, external)
     mmu.implicit_supervisor = 0
     if status == OK:
         if engine.event_is_interrupt:

@@ -25,6 +25,7 @@ from . import registers as reg
 
 # A status beside those of ``mmu.access``: translated code of frame ``code_frame`` must go first.
 DROP_CODE_AND_RETRY = PROCESSOR_STATUSES
+NO_INSTRUCTION = PROCESSOR_STATUSES + 3  # a fetch from where no memory is
 
 # Page flags of the engine, one byte per PPN. Code of shared frames is not kept account of: it is
 # dropped whenever a page leaves such a frame.
@@ -122,12 +123,23 @@ class EngineState(Record):
     # code bytes at the last of them.
     stopped_starts: int
     stopped_code_bytes: int
+    # A debugger outside the guest (debugging): whether there is anything to look for; a step
+    # (debug_hooks.NO_STEP and so on) and where it began; a breakpoint that has been reached; a
+    # watched access that was made, and its kind (0: none), written by the engine.
+    debugged: int
+    step: int
+    step_rip: int
+    at_breakpoint: int
+    watch_gva: int
+    watch_kind: int
     # Scratch areas: guest memory is copied here before it is looked at. Field addresses: below.
     gate_low: int  # IDT gate: bytes 0 to 7, and 8 to 15 in long mode
     gate_high: int
     descriptor: int
     stack_pointer: int  # from the TSS: RSP, or ESP and SS
     frame: Annotated[MutableSequence[int], np.int64, 8]  # what a delivery pushes
+    task: Annotated[MutableSequence[int], np.int64, 13]  # the TSS of a task that is switched to
+    task_segments: Annotated[MutableSequence[int], np.int64, 7]  # its descriptors: ES to GS, LDTR
     instruction: int  # bytes of the guest's code
     permissions: int  # of the I/O permission bitmap
     flags_word: int  # RFLAGS on its way through Unicorn's functions
@@ -150,6 +162,7 @@ class EngineState(Record):
     exits_code: int
     exits_need_frames: int
     exits_need_page: int
+    exits_debug: int
     interrupts_delivered: int
     exceptions_delivered: int
     port_accesses: int
@@ -171,10 +184,12 @@ GATE = _offset("gate_low")
 DESCRIPTOR = _offset("descriptor")
 STACK_POINTER = _offset("stack_pointer")
 FRAME = _offset("frame")
+TASK = _offset("task")
 INSTRUCTION = _offset("instruction")
 PERMISSIONS = _offset("permissions")
 FLAGS_WORD = _offset("flags_word")
 SAVED_REGISTERS = _offset("saved_registers")
+WATCH_HIT = _offset("watch_gva")  # and watch_kind: engine/source/memvirt_watch.c writes both
 
 engine_at = record_reference(EngineState)
 pc_at = record_reference(PcState)

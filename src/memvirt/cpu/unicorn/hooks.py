@@ -44,7 +44,7 @@ from .events import VECTOR_GP
 from .guest_memory import read_guest
 from .segments import load_control
 from .tlb_fill import PERMIT_EXECUTE, PERMIT_READ, fill
-from .virtual_time import PORT_ACCESS_NS, TIME_STAMP_NS, virtual_now
+from .virtual_time import PORT_ACCESS_NS, TIME_STAMP_NS, charge, virtual_now
 
 _UC_WRITE, _UC_FETCH = unicorn_const.UC_MEM_WRITE, unicorn_const.UC_MEM_FETCH
 _HFLAGS, _RAW_FLAGS = reg.HFLAGS, reg.RAW_FLAGS
@@ -213,7 +213,7 @@ def on_time_stamp(handle: int, user: int) -> int:
     """``UC_HOOK_INSN`` for ``rdtsc``: virtual time."""
     engine = engine_at(user)
     engine.time_stamp_reads += 1
-    engine.idle_ns += TIME_STAMP_NS
+    charge(engine, TIME_STAMP_NS)
     now = virtual_now(engine) + engine.time_stamp_offset
     store64(engine.registers_at + _RAX, now & _U32)
     store64(engine.registers_at + _RDX, (now >> 32) & _U32)
@@ -298,7 +298,7 @@ def _call_hypervisor(engine: EngineState, kind: int, port: int) -> None:
     engine.io_instruction_bytes = _instruction_bytes(engine)
     if engine.io_instruction_bytes:
         engine.port_accesses += 1
-        engine.idle_ns += PORT_ACCESS_NS
+        charge(engine, PORT_ACCESS_NS)
         engine.io_status = kind
     abort_instruction(engine)
 
@@ -316,7 +316,7 @@ def on_in(handle: int, port: int, size: int, user: int) -> int:
     if not _port_permitted(engine, port64, size64):
         return types.uint32(0)
     engine.port_accesses += 1
-    engine.idle_ns += PORT_ACCESS_NS
+    charge(engine, PORT_ACCESS_NS)
     value = io_read(pc, port64, size64, virtual_now(engine))
     if interrupt_pending(pc) != (engine.interrupt_waiting != 0):
         _after_device(engine)
@@ -332,7 +332,7 @@ def on_out(handle: int, port: int, size: int, value: int, user: int) -> None:
     if not _port_permitted(engine, port64, size64):
         return
     engine.port_accesses += 1
-    engine.idle_ns += PORT_ACCESS_NS
+    charge(engine, PORT_ACCESS_NS)
     status = io_write(pc, port64, size64, types.int64(value), virtual_now(engine))
     if status != IO_OK:
         # The console is full: it happens again. Or the guest has ended: nothing happens after it,

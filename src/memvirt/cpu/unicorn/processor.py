@@ -12,7 +12,7 @@ from unicorn import unicorn_const as uc_const
 from unicorn import x86_const
 
 from memvirt.address import PAGE_BYTES, MachinePageNumber, PhysicalPageNumber
-from memvirt.cpu.control_rules import cr4_bits, efer_bits
+from memvirt.cpu.control_rules import PHYSICAL_ADDRESS_BITS, cr4_bits, efer_bits
 from memvirt.cpu.processor import (
     ExitReason,
     ProcessorError,
@@ -38,11 +38,13 @@ from .binding import function_address, hook_function, library
 from .block_counter import block_counter_address
 from .chain import chain_of
 from .control_registers import on_control
+from .counters import processor_statistics
 from .cpuid import answers_by_register, cpuid_table
+from .debugging import UnicornDebugging
 from .engine_state import ENGINE_DTYPE, EXECUTED, NO_EVENT, EngineState
 from .features import hidden_features
 from .guest_memory import access_entry
-from .own_build import IS_OWN_BUILD, count_blocks, set_control, used_engine
+from .own_build import IS_OWN_BUILD, count_blocks, set_control
 from .run import drop_code_at, flush_translations_at, run_at
 from .tlb_fill import LAPIC_GPA
 from .version import check_engine_version
@@ -81,6 +83,7 @@ class UnicornProcessor:
         self._set_up_state()
         self._map_memory()
         self._add_hooks()
+        self._debugging: UnicornDebugging | None = None
 
     @property
     def engine(self) -> Any:
@@ -104,6 +107,8 @@ class UnicornProcessor:
         self.engine.ctl_set_tlb_mode(_UC_CTL_TLB_VIRTUAL)
         self._check(library.uc_ctl(self._handle, reg.CTL_TLB_FLUSH), "flushing translations")
         self.registers = reg.locate_registers(self.engine)
+        for number, value in reg.POWER_UP:
+            self.engine.reg_write(number, value)
         self.engine.ctl_set_tlb_mode(uc_const.UC_TLB_CPU)
         self._check(library.uc_ctl(self._handle, reg.CTL_TLB_FLUSH), "flushing translations")
 
@@ -120,18 +125,26 @@ class UnicornProcessor:
             handle, base, ctypes.c_size_t(size), everything, ctypes.c_void_p(address)
         )
         self._check(error, f"mapping {size:#x} bytes of machine memory")
+        page, hole = PAGE_BYTES, (hooks.on_hole_read, hooks.on_hole_write)
         windows = [
-            (int(state.lapic_window), hooks.on_apic_read, hooks.on_apic_write),
-            (int(state.io_apic_window), hooks.on_io_apic_read, hooks.on_io_apic_write),
+            (int(state.lapic_window), page, hooks.on_apic_read, hooks.on_apic_write),
+            (int(state.io_apic_window), page, hooks.on_io_apic_read, hooks.on_io_apic_write),
         ]
-        if not self._flat:
-            windows.append((int(state.hole_window), hooks.on_hole_read, hooks.on_hole_write))
+        if self._flat:
+            # The engine's own walks give any guest physical address: what no device and no memory
+            # has is the open bus.
+            taken = sorted(start for start, *_ in windows)
+            begins = [size, *(start + page for start in taken)]
+            ends = [*taken, 1 << PHYSICAL_ADDRESS_BITS]
+            windows += [(at, end - at, *hole) for at, end in zip(begins, ends, strict=True)]
+        else:
+            windows.append((int(state.hole_window), page, *hole))
         user = ctypes.c_void_p(int(state.state_at))
-        for start, read, write in windows:
+        for start, length, read, write in windows:
             error = library.uc_mmio_map(
                 handle,
                 ctypes.c_uint64(start),
-                ctypes.c_size_t(PAGE_BYTES),
+                ctypes.c_size_t(length),
                 ctypes.c_void_p(read.address),
                 user,
                 ctypes.c_void_p(write.address),
@@ -271,6 +284,13 @@ class UnicornProcessor:
     def interrupts_enabled(self) -> bool:
         return bool(self.get("rflags") & reg.RFLAGS_IF)
 
+    @property
+    def debugging(self) -> UnicornDebugging:
+        """Breakpoints, watchpoints and steps, from the first call on."""
+        if self._debugging is None:
+            self._debugging = UnicornDebugging(self)
+        return self._debugging
+
     # Virtual time ------------------------------------------------------------------------------
 
     @property
@@ -319,6 +339,8 @@ class UnicornProcessor:
     def run(self) -> ProcessorExit:
         self.engine  # noqa: B018  # as in _word
         self.drop_stale()
+        if self._debugging is not None:
+            self._debugging.prepare()
         return self._exit(int(run_at(self._state_at)))
 
     def _exit(self, left: int) -> ProcessorExit:
@@ -328,10 +350,13 @@ class UnicornProcessor:
             ppn = PhysicalPageNumber(int(vmm.exit_ppn))
             return ProcessorExit(ExitReason.NEED_PAGE, ppn=ppn, write=bool(vmm.exit_write))
         if left == run_loop.LEFT_QUANTUM and state.stop_asked:
+            state.stop_asked = 0
             return ProcessorExit(ExitReason.STOP_REQUESTED)
         if left == run_loop.LEFT_IO:
             reason = _IO_REASONS.get(int(state.io_status), ExitReason.DEVICE)
             return ProcessorExit(reason, instruction_bytes=int(state.io_instruction_bytes))
+        if left == run_loop.LEFT_DEBUG and self._debugging is not None:
+            return ProcessorExit(ExitReason.DEBUG, debug=self._debugging.take_stop())
         if left == run_loop.LEFT_TRIPLE_FAULT:
             return ProcessorExit(ExitReason.TRIPLE_FAULT, detail=chain_of(state))
         if left == run_loop.LEFT_NO_FIRMWARE:
@@ -350,16 +375,7 @@ class UnicornProcessor:
         self.state.deadline_code_bytes = 0
 
     def statistics(self) -> ProcessorStatistics:
-        state = self.state
-        return ProcessorStatistics(
-            implementation=used_engine(),
-            virtual_ns=self.virtual_ns,
-            exits={name: int(getattr(state, f"exits_{name}")) for name in _EXITS},
-            exceptions_by_vector={
-                vector: int(count) for vector, count in enumerate(state.exceptions) if count
-            },
-            **{name: int(getattr(state, name)) for name in _COUNTERS},
-        )
+        return processor_statistics(self.state, self.virtual_ns)
 
     def close(self) -> None:
         self._engine_ranges.close()
@@ -376,12 +392,3 @@ _PLAIN_REASONS = {
     run_loop.LEFT_HALTED: ExitReason.HALTED,
 }
 _IO_REASONS = {IO_BACKDOOR: ExitReason.BACKDOOR, IO_BALLOON: ExitReason.BALLOON}
-_EXITS = (
-    "page_fault", "exception", "syscall", "halt", "time", "io", "flush", "code", "need_frames",
-    "need_page",
-)  # fmt: skip
-_COUNTERS = (
-    "code_bytes", "engine_starts", "interrupts_delivered", "exceptions_delivered",
-    "port_accesses", "mmio_accesses", "time_stamp_reads", "cpuid_reads", "code_drops",
-    "tlb_flushes", "tlb_fills", "large_fills", "precise_writes",
-)  # fmt: skip

@@ -27,7 +27,7 @@ from memvirt.platform.lapic import BASE_ENABLE
 from memvirt.vmm.frames import frame_ppn
 from memvirt.vmm.translate import access
 
-from .engine_state import DROP_CODE_AND_RETRY, EXECUTED, EngineState, pc_at, vmm_of
+from .engine_state import DROP_CODE_AND_RETRY, EXECUTED, NO_INSTRUCTION, EngineState, pc_at, vmm_of
 
 LAPIC_GPA = GuestPhysicalAddress(0xFEE0_0000)
 PERMIT_READ, PERMIT_WRITE, PERMIT_EXECUTE = 1, 2, 4
@@ -44,8 +44,13 @@ def _allowed(mmu: MmuState, rights: int, kind: int) -> bool:
 
 
 @compiled
-def _window(engine: EngineState, mmu: MmuState) -> int:
-    """Grant an access that reaches no memory: an APIC's page, or the open bus."""
+def _window(engine: EngineState, mmu: MmuState, kind: int) -> int:
+    """Grant an access that reaches no memory: an APIC's page, or the open bus.
+
+    Nothing is fetched from either: the open bus reads as ones, FF FF, which is no instruction.
+    """
+    if kind == FETCH:
+        return NO_INSTRUCTION
     engine.mmio_fills += 1
     mmu.out_large_page = 0
     base = pc_at(engine.pc_at).lapic.base_msr
@@ -53,8 +58,7 @@ def _window(engine: EngineState, mmu: MmuState) -> int:
     io_apic = not local_apic and mmu.walk_gpa >> 12 == IO_APIC_BASE >> 12
     window = engine.lapic_window if local_apic else engine.hole_window
     mmu.out_machine_address = MachineAddress(engine.io_apic_window if io_apic else window)
-    device = local_apic or io_apic
-    mmu.out_permissions = PERMIT_READ | PERMIT_WRITE | (0 if device else PERMIT_EXECUTE)
+    mmu.out_permissions = PERMIT_READ | PERMIT_WRITE
     return OK
 
 
@@ -91,7 +95,7 @@ def fill(engine: EngineState, gva: GuestVirtualAddress, kind: int) -> int:
     if status != OK:
         return int(status)
     if mmu.out_machine_address < 0:
-        return int(_window(engine, mmu))
+        return int(_window(engine, mmu, kind))
     if mmu.out_large_page:
         engine.large_fills += 1
     rights = mmu.out_permissions

@@ -35,6 +35,18 @@ def virtual_now_at(state_at: int) -> int:
 
 
 @compiled
+def charge(engine: EngineState, nanoseconds: int) -> None:
+    """Let time pass for something that an instruction does besides being executed.
+
+    The deadlines are counts of code bytes: they come nearer by as much, or timers would be late and
+    quanta too long in loops of such instructions.
+    """
+    engine.idle_ns += nanoseconds
+    engine.time_deadline -= nanoseconds << CODE_BYTES_PER_NANOSECOND_SHIFT
+    engine.deadline_code_bytes -= nanoseconds << CODE_BYTES_PER_NANOSECOND_SHIFT
+
+
+@compiled
 def code_bytes_until(engine: EngineState, deadline_ns: int) -> int:
     """The count of code bytes at which virtual time reaches ``deadline_ns``."""
     remaining = deadline_ns - virtual_now(engine)

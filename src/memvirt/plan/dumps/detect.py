@@ -7,6 +7,8 @@ import functools
 import struct
 from pathlib import Path
 
+from memvirt.input_file import InputFileError, check_input
+
 from .dump import Dump, DumpError
 from .elf_core import open_elf_core
 from .kdump import FLATTENED, SIGNATURE, KdumpDump
@@ -16,11 +18,16 @@ from .snapshot import open_snapshot
 
 __all__ = ["open_dump"]
 
+_MOST_BYTES = 1 << 60  # a dump is read page by page: it may be as large as it is
+
 
 def open_dump(path: Path) -> Dump:
     """The dump, kept open for the tasks of this process. Raises DumpError."""
     try:
+        check_input(path, most=_MOST_BYTES)
         about = path.stat()
+    except InputFileError as error:
+        raise DumpError(str(error)) from error
     except OSError as error:
         raise DumpError(f"{path}: {error.strerror or error}") from error
     return _open(path, (about.st_ino, about.st_size, about.st_mtime_ns))

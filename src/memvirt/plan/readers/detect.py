@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from memvirt.input_file import InputFileError, check_input
 from memvirt.plan.findings import Findings, PlanDataError
 from memvirt.plan.readings import Reader, Reading
 
@@ -21,6 +22,7 @@ from .tables import first_row, read_text
 
 __all__ = ["read_file", "read_files"]
 
+_MOST_BYTES = 16 << 30
 _FORMATS = (
     "an RVTools export (xlsx, or CSV of vInfo, vMemory or vHost), esxtop's batch CSV, a "
     "Prometheus range query (JSON or Parquet), a Bitbrains trace, a record of memvirt run, or the "
@@ -67,6 +69,10 @@ def _reader(path: Path) -> Reader:
 
 
 def _reader_of(path: Path) -> Reader:
+    try:
+        check_input(path, most=_MOST_BYTES)
+    except InputFileError as error:
+        raise PlanDataError(str(error)) from error
     with path.open("rb") as file:
         start = file.read(8)
     if start[:4] == b"PAR1":

@@ -145,7 +145,14 @@ def _json_series(path: Path, findings: Findings) -> Any:
             values = np.array([float(point[1]) for point in points])
             out.append((result["metric"], times, values))
         return out
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        OverflowError,
+    ) as error:
         raise findings.error(f"is no answer of Prometheus' query_range ({error!r})") from error
 
 

@@ -4,6 +4,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+from memvirt.input_file import IMAGE_BYTES, InputFileError, read_input
 from memvirt.platform.boot.elf import load_elf
 from memvirt.platform.boot.elf_format import CLASS_64, elf_class, is_elf
 from memvirt.platform.boot.firmware import firmware_segments
@@ -46,9 +47,9 @@ def _read(source: str | Path | bytes, name: str, what: str) -> bytes:
     if isinstance(source, bytes):
         return source
     try:
-        return Path(source).read_bytes()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+        return read_input(source, most=IMAGE_BYTES)
+    except InputFileError as error:
+        reason = str(error).removeprefix(f"{name}: ")
         raise BootError(name, f"cannot read the {what}: {reason}") from error
 
 

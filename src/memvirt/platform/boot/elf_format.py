@@ -9,7 +9,7 @@ import struct
 from dataclasses import dataclass
 
 from memvirt.address import GuestPhysicalAddress
-from memvirt.platform.boot.image import BootError, Segment, check_fits
+from memvirt.platform.boot.image import LAYOUT_END, BootError, Segment, check_fits
 
 ELF_MAGIC = b"\x7fELF"
 CLASS_32 = 1
@@ -130,7 +130,12 @@ def _read_loads(
 
 
 def place_loads(
-    image: bytes, name: str, executable: ElfExecutable, memory_bytes: int
+    image: bytes,
+    name: str,
+    executable: ElfExecutable,
+    memory_bytes: int,
+    *,
+    lowest: int = LAYOUT_END,
 ) -> tuple[list[Segment], int]:
     """The segments to copy, and the first address past everything the image occupies."""
     ordered = sorted(executable.loads, key=lambda load: load.paddr)
@@ -138,7 +143,7 @@ def place_loads(
     segments = []
     for load in ordered:
         load_end = load.paddr + load.memory_size
-        check_fits(name, "an ELF segment", load.paddr, load_end, memory_bytes)
+        check_fits(name, "an ELF segment", load.paddr, load_end, memory_bytes, lowest=lowest)
         if load.paddr < end:
             raise BootError(name, f"ELF segments overlap at physical address {load.paddr:#x}")
         end = load_end

@@ -8,6 +8,7 @@ from enum import Enum, IntEnum
 
 from memvirt.address import GuestPhysicalAddress
 from memvirt.errors import MemvirtError
+from memvirt.notebook import one_line
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -46,7 +47,7 @@ class BootError(MemvirtError):
     """An image cannot be started; the message is one line naming the file and what is wrong."""
 
     def __init__(self, name: str, problem: str) -> None:
-        super().__init__(f"{name}: {problem}".replace("\n", " "))
+        super().__init__(one_line(f"{name}: {problem}", 1000))
         self.name = name
         self.problem = problem
 
@@ -187,15 +188,39 @@ def check_memory_size(name: str, memory_bytes: int) -> None:
         )
 
 
-def check_fits(name: str, what: str, start: int, end: int, memory_bytes: int) -> None:
-    """Refuse a range outside the RAM between 1 MiB and the top of low memory."""
+def check_fits(
+    name: str, what: str, start: int, end: int, memory_bytes: int, *, lowest: int = LAYOUT_END
+) -> None:
+    """Refuse a range outside RAM: conventional memory from ``lowest`` on, which the loaders leave
+    free, and what lies between 1 MiB and the top of low memory."""
     top = low_memory_top(memory_bytes)
+    if lowest <= start and end <= LOW_MEMORY_END:
+        return
     if start < HIGH_MEMORY_START or end > top:
         raise BootError(
             name,
             f"{what} needs guest physical memory {start:#x}-{end:#x}, but an image may use only "
-            f"{HIGH_MEMORY_START:#x}-{top:#x} ({memory_bytes // MIB} MiB of guest memory)",
+            f"{lowest:#x}-{LOW_MEMORY_END:#x} and {HIGH_MEMORY_START:#x}-{top:#x} "
+            f"({memory_bytes // MIB} MiB of guest memory)",
         )
+
+
+def place_low(
+    name: str,
+    what: str,
+    size: int,
+    *,
+    preferred: GuestPhysicalAddress,
+    occupied: Sequence[tuple[int, int]],
+) -> GuestPhysicalAddress:
+    """Address for ``size`` bytes of the loader's in conventional memory: ``preferred``, or the
+    lowest page where none of the ``occupied`` ranges (start, end) is."""
+    for start in (preferred, *range(PAGE_SIZE, LOW_MEMORY_END - size, PAGE_SIZE)):
+        if all(start + size <= first or start >= end for first, end in occupied):
+            return GuestPhysicalAddress(start)
+    raise BootError(
+        name, f"the image leaves no room for the {what} ({size} bytes) below {LOW_MEMORY_END:#x}"
+    )
 
 
 def place_at_top(
@@ -203,6 +228,7 @@ def place_at_top(
 ) -> GuestPhysicalAddress:
     """Page-aligned address for ``size`` bytes, as high as possible in [lowest, highest)."""
     top = min(low_memory_top(memory_bytes), highest)
+    lowest = max(lowest, HIGH_MEMORY_START)
     start = (top - size) & -PAGE_SIZE
     if start < lowest:
         raise BootError(

@@ -22,6 +22,7 @@ from memvirt.platform.boot.image import (
     KIB,
     LOW_MEMORY_END,
     MULTIBOOT_INFO,
+    PAGE_SIZE,
     BootError,
     BootImage,
     BootParts,
@@ -33,6 +34,7 @@ from memvirt.platform.boot.image import (
     low_memory_top,
     memory_map,
     place_at_top,
+    place_low,
     start_protected_32,
 )
 
@@ -52,6 +54,7 @@ _INFO_MODULES = 1 << 3
 _INFO_MEMORY_MAP = 1 << 6
 _INFO_LOADER_NAME = 1 << 9
 _INFO_SIZE = 120
+_LOWEST = PAGE_SIZE  # below lie the BIOS's data and the GDT; all else makes room for the image
 _LOADER_NAME = b"memvirt\0"
 
 
@@ -73,10 +76,23 @@ def find_header(image: bytes) -> MultibootHeader | None:
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    """What to copy, the ranges (start, end) the image takes, and where it begins."""
+
+    segments: list[Segment]
+    occupied: list[tuple[int, int]]
+    entry: GuestPhysicalAddress
+
+    @property
+    def end(self) -> int:
+        return max(end for _, end in self.occupied)
+
+
 def _load_by_addresses(
     image: bytes, name: str, header: MultibootHeader, memory_bytes: int
-) -> tuple[list[Segment], int, GuestPhysicalAddress]:
-    """Section 3.1.3: the header itself says what to load where. Segments, end, entry."""
+) -> _Placed:
+    """Section 3.1.3: the header itself says what to load where."""
     if len(image) < header.offset + 32:
         raise BootError(name, "truncated Multiboot image: the file ends inside the address fields")
     fields = struct.unpack_from("<5I", image, header.offset + 12)
@@ -98,7 +114,7 @@ def _load_by_addresses(
             f"{len(image)}",
         )
     end = max(load_gpa + size, bss_end)
-    check_fits(name, "the Multiboot kernel", load_gpa, end, memory_bytes)
+    check_fits(name, "the Multiboot kernel", load_gpa, end, memory_bytes, lowest=_LOWEST)
     if not load_gpa <= entry < load_gpa + size:
         raise BootError(
             name,
@@ -106,12 +122,10 @@ def _load_by_addresses(
             f"({load_gpa:#x}-{load_gpa + size:#x})",
         )
     segment = Segment(GuestPhysicalAddress(load_gpa), image[first : first + size])
-    return [segment], end, GuestPhysicalAddress(entry)
+    return _Placed([segment], [(load_gpa, end)], GuestPhysicalAddress(entry))
 
 
-def _load_elf(
-    image: bytes, name: str, memory_bytes: int
-) -> tuple[list[Segment], int, GuestPhysicalAddress]:
+def _load_elf(image: bytes, name: str, memory_bytes: int) -> _Placed:
     if not is_elf(image):
         raise BootError(
             name, "a Multiboot image that is not ELF must give its addresses (header flag 16)"
@@ -123,17 +137,24 @@ def _load_elf(
             "loads only ELF32 by program headers",
         )
     executable = parse_elf(image, name, expected_class=CLASS_32, machine=MACHINE_386)
-    segments, end = place_loads(image, name, executable, memory_bytes)
-    return segments, end, executable.entry_gpa(name)
+    segments, _ = place_loads(image, name, executable, memory_bytes, lowest=_LOWEST)
+    occupied = [(load.paddr, load.paddr + load.memory_size) for load in executable.loads]
+    return _Placed(segments, occupied, executable.entry_gpa(name))
 
 
-def _information(memory_bytes: int, module_gpa: GuestPhysicalAddress, module_size: int) -> bytes:
+def _information(
+    memory_bytes: int,
+    info_gpa: GuestPhysicalAddress,
+    command_line_gpa: GuestPhysicalAddress,
+    module_gpa: GuestPhysicalAddress,
+    module_size: int,
+) -> bytes:
     """The information structure (section 3.3), with what it points to right behind it."""
     ranges = b"".join(
         struct.pack("<IQQI", 20, entry.gpa, entry.size, int(entry.kind))
         for entry in memory_map(memory_bytes)
     )
-    modules_gpa = MULTIBOOT_INFO + _INFO_SIZE
+    modules_gpa = info_gpa + _INFO_SIZE
     ranges_gpa = modules_gpa + 16
     name_gpa = ranges_gpa + len(ranges)
     flags = _INFO_MEMORY | _INFO_COMMAND_LINE | _INFO_MEMORY_MAP | _INFO_LOADER_NAME
@@ -145,7 +166,7 @@ def _information(memory_bytes: int, module_gpa: GuestPhysicalAddress, module_siz
     info = bytearray(_INFO_SIZE)
     upper_kib = (low_memory_top(memory_bytes) - HIGH_MEMORY_START) // KIB
     struct.pack_into("<III", info, 0, flags, LOW_MEMORY_END // KIB, upper_kib)
-    struct.pack_into("<I", info, 16, COMMAND_LINE)
+    struct.pack_into("<I", info, 16, command_line_gpa)
     if module_size:
         struct.pack_into("<II", info, 20, 1, modules_gpa)
     struct.pack_into("<II", info, 44, len(ranges), ranges_gpa)
@@ -171,29 +192,39 @@ def load_multiboot(
             "is a video mode)",
         )
     if header.flags & _FLAG_ADDRESSES:
-        segments, end, entry = _load_by_addresses(image, name, header, memory_bytes)
+        placed = _load_by_addresses(image, name, header, memory_bytes)
     else:
-        segments, end, entry = _load_elf(image, name, memory_bytes)
+        placed = _load_elf(image, name, memory_bytes)
+    segments, entry = placed.segments, placed.entry
     text = encode_command_line(name, command_line, COMMAND_LINE_MAXIMUM)
     kernel, kernel_gpa = join_segments(segments), segments[0].gpa
     module_gpa = GuestPhysicalAddress(0)
     if initrd:
         module_gpa = place_at_top(
-            name, "initrd", len(initrd), lowest=end, highest=HOLE_START, memory_bytes=memory_bytes
+            name,
+            "initrd",
+            len(initrd),
+            lowest=placed.end,
+            highest=HOLE_START,
+            memory_bytes=memory_bytes,
         )
         segments.append(Segment(module_gpa, initrd))
-    extra, registers = start_protected_32(rip=entry, rbx=MULTIBOOT_INFO, rax=LOADER_MAGIC)
-    information = _information(memory_bytes, module_gpa, len(initrd))
+    what = "information structure"
+    info_gpa = place_low(name, what, PAGE_SIZE, preferred=MULTIBOOT_INFO, occupied=placed.occupied)
+    occupied = [*placed.occupied, (info_gpa, info_gpa + PAGE_SIZE)]
+    text_gpa = place_low(name, "command line", len(text), preferred=COMMAND_LINE, occupied=occupied)
+    extra, registers = start_protected_32(rip=entry, rbx=info_gpa, rax=LOADER_MAGIC)
+    information = _information(memory_bytes, info_gpa, text_gpa, module_gpa, len(initrd))
     return BootImage(
         protocol="multiboot",
         segments=(
             *extra,
-            Segment(MULTIBOOT_INFO, information),
-            Segment(COMMAND_LINE, text),
+            Segment(info_gpa, information),
+            Segment(text_gpa, text),
             *segments,
         ),
         registers=registers,
         e820=memory_map(memory_bytes),
         description=f"Multiboot kernel, entry {entry:#x}",
-        parts=BootParts(kernel, kernel_gpa, text, initrd, module_gpa),
+        parts=BootParts(kernel, kernel_gpa, text, initrd, module_gpa, command_line_gpa=text_gpa),
     )

@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The names of the kinds, without what they import (a test holds them to ``kinds.py``)."""
+
+KIND_NAMES = (
+    "image",
+    "snapshot",
+    "scenario",
+    "plan",
+    "command",
+    "code16",
+    "code32",
+    "code64",
+    "ports",
+    "apic",
+    "balloon",
+    "neighbours",
+)
