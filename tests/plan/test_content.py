@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from memvirt.machine.similarity import PATCH_HEADER, RUN_HEADER, block_keys, patch_sizes
-from memvirt.plan.content.analysis import Analysis, Share, analyze
+from memvirt.plan.content.analysis import Analysis, Share, analyze, stretches
 from memvirt.plan.content.page_file import PageFile
 from memvirt.plan.dumps.detect import open_dump
 from memvirt.plan.dumps.dump import Dump, DumpError
@@ -329,3 +329,28 @@ def test_holes_of_a_sparse_dump_are_zero_pages_that_are_not_read(tmp_path: Path)
     found = run(path)
     assert found.pages == 1 << 24
     assert found.classes["zero"] == (1 << 24) - 1
+    parts = list(stretches(open_dump(path)))
+    assert len(parts) == 4  # of 16 GiB each
+    assert sum(pages for _, pages in parts) == found.pages
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=200), st.integers(1, 1 << 16))
+def test_parts_of_a_dump_are_whole_and_bounded(data: list[bool], rest: int) -> None:
+    """Of a dump of whole parts with data or without, in any order."""
+    part = 1 << 16
+
+    class Sparse:
+        pages = part * (len(data) - 1) + rest
+
+        def data_ranges(self, first: int, count: int) -> list[tuple[int, int]]:
+            assert first % part == 0
+            return [(first, count)] if data[first // part] else []
+
+    dump: Any = Sparse()
+    at = 0
+    for first, count in stretches(dump):
+        assert first == at
+        at += count
+        assert 0 < count <= 1 << 22
+        assert sum(data[first // part : -(-at // part)]) <= 1
+    assert at == dump.pages

@@ -7,7 +7,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from memvirt.input_file import read_input_text
+from memvirt.input_file import InputFileError, read_input_text
 from memvirt.plan.assumptions import Range, Unknowns, parse_range
 from memvirt.plan.policy import PAGE_BYTES
 from memvirt.plan.question import Allow, Question, QuestionError, parse_growth
@@ -44,6 +44,8 @@ def _measured(path: Path, unknowns: Unknowns) -> Unknowns:
         return replace(
             unknowns, shared=Range(0.0, shared), compressible=Range(compressible, compressible)
         )
+    except InputFileError as error:
+        raise QuestionError(f"--measured {error}") from error
     except (ValueError, LookupError, TypeError, RecursionError, OverflowError) as error:
         raise QuestionError(
             f"--measured {path}: is no output of memvirt analyze --json ({error!r})"

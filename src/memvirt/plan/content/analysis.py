@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from pathlib import Path
@@ -17,6 +17,7 @@ from memvirt.address import PAGE_BYTES
 from memvirt.machine.similarity import PATCH_HEADER
 from memvirt.notebook import html_table
 from memvirt.plan.dumps.detect import open_dump
+from memvirt.plan.dumps.dump import Dump
 from memvirt.plan.executor import Executor, Progress
 from memvirt.plan.linux.page_use import PageUse
 
@@ -41,6 +42,7 @@ __all__ = ["Analysis", "PageClass", "Savings", "Share", "VmContent", "analyze"]
 
 LIVE_VM = "live VM"  # the kind of a dump that is the copy of one
 _STRETCH_PAGES = 1 << 16  # 256 MiB a task
+_MOST_PAGES = 1 << 22  # of a task, holes included
 _MEASURE_PAGES = 1 << 14
 _PARTITION_PAGES = 1 << 22  # at most so many fingerprints in a partition, 150 MB
 Array = np.ndarray[Any, Any]
@@ -146,6 +148,21 @@ def analyze(
         return _Analyzer(paths, executor, report, share, Path(folder), live).run(on_pages)
 
 
+def stretches(dump: Dump) -> Iterator[tuple[int, int]]:
+    """The parts (first page, pages) of a dump to be hashed at once: at most 256 MiB that are read,
+    and the holes between, which cost nothing, up to 16 GiB in all. Raises DumpError."""
+    start = held = 0
+    for at in range(0, dump.pages, _STRETCH_PAGES):
+        ranges = dump.data_ranges(at, min(_STRETCH_PAGES, dump.pages - at))
+        data = sum(pages for _, pages in ranges)
+        if at > start and (held + data > _STRETCH_PAGES or at - start >= _MOST_PAGES):
+            yield start, at - start
+            start, held = at, 0
+        held += data
+    if dump.pages > start:
+        yield start, dump.pages - start
+
+
 class _Analyzer:
     def __init__(
         self, paths: list[Path], executor: Executor, report: Callable[[str], Progress],
@@ -184,11 +201,11 @@ class _Analyzer:
         partitions = 1 << max(int(total // _PARTITION_PAGES).bit_length(), 1)
         tasks = [
             Stretch(
-                number, path, self.salts[number], first, min(_STRETCH_PAGES, dump.pages - first),
-                partitions, self.scratch, list_zeroes,
+                number, path, self.salts[number], first, count, partitions, self.scratch,
+                list_zeroes,
             )
             for number, (path, dump) in enumerate(zip(self.paths, self.dumps, strict=True))
-            for first in range(0, dump.pages, _STRETCH_PAGES)
+            for first, count in stretches(dump)
         ]  # fmt: skip
         self.partitions = partitions
         return self.executor.map(fingerprint, tasks, self.report("hashing"))
