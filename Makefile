@@ -76,11 +76,11 @@ test: packages lint types checked fallback unit
 acceptance: packages $(DEV_STAMP) $(ENGINE_STAMP)
 	$(BIN)/pytest -m acceptance --timeout 0
 
-# One plan and one analysis on generated data, with their reports in build/plan-demo.
+# One plan (the answer is no: status 1) and one analysis on generated data; reports in build/plan-demo.
 plan-demo: $(PLAN_STAMP)
 	$(BIN)/python -m memvirt.plan.demo build/plan-demo
-	-$(BIN)/memvirt plan build/plan-demo/fleet.csv --host 352G --what-if memory=+64G \
-	    --what-if sharing=on --workers 1 --html build/plan-demo/plan.html
+	$(BIN)/memvirt plan build/plan-demo/fleet.csv --host 352G --what-if memory=+64G \
+	    --what-if sharing=on --workers 1 --html build/plan-demo/plan.html || [ $$? -eq 1 ]
 	$(BIN)/memvirt analyze build/plan-demo/dumps --workers 1 --html build/plan-demo/analysis.html
 
 # Three VMs of QEMU: watched, forecast, managed under pressure, verified, restored. Needs root.

@@ -2,14 +2,17 @@
 """The page-sharing scan beside the Linux kernel's KSM, on the same content in the same run.
 
 KSM runs flat out (no sleep between batches) over an anonymous mapping of the same pages; its
-settings are restored afterwards. It needs root and a kernel with KSM; without, only our own figures
-are printed. KSM merges a page only in its second scan, when its checksum has not changed.
+settings are restored afterwards. Both are measured by CPU time: KSM by that of its kernel thread,
+as the kernel accounts it, in steps of a clock tick. It needs root, a kernel with KSM and no
+mergeable memory in other processes (of those whose memory we may look at); without, only our own
+figures are printed. KSM merges a page only in its second scan, when its checksum has not changed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import mmap
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,7 +43,7 @@ def content(duplicates: float) -> Any:
 
 
 def own_scan(pages: Any) -> tuple[float, int]:
-    """(pages a second, frames saved) of one pass of the VMkernel's scan over a VM."""
+    """(pages a CPU second, frames saved) of one pass of the VMkernel's scan over a VM."""
     machine = MachineMemory(PAGES + 2048)
     vmm = VirtualMachineMonitor(machine, PAGES, PagingMode.NESTED)
     for ppn in range(PAGES):
@@ -50,9 +53,9 @@ def own_scan(pages: Any) -> tuple[float, int]:
     sharing = PageSharing(np.random.default_rng(1))
     sharing.add(guest)
     free = machine.free_frames
-    started = time.perf_counter()
+    started = time.process_time()
     sharing.scan(guest, PAGES)
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     return PAGES / seconds, machine.free_frames - free
 
 
@@ -79,8 +82,30 @@ def ksm_flat_out() -> Iterator[None]:
             (_KSM / name).write_text(value)
 
 
+def _ksmd_seconds() -> float:
+    """CPU seconds of KSM's thread so far. Raises OSError if there is none."""
+    for comm in Path("/proc").glob("[0-9]*/comm"):
+        with contextlib.suppress(OSError):
+            if comm.read_text() == "ksmd\n":
+                fields = (comm.parent / "stat").read_text().rpartition(")")[2].split()
+                return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    raise OSError("no thread ksmd is seen")
+
+
+def _refuse_others() -> None:
+    """Raise OSError if another process has mergeable memory: KSM would scan, and merge, it too."""
+    for smaps in Path("/proc").glob("[0-9]*/smaps"):
+        if smaps.parent.name == str(os.getpid()):
+            continue
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+            flags = [line for line in smaps.read_text().splitlines() if line[:8] == "VmFlags:"]
+            if any("mg" in line.split() for line in flags):
+                raise OSError(f"process {smaps.parent.name} has mergeable memory too")
+
+
 def ksm_scan(pages: Any) -> tuple[float, int]:
-    """(pages a second, pages saved) of KSM over a mapping with the same pages."""
+    """(pages a CPU second, pages saved) of KSM over a mapping with the same pages."""
+    _refuse_others()
     private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # KSM leaves shared mappings alone
     with mmap.mmap(-1, PAGES * PAGE_BYTES, flags=private) as mapping:
         mapping.madvise(mmap.MADV_MERGEABLE)
@@ -88,19 +113,21 @@ def ksm_scan(pages: Any) -> tuple[float, int]:
         view[:] = pages
         with ksm_flat_out():
             scans, scanned = _read("full_scans"), _read("pages_scanned")
-            started = time.perf_counter()
+            started, spent = time.perf_counter(), _ksmd_seconds()
             (_KSM / "run").write_text("1")
             while _read("full_scans") < scans + 3 and time.perf_counter() < started + _TIMEOUT:
                 time.sleep(0.005)
-            seconds = time.perf_counter() - started
-            rate = (_read("pages_scanned") - scanned) / seconds
+            spent = _ksmd_seconds() - spent
+            if spent <= 0:
+                raise OSError("the kernel accounted no CPU time to ksmd")
+            rate = (_read("pages_scanned") - scanned) / spent
             saved = _read("pages_sharing")
         del view
     return rate, saved
 
 
 def main() -> None:
-    print(f"Page-sharing scan of {PAGES:,} pages of noise, some of them copies of 64 pages")
+    print(f"Page-sharing scan of {PAGES:,} pages of noise, part of them copies of 64: CPU time")
     print(f"  {'copies':>7} {'memvirt pages/s':>16} {'saved':>8} {'KSM pages/s':>13} {'saved':>8}")
     own_scan(content(0.0))  # compile
     for duplicates in (0.0, 0.5, 0.95):

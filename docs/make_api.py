@@ -71,6 +71,7 @@ with VirtualMachine(Machine("64M"), memory="16M") as vm:
             "memvirt.observe.view",
             "memvirt.observe.address_map",
             "memvirt.observe.snapshot",
+            "memvirt.platform.text_screen",
             "memvirt.observe.statistics",
             "memvirt.observe.record",
         ),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -16,7 +17,7 @@ def test_kernels_are_defined_only_where_the_cache_key_looks() -> None:
     outside = [
         path
         for path in ROOT.rglob("*.py")
-        if path.relative_to(ROOT).parts[0] not in compiled_cache._COMPILED
+        if not any(path.is_relative_to(ROOT / name) for name in compiled_cache._COMPILED)
         and path.name != "compiled_cache.py"
     ]
     assert outside
@@ -32,3 +33,19 @@ def test_compiled_packages_import_nothing_the_key_does_not_cover() -> None:
         for path in (ROOT / name).rglob("*.py") if (ROOT / name).is_dir() else [ROOT / name]:
             for package in re.findall(r"^from memvirt\.(\w+)", path.read_text(), re.MULTILINE):
                 assert package in allowed | {"errors", "names", "size", "compiled_cache"}, path
+
+
+def test_kernels_name_the_types_they_take_and_return() -> None:
+    kernels, untyped = 0, []
+    for path in ROOT.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.FunctionDef):
+                continue
+            if not any(re.match("compiled", ast.unparse(mark)) for mark in node.decorator_list):
+                continue
+            kernels += 1
+            types = [node.returns, *(argument.annotation for argument in node.args.args)]
+            if any(each is None or ast.unparse(each) == "Any" for each in types):
+                untyped.append(f"{path.relative_to(ROOT)}: {node.name}")
+    assert kernels > 250
+    assert untyped == []

@@ -54,6 +54,12 @@ def test_a_circle_would_be_found() -> None:
     assert circles(imports, imports.__getitem__) == [["a", "b", "c"]]
 
 
+def test_names_that_once_meant_several_things_are_one_file_each() -> None:
+    names = [path.name for path in (ROOT / "src").rglob("*.py")]
+    for name in ("guest_memory.py", "record.py", "control.py", "statistics.py"):
+        assert names.count(name) == 1, name
+
+
 def test_no_module_is_long() -> None:
     modules = [path for folder in ("src", "tests") for path in (ROOT / folder).rglob("*.py")]
     lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in modules}

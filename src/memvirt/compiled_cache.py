@@ -3,7 +3,7 @@
 
 Numba notices a change of the file a function is in, but not of the functions it calls, which are
 compiled into it. So the cache is keyed by a digest of all sources that kernels are made from: the
-packages of ``_COMPILED``, and no others, so that work on policies and tools costs no compilation.
+entries of ``_COMPILED``, and no others, so that work on policies and tools costs no compilation.
 Builds that check (``MEMVIRT_CHECKED``, ``NUMBA_BOUNDSCHECK``), which Numba does not tell from
 ordinary ones in its cache, have folders of their own.
 It lies in the user's cache folder (``XDG_CACHE_HOME``), unless ``NUMBA_CACHE_DIR`` says otherwise.
@@ -39,11 +39,13 @@ _COMPILED = (
     "address.py",
     "state_record.py",
     "compiled.py",
+    "share_table.py",
     "machine",
     "mmu",
     "vmm",
     "platform",
     "cpu",
+    "plan/dumps/lzo.py",
 )
 _KEPT = 12  # folders of other source states: another checkout may still use them
 

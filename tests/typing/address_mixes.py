@@ -251,8 +251,8 @@ def vmkernel(sharing: FrameSharing, sampling: ActivitySampling, reclaim: PageRec
     sharing.share(ppns, mpns)
     sharing.share(mpns, mpns)  # mix: arg-type
     sharing.may_share(ppns)  # mix: arg-type
-    sharing.make_shared(mpn)  # mix: arg-type
-    a: PhysicalPageNumber = sharing.make_shared(ppn)  # mix: assignment
+    sharing.make_shared(mpns)  # mix: arg-type
+    a: PpnArray = sharing.make_shared(ppns)  # mix: assignment
     b: MpnArray = reclaim.shared_pages()  # mix: assignment
     reclaim.evict(mpns, [])  # mix: arg-type
     print(a, b)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xxhash
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memvirt.machine.content import hash_pages
@@ -45,6 +45,7 @@ def scan(host: Host, *guests: Guest) -> int:
     )
 
 
+@settings(deadline=None)  # the first call compiles
 @given(st.lists(pages, min_size=1, max_size=4), st.integers(0, 9))
 def test_the_hash_is_xxh64(contents: list[bytes], seed: int) -> None:
     content = np.frombuffer(b"".join(contents), np.uint8)

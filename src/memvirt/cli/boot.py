@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +27,8 @@ from memvirt.vm.virtual_machine import VirtualMachine
 from memvirt.vmm.check import Violation, check_machine
 
 from .console import STDIO, Console
-from .errors import UsageError
+from .display import TerminalDisplay, as_text
+from .errors import UsageError, output_errors
 from .escape import HELP, EscapeKeys, Typed
 from .interruption import Interruption
 from .ready import make_ready
@@ -125,14 +127,21 @@ def boot(
     check: bool,
     stats: Path | None,
     snapshot: Path | None,
+    display: bool = False,
 ) -> int:
-    """Boot and run to the end; returns the exit status."""
+    """Boot and run to the end; returns the exit status.
+
+    With ``display`` the text screen has the terminal: what comes on the serial console, if that is
+    there too, is printed after it.
+    """
     files = {"--stats": stats, "--snapshot": snapshot}
     files["--serial"] = None if serial == STDIO else Path(serial)
     check_outputs(files, {"the image": image_path(options.image), "--initrd": options.initrd})
     make_ready()
     console = Console(serial)
-    vm = make_vm(options, console)
+    drawn = display and TerminalDisplay.is_possible()
+    held = drawn and serial == STDIO
+    vm = make_vm(options, None if held else console)
     if vm.boot_image is not None and vm.boot_image.added_parameters:
         added = " ".join(vm.boot_image.added_parameters)
         print(f"memvirt: added to the kernel command line: {added}", file=sys.stderr)
@@ -144,10 +153,15 @@ def boot(
     vm.wakes_on_input = interactive
     escapes = EscapeKeys()
     interruption = Interruption()
+    terminal = TerminalDisplay(vm)
+    if interactive:
+        terminal.message = "memvirt: Ctrl-A x ends the VM, Ctrl-A h lists the rest"
 
     def between_quanta(vm: VirtualMachine) -> None:
         nonlocal quanta, halted_ns
         quanta += 1
+        if drawn:
+            terminal.draw()
         if interactive and console.input_open:
             # Somebody is typing: an idle guest waits in the host's time, not in a busy loop.
             console.wait((vm.halted_ns - halted_ns) / 1e9, interruption)
@@ -159,7 +173,9 @@ def boot(
         typed = escapes.take(console.read()) if interactive else Typed(console.read())
         if typed.keys:
             vm.type(typed.keys)
-        if typed.help:
+        if typed.help and drawn:
+            terminal.message = HELP.rstrip()
+        elif typed.help:
             print(f"\n{HELP}", end="", file=sys.stderr)
         if typed.end:
             vm.stop()
@@ -167,12 +183,17 @@ def boot(
         if check and quanta % _CHECK_EVERY == 0:
             violations.extend(check_machine(vm.machine, [vm.vmm]))
 
-    with interruption, console.keys_unbuffered():
+    with interruption, console.keys_unbuffered(), terminal if drawn else nullcontext():
         outcome = vm.run(timeout=timeout, on_quantum=between_quanta)
+    if held:
+        console.write(bytes(vm.serial_log))
     if check:
         violations.extend(check_machine(vm.machine, [vm.vmm]))
     console.finish_line()
     console.close()
+    if display:
+        with output_errors():
+            print(as_text(vm.display), flush=True)
     statistics = vm_statistics(vm)
     detail = f" ({outcome.detail})" if outcome.detail else ""
     print(f"\n{vm.name}: {outcome.reason.value}{detail}", file=sys.stderr)

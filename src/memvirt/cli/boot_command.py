@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,13 @@ from memvirt.platform.boot.protocol import Protocol
 from .errors import UsageError, user_errors
 from .machine_options import Append, Initrd, MachineMemory, Memory, Paging, PagingOption
 from .web_command import Web
+
+
+class Display(StrEnum):
+    """What is shown of the guest's screen."""
+
+    none = "none"
+    text = "text"
 
 
 def _exit_code(text: str) -> int:
@@ -42,6 +50,9 @@ def boot_command(
     success_code: Annotated[
         str, typer.Option(help="what the guest writes to port 0xf4 when all is well")
     ] = "0x10",
+    display: Annotated[
+        Display, typer.Option(help="text: the VGA text screen, drawn here, printed at the end")
+    ] = Display.none,
     web: Web = None,
 ) -> None:
     """Boot one VM, with its serial console here.
@@ -57,12 +68,21 @@ def boot_command(
             success_code=_exit_code(success_code),
         )  # fmt: skip
         if web is not None:
-            if serial != "stdio" or stats or snapshot or protocol is not Protocol.AUTO:
-                raise UsageError("--web excludes --serial, --stats, --snapshot and --protocol")
+            excluded = serial != "stdio" or stats or snapshot or display is not Display.none
+            if excluded or protocol is not Protocol.AUTO:
+                raise UsageError(
+                    "--web excludes --serial, --stats, --snapshot, --display and --protocol"
+                )
             from .web import boot_in_browser  # noqa: PLC0415
 
             sys.exit(boot_in_browser(options, web, timeout=timeout, check=check))
         status = boot(
-            options, serial=serial, timeout=timeout, check=check, stats=stats, snapshot=snapshot
+            options,
+            serial=serial,
+            timeout=timeout,
+            check=check,
+            stats=stats,
+            snapshot=snapshot,
+            display=display is Display.text,
         )
     sys.exit(status)

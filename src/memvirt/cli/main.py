@@ -18,6 +18,7 @@ from memvirt import __version__
 from memvirt.cpu.factory import describe_processor
 
 from .boot_command import boot_command
+from .display_command import display_command
 from .errors import user_errors
 from .manage_command import manage_command
 from .map_command import map_command
@@ -63,6 +64,7 @@ app.command("schema")(schema_command)
 app.command("map", short_help="Show what lies between an address and its machine page.")(
     map_command
 )
+app.command("display")(display_command)
 app.command("watch")(watch_command)
 app.command("plan", short_help="Say whether VMs fit, and who will balloon or swap.")(plan_command)
 app.command("analyze", short_help="Say what is in the memory of VMs, and what would save it.")(

@@ -135,6 +135,7 @@ def _run_host(
             on_sample=on_sample,
             interval=options.interval,
             interruption=interruption,
+            columns=[column.name for column in columns or ()],
         )
         return
     if options.batch or not out.is_terminal:

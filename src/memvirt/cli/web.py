@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from memvirt.scenario.scenario import Scenario
 from memvirt.size import parse_size
 from memvirt.vmkernel.samples import Sample
 
-from .errors import INTERRUPTED, web_tools
+from .errors import INTERRUPTED, UsageError, web_tools
 from .interruption import Interruption
 from .ready import make_ready
 
@@ -38,15 +38,18 @@ def serve_host(
     on_sample: Callable[[Sample], object],
     interval: float,
     interruption: Interruption,
+    columns: Sequence[str] = (),
+    speed: float | None = None,
 ) -> None:
     """Serve ``host``, which a page runs, until somebody interrupts.
 
     The host begins with the first page. ``on_sample`` is called every ``interval`` virtual
-    seconds. Raises HostInterrupted if VMs still ran, ServerError.
+    seconds. ``speed`` is in rounds a second, 0 as fast as it goes, None what a person can follow.
+    Raises HostInterrupted if VMs still ran, ServerError.
     """
     with web_tools():
         from memvirt.web import host_page  # noqa: PLC0415
-        from memvirt.web.host_source import HostSource  # noqa: PLC0415
+        from memvirt.web.host_source import READABLE, HostSource  # noqa: PLC0415
         from memvirt.web.server import WebServer, parse_address  # noqa: PLC0415
     next_sample = 0
 
@@ -56,7 +59,13 @@ def serve_host(
             next_sample = host.kernel.time_ns + int(interval * 1e9)
             on_sample(host.sample())
 
-    source = HostSource(host, title=title, after_round=after_round)
+    source = HostSource(
+        host,
+        title=title,
+        columns=columns,
+        speed=READABLE if speed is None else speed,
+        after_round=after_round,
+    )
     server = WebServer(
         source,
         parse_address(address),
@@ -87,6 +96,10 @@ def boot_in_browser(
     """One VM on a host of its own; the exit status is that of its outcome."""
     from .boot import enough_for  # noqa: PLC0415
 
+    if options.paging not in ("shadow", "nested"):
+        raise UsageError(
+            f"--web shows a host, whose VMs are shadow or nested, not {options.paging}"
+        )
     make_ready()
     image = image_path(options.image)
     memory = parse_size(options.memory, what="guest memory")
@@ -116,6 +129,7 @@ def boot_in_browser(
                 address=address,
                 on_sample=lambda sample: None,
                 interval=1,
+                speed=0,
                 interruption=interruption,
             )
         except HostInterrupted:

@@ -122,8 +122,8 @@ class VmmMemory:
     def hash_pages(self, ppns: PpnArray) -> Hashes:
         return self.vmm.hash_pages(ppns)
 
-    def make_shared(self, ppn: PhysicalPageNumber) -> MachinePageNumber:
-        return self.vmm.make_shared(ppn)
+    def make_shared(self, ppns: PpnArray) -> MpnArray:
+        return self.vmm.make_all_shared(ppns)
 
     def may_share(self, mpns: MpnArray) -> Flags:
         return self.vmm.may_share(mpns)

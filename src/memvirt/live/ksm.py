@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from .process import Process
 from .ram import RamBlock
 
 KSM_DIRECTORY = Path("/sys/kernel/mm/ksm")
@@ -52,20 +51,6 @@ def ksm_status(directory: Path = KSM_DIRECTORY) -> KsmStatus | None:
         full_scans=number("full_scans"),
         pages_per_second=number("pages_to_scan", 100) * 1000 / sleep,
     )
-
-
-def merged_pages(process: Process) -> int | None:
-    """Pages of a process that KSM holds merged (``ksm_stat``), or None if the kernel has no such
-    file. Raises ProcessGone, AccessDenied."""
-    try:
-        text = process.read("ksm_stat").decode()
-    except OSError:
-        return None
-    for line in text.splitlines():
-        name, _, value = line.partition(" ")
-        if name == "ksm_merging_pages":
-            return int(value)
-    return None
 
 
 def why_not_merged(block: RamBlock) -> str:

@@ -17,33 +17,37 @@ from memvirt.compiled import compiled
 WORDS_PER_PAGE = PAGE_BYTES // 8
 Pages = np.ndarray[tuple[int, int], np.dtype[np.uint8]]
 Hashes = np.ndarray[tuple[int], np.dtype[np.uint64]]
+Words = np.ndarray[tuple[int, int], np.dtype[np.uint64]]  # a row of 512 for each page
+Rows = np.ndarray[tuple[int], np.dtype[np.int64]]
+Verdicts = np.ndarray[tuple[int], np.dtype[np.bool_]]
 
 _P1 = np.uint64(0x9E3779B185EBCA87)
 _P2 = np.uint64(0xC2B2AE3D27D4EB4F)
 _P3 = np.uint64(0x165667B19E3779F9)
 _P4 = np.uint64(0x85EBCA77C2B2AE63)
+_STRETCH = 64  # words of a page compared at a time
 _ZERO, _BYTES = np.uint64(0), np.uint64(PAGE_BYTES)
 _R1, _R7, _R12, _R18, _R31 = (np.uint64(n) for n in (1, 7, 12, 18, 31))
 _R29, _R32, _R33, _R64 = (np.uint64(n) for n in (29, 32, 33, 64))
 
 
 @compiled
-def _rotate(word: Any, bits: Any) -> Any:
+def _rotate(word: np.uint64, bits: np.uint64) -> np.uint64:
     return (word << bits) | (word >> (_R64 - bits))
 
 
 @compiled
-def _round(lane: Any, word: Any) -> Any:
+def _round(lane: np.uint64, word: np.uint64) -> np.uint64:
     return _rotate(lane + word * _P2, _R31) * _P1
 
 
 @compiled
-def _merge(state: Any, lane: Any) -> Any:
+def _merge(state: np.uint64, lane: np.uint64) -> np.uint64:
     return (state ^ _round(_ZERO, lane)) * _P1 + _P4
 
 
 @compiled
-def _hash_row(words: Any, row: int, seed: Any) -> Any:
+def _hash_row(words: Words, row: int, seed: np.uint64) -> np.uint64:
     a, b, c, d = seed + _P1 + _P2, seed + _P2, seed, seed - _P1
     for i in range(0, WORDS_PER_PAGE, 4):
         a = _round(a, words[row, i])
@@ -58,13 +62,13 @@ def _hash_row(words: Any, row: int, seed: Any) -> Any:
 
 
 @compiled
-def _hash_rows(words: Any, rows: Any, seed: Any, out: Any) -> None:
+def _hash_rows(words: Words, rows: Rows, seed: np.uint64, out: Hashes) -> None:
     for i in range(rows.size):
         out[i] = _hash_row(words, rows[i], seed)
 
 
 @compiled
-def _find_zero_rows(words: Any, rows: Any, out: Any) -> None:
+def _find_zero_rows(words: Words, rows: Rows, out: Verdicts) -> None:
     for i in range(rows.size):
         zero = True
         for j in range(WORDS_PER_PAGE):
@@ -75,17 +79,24 @@ def _find_zero_rows(words: Any, rows: Any, out: Any) -> None:
 
 
 @compiled
-def _find_equal_rows(words: Any, rows: Any, others: Any, out: Any) -> None:
+def _equal_rows(words: Words, row: int, other: int) -> bool:
+    # A stretch without a branch in it is compared by vector instructions.
+    for start in range(0, WORDS_PER_PAGE, _STRETCH):
+        differing = _ZERO
+        for j in range(start, start + _STRETCH):
+            differing |= words[row, j] ^ words[other, j]
+        if differing != _ZERO:
+            return False
+    return True
+
+
+@compiled
+def _find_equal_rows(words: Words, rows: Rows, others: Rows, out: Verdicts) -> None:
     for i in range(rows.size):
-        equal = True
-        for j in range(WORDS_PER_PAGE):
-            if words[rows[i], j] != words[others[i], j]:
-                equal = False
-                break
-        out[i] = equal
+        out[i] = _equal_rows(words, rows[i], others[i])
 
 
-def _words(content: np.ndarray[Any, np.dtype[np.uint8]]) -> Any:
+def _words(content: np.ndarray[Any, np.dtype[np.uint8]]) -> Words:
     return content.view(np.uint64).reshape(-1, WORDS_PER_PAGE)
 
 

@@ -7,8 +7,6 @@ own. Links are read by compiled code, one after the other, and written by whole 
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from memvirt.address import MpnArray
@@ -19,10 +17,10 @@ END = 0xFFFF_FFFF  # no next frame
 
 
 @compiled
-def _follow(links: Any, first: int, out: Any) -> int:
+def _follow(links: Links, first: int, out: Links) -> int:
     """Write the MPNs from ``first`` on to ``out``; returns how many, and stops at the first that
     is no frame."""
-    mpn: Any = np.int64(first)
+    mpn = np.int64(first)
     for count in range(out.size):
         out[count] = mpn
         if mpn >= links.size:

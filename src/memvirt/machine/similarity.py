@@ -29,10 +29,12 @@ _ZERO, _ONE, _SHIFT = np.uint64(0), np.uint64(1), np.uint64(29)
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 Keys = np.ndarray[tuple[int, int], np.dtype[np.uint64]]
+Words = np.ndarray[Any, np.dtype[np.uint64]]
+Sizes = np.ndarray[tuple[int], np.dtype[np.int32]]
 
 
 @compiled
-def _block_keys(words: Any, places: Any, out: Any) -> None:
+def _block_keys(words: Words, places: np.ndarray[Any, np.dtype[np.int64]], out: Keys) -> None:
     for row in range(words.shape[0]):
         for place in range(places.size):
             key, seen = _MULTIPLIER + np.uint64(place), _ZERO
@@ -45,7 +47,9 @@ def _block_keys(words: Any, places: Any, out: Any) -> None:
 
 
 @compiled
-def _patch_size(page: Any, words: Any, reference: Any, reference_words: Any, most: int) -> int:
+def _patch_size(
+    page: Bytes, words: Words, reference: Bytes, reference_words: Words, most: int
+) -> int:
     size, end, offset = PATCH_HEADER, -RUN_HEADER - 1, 0
     while offset < PAGE_BYTES:
         if words[offset >> 3] == reference_words[offset >> 3]:
@@ -66,7 +70,7 @@ def _patch_size(page: Any, words: Any, reference: Any, reference_words: Any, mos
 
 @compiled
 def _patch_sizes(
-    pages: Any, words: Any, references: Any, reference_words: Any, most: int, out: Any
+    pages: Bytes, words: Words, references: Bytes, reference_words: Words, most: int, out: Sizes
 ) -> None:
     for row in range(out.size):
         out[row] = _patch_size(pages[row], words[row], references[row], reference_words[row], most)
@@ -83,7 +87,7 @@ def block_keys(pages: Bytes, places: tuple[int, ...]) -> Keys:
     return out
 
 
-def patch_sizes(pages: Bytes, references: Bytes, most: int = PAGE_BYTES) -> Any:
+def patch_sizes(pages: Bytes, references: Bytes, most: int = PAGE_BYTES) -> Sizes:
     """Bytes of the patch that makes each page of the reference beside it (both (n, 4096)).
 
     Beyond ``most`` the size is given as ``most + 1``: it is not worth more work.

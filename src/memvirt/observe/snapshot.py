@@ -2,10 +2,10 @@
 """Snapshots: what the observers need of one stopped VM, in a file.
 
 A ZIP archive. ``meta.json``: format, name, paging mode, registers, what translations depend on, and
-the counts. ``state``, ``frame``, ``flags``: the pmap (little-endian arrays by PPN). ``mpns``: the
-frames kept, in order; ``frames/N``: their content, 256 frames to a member. ``kept_ppns`` and
-``kept/N``: the same for compressed and swapped pages. A page that could not be read when the
-snapshot was taken is in neither.
+the counts, and what the display is set to. ``state``, ``frame``, ``flags``: the pmap (little-endian
+arrays by PPN). ``mpns``: the frames kept, in order; ``frames/N``: their content, 256 frames to a
+member. ``kept_ppns`` and ``kept/N``: the same for compressed and swapped pages. A page that could
+not be read when the snapshot was taken is in neither.
 
 A snapshot may come from anybody, so nothing in it is believed. The members and their sizes must be
 those that the counts ask for, every number must be in its range, and every resident page's frame
@@ -33,6 +33,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from memvirt.address import (
     PAGE_BYTES,
     PAGE_SHIFT,
+    GuestPhysicalAddress,
     MachinePageNumber,
     MpnArray,
     PhysicalPageNumber,
@@ -41,6 +42,7 @@ from memvirt.address import (
 from memvirt.errors import MemvirtError
 from memvirt.machine.memory import FrameKind
 from memvirt.output_file import OutputFile
+from memvirt.platform.text_screen import TextMode
 from memvirt.vm.virtual_machine import MAXIMUM_MEMORY, VirtualMachine
 from memvirt.vmm.monitor import PagingMode
 from memvirt.vmm.pmap import KEPT, RESIDENT, PageState
@@ -69,6 +71,8 @@ _DAMAGE = (
     ValueError,
 )
 
+# A VGA's registers cannot say more; the highest multiples that they can form.
+_MOST_COLUMNS, _MOST_ROWS, _MOST_PITCH = 256, 1024, 510
 _Word = Annotated[int, Field(ge=0, lt=1 << 64)]
 _Mpn = Annotated[int, Field(ge=0, lt=1 << 32)]
 _Count = Annotated[int, Field(ge=0, le=_MOST_FRAMES)]
@@ -91,6 +95,16 @@ class _TranslationMeta(_Strict):
     levels: Annotated[int, Field(ge=4, le=5)]
 
 
+class _DisplayMeta(_Strict):
+    base: Literal[0xA0000, 0xB0000, 0xB8000]
+    columns: Annotated[int, Field(ge=1, le=_MOST_COLUMNS)]
+    rows: Annotated[int, Field(ge=1, le=_MOST_ROWS)]
+    pitch: Annotated[int, Field(ge=1, le=_MOST_PITCH)]
+    start: Annotated[int, Field(ge=0, le=0xFFFF)]
+    cursor: Annotated[int, Field(ge=0, le=0xFFFF)] | None
+    blink: bool
+
+
 class _Meta(_Strict):
     format: Literal["memvirt snapshot 2"]
     name: Annotated[str, Field(max_length=_MOST_NAME)]
@@ -100,6 +114,7 @@ class _Meta(_Strict):
     pages: Annotated[int, Field(ge=1, le=_MOST_PAGES)]
     frames: _Count
     kept: _Count
+    display: _DisplayMeta | None = None  # snapshots of earlier releases have none
 
 
 def _pieces(count: int) -> Iterator[tuple[int, int]]:
@@ -186,6 +201,7 @@ def save_snapshot(vm: VirtualMachine, path: str | Path) -> None:
             "pages": pmap.pages,
             "frames": int(mpns.size),
             "kept": len(kept),
+            "display": None if view.display is None else asdict(view.display),
         }
         archive.writestr("meta.json", json.dumps(meta))
 
@@ -310,6 +326,11 @@ def _check_pmap(
         raise ValueError(f"the root table's frame {root:#x} is missing")
 
 
+def _display(meta: _DisplayMeta) -> TextMode:
+    fields = meta.model_dump()
+    return TextMode(base=GuestPhysicalAddress(fields.pop("base")), **fields)
+
+
 def _load(path: Path) -> VmView:
     archive = _Archive(path)
     raw = archive.read("meta.json", _MOST_META_BYTES)
@@ -337,6 +358,7 @@ def _load(path: Path) -> VmView:
         flags=flags,
         frames=_Pages[MachinePageNumber](archive, "frames", mpns),
         kept=_Pages[PhysicalPageNumber](archive, "kept", kept),
+        display=None if meta.display is None else _display(meta.display),
     )
 
 

@@ -21,6 +21,7 @@ from memvirt.address import (
 )
 from memvirt.machine.memory import MachineMemory
 from memvirt.notebook import html_table, one_line
+from memvirt.platform.text_screen import TextMode, TextScreen, read_screen, text_mode
 from memvirt.size import format_size
 from memvirt.vm.virtual_machine import VirtualMachine
 from memvirt.vmm.monitor import PagingMode, VirtualMachineMonitor
@@ -62,6 +63,7 @@ class VmView:
     ``state``, ``frame`` and ``flags`` are the pmap's, by PPN; ``frame`` is an MPN for resident
     pages, else a slot of the store that the state names. ``frames`` is the content of frames by
     MPN, ``kept`` that of compressed and swapped pages by PPN. Both may raise PageUnavailable.
+    ``display`` is what the VGA is set to, None in a graphics mode.
     """
 
     name: str
@@ -73,6 +75,7 @@ class VmView:
     flags: np.ndarray[Any, np.dtype[np.uint8]]
     frames: Mapping[MachinePageNumber, bytes]
     kept: Mapping[PhysicalPageNumber, bytes]
+    display: TextMode | None = None
 
     def __repr__(self) -> str:
         size = format_size(self.pages * PAGE_BYTES)
@@ -117,6 +120,12 @@ class VmView:
         """A page-table entry of ``size`` bytes at a guest-physical address. Raises as read_page."""
         page, offset = self.read_page(physical_page_number(gpa)), page_offset(gpa)
         return int.from_bytes(page[offset : offset + size], "little")
+
+    def screen(self) -> TextScreen | None:
+        """What the VGA shows; None in a graphics mode. Raises PageUnavailable."""
+        if self.display is None:
+            return None
+        return read_screen(self.display, self.read_page, self.pages)
 
     def read_table(self, mpn: MachinePageNumber, slot: int) -> int:
         """Entry ``slot`` of the shadow or nested table in frame ``mpn``. Raises PageUnavailable."""
@@ -177,7 +186,12 @@ def _translation(vmm: VirtualMachineMonitor, privilege_level: int) -> Translatio
 
 
 def monitor_view(
-    vmm: VirtualMachineMonitor, *, name: str, registers: Mapping[str, int], privilege_level: int
+    vmm: VirtualMachineMonitor,
+    *,
+    name: str,
+    registers: Mapping[str, int],
+    privilege_level: int,
+    display: TextMode | None = None,
 ) -> VmView:
     """A view of a VMM whose processor is stopped; valid until it runs again."""
     pmap = vmm.pmap
@@ -191,6 +205,7 @@ def monitor_view(
         flags=pmap.flags,
         frames=_LiveFrames(vmm.machine),
         kept=_LiveKept(vmm),
+        display=display,
     )
 
 
@@ -201,4 +216,5 @@ def live_view(vm: VirtualMachine) -> VmView:
         name=vm.name,
         registers={name: vm.processor.get(name) for name in REGISTERS},
         privilege_level=vm.processor.privilege_level,
+        display=text_mode(vm.pc[0].vga),
     )

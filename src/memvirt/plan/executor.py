@@ -27,6 +27,10 @@ Progress = Callable[[int, int], None]  # tasks done, tasks in all
 
 _AHEAD = 3  # tasks under way for each worker
 _RETRIES = 8  # times a task may lose its worker
+_SETTINGS = {
+    "distributed.scheduler.allowed-failures": _RETRIES,
+    "distributed.worker.profile.enabled": False,  # a look at every worker's stack each 10 ms
+}
 
 
 class SchedulerError(MemvirtError):
@@ -123,7 +127,7 @@ def executor(
     from distributed import Client, LocalCluster  # noqa: PLC0415
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(dask.config.set({"distributed.scheduler.allowed-failures": _RETRIES}))
+        stack.enter_context(dask.config.set(_SETTINGS))
         try:
             if scheduler is not None:
                 client = stack.enter_context(Client(scheduler, timeout="10s"))

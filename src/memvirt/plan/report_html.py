@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from html import escape
@@ -19,16 +21,27 @@ body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);
 max-width:960px;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}h3{font-size:1rem;margin-bottom:.3rem}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
-th,td{text-align:right;padding:.25rem .5rem;border-bottom:1px solid var(--line)}
-th:first-child,td:first-child{text-align:left}thead th{color:var(--dim);font-weight:600}
+th,td{text-align:left;padding:.25rem .5rem;border-bottom:1px solid var(--line)}
+.n{text-align:right}th,.n,td:first-child{white-space:nowrap}
+thead th{color:var(--dim);font-weight:600}
 .verdict{padding:.8rem 1rem;border-radius:6px;background:var(--soft);
 border-left:6px solid #888;font-size:1.1rem}
 .yes{border-color:#2e8b57}.no{border-color:#c0392b}.maybe{border-color:#d68910}
 svg{width:100%;height:auto}
 .grid{stroke:var(--line);stroke-width:1}.tick{font-size:11px;fill:var(--dim)}
-.dim{color:var(--dim)}.scroll{overflow-x:auto}
+.dim{color:var(--dim)}.scroll{overflow-x:auto;margin-bottom:1.2rem}
 """
 _MOST_PLOTS, _MOST_ROWS = 12, 200
+# A number with its unit or a part, a range of such, or the dash that stands for none.
+_AMOUNT = r"-?[\d,.]+(?:%| [KMGT]iB)?"
+_NUMBER = re.compile(rf"(?:{_AMOUNT}(?: to {_AMOUNT})?(?: \(\d+%\)| of draws)?|-)$")
+_MOST_LABELS = 8
+_MINUTE, _HOUR, _DAY = 60, 3600, 86400
+_STEPS = (
+    0.01, 0.05, 0.1, 0.5, 1, 5, 15, _MINUTE, 5 * _MINUTE, 15 * _MINUTE, _HOUR, 3 * _HOUR, 6 * _HOUR,
+    12 * _HOUR, _DAY, 2 * _DAY, 7 * _DAY, 28 * _DAY,
+)  # fmt: skip
+_FORMS = ((7 * _DAY, "%d %b"), (_DAY, "%a %d"), (_MINUTE, "%a %d %H:%M"), (0, "%H:%M:%S"))
 
 
 def page(title: str, body: Iterable[str]) -> str:
@@ -44,9 +57,19 @@ def page(title: str, body: Iterable[str]) -> str:
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Cells are text; they are escaped here."""
-    head = "".join(f"<th>{escape(h)}</th>" for h in headings)
-    lines = ("<tr>" + "".join(f"<td>{escape(c)}</td>" for c in row) + "</tr>" for row in rows)
+    """Cells are text; they are escaped here. Columns of numbers end at the right."""
+    rows = list(rows)
+    kinds = [
+        ' class="n"' if all(_NUMBER.match(row[column]) for row in rows) else ""
+        for column in range(len(headings))
+    ]
+    head = "".join(f"<th{k}>{escape(h)}</th>" for h, k in zip(headings, kinds, strict=True))
+    lines = (
+        "<tr>"
+        + "".join(f"<td{k}>{escape(c)}</td>" for c, k in zip(row, kinds, strict=True))
+        + "</tr>"
+        for row in rows
+    )
     return (
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>'
         + "".join(lines)
@@ -180,18 +203,23 @@ def _host_plot(answer: PlanAnswer, host: HostAnswer) -> str:
 
 
 def _time_labels(answer: PlanAnswer, x: Sequence[float]) -> list[tuple[float, str]]:
+    """Labels at round times, at most eight."""
     if len(x) < 2:
         return []
+    dated = answer.start > 1e8
+    start = answer.start if dated else 0.0
+    first, last = (start + point * answer.interval_s for point in (x[0], x[-1]))
+    steps = [step for step in _STEPS if step >= 1 or not dated]
+    step = next((s for s in steps if (last - first) / s <= _MOST_LABELS), last - first)
     labels = []
-    for number in range(1, 7):
-        point = x[0] + (x[-1] - x[0]) * number / 7
-        seconds = answer.start + point * answer.interval_s
-        if answer.start > 1e8:
-            text = datetime.fromtimestamp(seconds, UTC).strftime("%a %d %H:%M")
+    for number in range(math.ceil(first / step), math.floor(last / step) + 1):
+        seconds = number * step
+        if dated:
+            form = next(form for least, form in _FORMS if step >= least)
+            text = datetime.fromtimestamp(seconds, UTC).strftime(form)
         else:
-            since = point * answer.interval_s
-            text = f"{since / 3600:.1f} h" if since >= 3600 else f"{since:.2f} s"
-        labels.append((point, text))
+            text = f"{seconds / _HOUR:g} h" if step >= 15 * _MINUTE else f"{seconds:g} s"
+        labels.append(((seconds - start) / answer.interval_s, text))
     return labels
 
 

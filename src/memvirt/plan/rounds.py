@@ -81,7 +81,17 @@ class _Now:
 
     @property
     def freed(self) -> Pages:
+        """Frames that come free by it."""
         return np.asarray(self.balloon + self.zipped / 2 + self.swapped)
+
+    def resident(self, demand: Pages) -> Pages:
+        """Pages of ``demand`` that nothing was done to: a frame each."""
+        return np.maximum(demand - self.balloon - self.zipped - self.swapped, 0)
+
+    def spill(self, frames: Pages) -> None:
+        """Compressed pages leave the caches for swap, so that ``frames`` come free, or all do."""
+        spilled = np.minimum(2 * frames, self.zipped)
+        self.zipped, self.swapped = self.zipped - spilled, self.swapped + spilled
 
 
 class _Host:
@@ -101,9 +111,11 @@ class _Host:
     def weight(self, active: Pages) -> Pages:
         return weights(self.shares, active / self.memory, self.rules.options.idle_tax)
 
-    def inflate(self, need: float, weight: Pages, now: _Now, held: Pages) -> None:
-        """Balloons take ``need`` pages from VMs that hold ``held`` frames."""
-        room = np.maximum(np.minimum(self.balloon_max - now.balloon, held), 0)
+    def inflate(self, need: float, weight: Pages, now: _Now, demand: Pages) -> None:
+        """Balloons take ``need`` resident pages of VMs; what is compressed or swapped stays."""
+        held = np.maximum(demand - now.freed, 0)
+        room = np.minimum(self.balloon_max - now.balloon, now.resident(demand))
+        room = np.maximum(room, 0)
         floor = np.maximum(np.minimum(self.reservation, held), held - room)
         now.balloon = now.balloon + revoke(need, weight, held, floor)
 
@@ -111,15 +123,14 @@ class _Host:
         """Compress what compresses and fits the caches, swap the rest, until ``need`` is free."""
         held = np.maximum(demand - now.freed, 0)
         frames = revoke(need, weight, held, np.minimum(self.reservation, held))
-        resident = np.maximum(held - now.zipped / 2, 0)
+        resident = now.resident(demand)
         taken = np.minimum(frames, resident)
         part = self.draw.compressible
         zipped = np.minimum(taken * part / (1 - part / 2), self.cache_pages - now.zipped)
         zipped = np.clip(zipped, 0, 2 * (resident - taken))
-        # What is wanted beyond resident pages leaves the caches for swap.
-        spilled = np.minimum(2 * (frames - taken), now.zipped)
-        now.zipped = now.zipped + zipped - spilled
-        now.swapped = now.swapped + taken - zipped / 2 + spilled
+        now.spill(frames - taken)
+        now.zipped = now.zipped + zipped
+        now.swapped = now.swapped + taken - zipped / 2
 
 
 def simulate_host(
@@ -205,7 +216,7 @@ class _Rounds:
         weight = host.weight(self.active[:, t])
         now = self._kept(t, last)
         came_back = float((last.swapped - now.swapped).sum())
-        self._enforce_limits(self.over[:, t] - now.freed, now)
+        self._enforce_limits(t, now)
         growth = float(self.free[t - 1] - self.free[t]) * self.burst if t else 0.0
         lowest = np.inf
         if growth > 0 and before - growth < self.hard:
@@ -220,7 +231,7 @@ class _Rounds:
         if last.balloon.sum() >= 1:  # balloons deflate late
             need = max(need, min(float(last.balloon.sum()), self.deflate - have))
         if need > 0:
-            host.inflate(need, weight, now, self._held(t, now))
+            host.inflate(need, weight, now, self.in_use[:, t])
         for _ in range(_MOST_ITERATIONS):
             have = self._have(t, now)
             if have >= self.hard:
@@ -241,10 +252,12 @@ class _Rounds:
         scale = np.minimum(kept, demand) / np.maximum(kept, 1e-9)
         return _Now(np.zeros_like(demand), zipped * scale, swapped * scale)
 
-    def _enforce_limits(self, missing: Pages, now: _Now) -> None:
+    def _enforce_limits(self, t: int, now: _Now) -> None:
         """Memory beyond a VM's limit: its balloon takes it, the rest is swapped."""
-        if (missing > 0).any():
-            missing = np.maximum(missing, 0)
-            ballooned = np.minimum(missing, self.host.balloon_max)
+        missing = np.maximum(self.over[:, t] - now.freed, 0)
+        if missing.any():
+            taken = np.minimum(missing, now.resident(self.in_use[:, t]))
+            now.spill(missing - taken)
+            ballooned = np.minimum(taken, self.host.balloon_max)
             now.balloon = now.balloon + ballooned
-            now.swapped = now.swapped + missing - ballooned
+            now.swapped = now.swapped + taken - ballooned

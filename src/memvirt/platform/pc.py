@@ -55,6 +55,7 @@ from memvirt.platform.pic import (
 )
 from memvirt.platform.pit import PitState, pit_advance, pit_next_deadline, pit_reset
 from memvirt.platform.uart import UartState, uart_interrupt, uart_receive, uart_reset
+from memvirt.platform.vga import VgaState, vga_reset
 from memvirt.state_record import Record, new_record, record_dtype
 
 IRQ_TIMER = 0
@@ -76,6 +77,7 @@ class PcState(Record):
     lapic: LapicState
     keyboard: KeyboardState
     control: ControlState
+    vga: VgaState
     io_apic: IoApicState
     fw_cfg: FwCfgState
 
@@ -103,6 +105,7 @@ def _reset_devices(pc: PcState) -> None:
     lapic_reset(pc.lapic)
     keyboard_reset(pc.keyboard)
     control_reset(pc.control)
+    vga_reset(pc.vga)
     io_apic_reset(pc.io_apic)
 
 

@@ -52,6 +52,7 @@ from memvirt.platform.uart import (
     uart_read,
     uart_write,
 )
+from memvirt.platform.vga import vga_has_port, vga_read, vga_write
 
 IO_OK = 0
 IO_DRAIN_SERIAL_AND_RETRY = 1
@@ -142,6 +143,8 @@ def _read_byte(pc: PcState, port: int, now: int) -> int:
         return control_read_events(pc.control, port - PORT_ACPI_EVENTS)
     if PORT_PCI_ADDRESS <= port < PORT_PCI_DATA + 4:
         return 0xFF  # no PCI bus
+    if vga_has_port(port):
+        return vga_read(pc.vga, port, now)
     return _unknown_read(pc, port)
 
 
@@ -210,6 +213,8 @@ def _write_byte(pc: PcState, port: int, value: int, now: int) -> None:
         control_write_events(pc.control, port - PORT_ACPI_EVENTS, value)
     elif PORT_PCI_ADDRESS <= port < PORT_PCI_DATA + 4 or port == PORT_FW_CFG_DATA:
         return
+    elif vga_has_port(port):
+        vga_write(pc.vga, port, value)
     else:
         _unknown_write(pc, port)
 

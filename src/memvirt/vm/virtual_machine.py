@@ -37,6 +37,7 @@ from memvirt.platform.boot.image import BootImage
 from memvirt.platform.boot.protocol import Protocol, boot_protocol
 from memvirt.platform.fw_cfg import ItemBytes, fw_cfg_configure
 from memvirt.platform.pc import Pc, new_pc, pc_serial_input
+from memvirt.platform.text_screen import TextScreen, read_screen, text_mode
 from memvirt.platform.uart import uart_drain
 from memvirt.size import format_size, parse_size
 from memvirt.state_record import record_word
@@ -367,6 +368,20 @@ class VirtualMachine:
     def type(self, data: bytes) -> int:
         """Type ``data`` on the guest's serial console; returns the number of bytes accepted."""
         return int(pc_serial_input(self.pc[0], data))
+
+    @property
+    def display(self) -> TextScreen | None:
+        """What the VGA shows now, the processor stopped; None in a graphics mode.
+
+        It is read wherever the guest's pages are, and changes nothing. Raises VirtualMachineError
+        if the VM is powered off, BackingStoreError or PageCorrupted for a page that cannot be read.
+        """
+        if self._off:
+            raise VirtualMachineError(f"{self.name} is powered off: it shows nothing")
+        mode = text_mode(self.pc[0].vga)
+        if mode is None:
+            return None
+        return read_screen(mode, self.vmm.read_page, self.vmm.pmap.pages)
 
     def _end(self, reason: EndReason, detail: str) -> None:
         requests = self.pc[0].control

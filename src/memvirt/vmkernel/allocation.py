@@ -32,12 +32,6 @@ def weights(shares: Any, active: Any, tax_percent: float) -> Amounts:
     return np.asarray(np.asarray(shares, np.float64) / cost, np.float64)
 
 
-def shares_per_page(weight: Any, pages: Any) -> Amounts:
-    """rho: adjusted shares per page; infinite for a VM that has no pages."""
-    with np.errstate(divide="ignore"):
-        return np.asarray(np.asarray(weight, np.float64) / np.asarray(pages, np.float64))
-
-
 def fill(total: float, weight: Any, lower: Any, upper: Any) -> Amounts:
     """Distribute ``total`` in proportion to ``weight``, each amount kept in [lower, upper].
 

@@ -30,7 +30,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from memvirt.address import MachinePageNumber, MpnArray, PhysicalPageNumber, PpnArray
+from memvirt.address import MachinePageNumber, MpnArray, PpnArray
 
 __all__ = [
     "ActivitySampling",
@@ -223,8 +223,8 @@ class FrameSharing(Protocol):
         """A 64-bit hash of the content of each page, all of them resident."""
         ...
 
-    def make_shared(self, ppn: PhysicalPageNumber) -> MachinePageNumber:
-        """Make a private page's frame shareable; returns its MPN."""
+    def make_shared(self, ppns: PpnArray) -> MpnArray:
+        """Make the frames of private pages (distinct) shareable; returns their MPNs."""
         ...
 
     def may_share(self, mpns: MpnArray) -> Flags:

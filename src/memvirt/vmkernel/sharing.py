@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Transparent page sharing: frames of equal content become one, copy-on-write.
 
-OSDI 2002 section 4: pages are scanned in random order and hashed; a match by hash is always
-compared in full before anything is shared. A page without a match becomes a *hint*: hash, VM and
-PPN, not write-protected. When a later page has the same hash, the hint's page is hashed again and,
-if it still has it, becomes the shared frame. Each *salt* has tables of its own, so that VMs of
-different owners never share, not even pages of zeroes: whether a write is slow tells nothing of
-another owner's memory.
+OSDI 2002 section 4: pages are scanned in random order and hashed. Here the order is of runs of 64
+pages, which the processor's prefetching follows. A match by hash is always compared in full before
+anything is shared. A page without a match becomes a *hint*: hash, VM and PPN, not write-protected.
+When a later page has the same hash, the hint's page is hashed again and, if it still has it,
+becomes the shared frame. Each *salt* has tables of its own, so that VMs of different owners never
+share, not even pages of zeroes: whether a write is slow tells nothing of another owner's memory.
 """
 
 from __future__ import annotations
@@ -16,11 +16,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from memvirt.address import MachinePageNumber, MpnArray, PhysicalPageNumber, PpnArray
+from memvirt.address import MachinePageNumber, MpnArray, PpnArray
+from memvirt.share_table import Keys, PageNumbers, ShareTable
 
 from .protocols import Flags, FrameSharing, GuestMemory, Hashes
 
 _BATCH = 1024  # pages hashed at a time
+_RUN = 64  # pages scanned one after the other
+_ROUNDS = 3  # a page meets a hint out of date, then one that is not, and a frame out of date
+_LEAST_PURGE = 1024  # frames in a table before those that are gone are looked for
 
 
 def _shares(guest: GuestMemory) -> FrameSharing:
@@ -35,33 +39,22 @@ def _in_large_page(guest: GuestMemory, ppns: PpnArray) -> Flags:
     return guest.large_pages.in_large_page(ppns)
 
 
-@dataclass
-class _Table:
-    """Shared frames and hints of one salt, by hash."""
-
-    frames: dict[int, MachinePageNumber] = field(default_factory=dict)  # perhaps out of date
-    hints: dict[int, tuple[GuestMemory, PhysicalPageNumber]] = field(default_factory=dict)
-    purge_at: int = 1024
-
-    def purge(self, guest: GuestMemory) -> None:
-        """Drop entries of frames that are gone. ``guest`` is any VM of this salt."""
-        mpns = MpnArray(np.fromiter(self.frames.values(), np.int64, len(self.frames)))
-        usable = _shares(guest).may_share(mpns)
-        pairs = zip(self.frames.items(), usable.tolist(), strict=True)
-        self.frames = {key: mpn for (key, mpn), good in pairs if good}
-        self.purge_at = max(1024, 2 * len(self.frames))
+def _keys(hashes: Hashes) -> Keys:
+    """Hashes as keys of a table, which are not 0."""
+    return np.maximum(hashes, np.uint64(1))
 
 
 @dataclass
 class _Scan:
     """The scan of one VM, in a scattered order that costs no memory: each page once in a pass.
 
-    Page i of the order is (stride * i + start) mod pages, the stride having no common divisor
-    with the number of pages.
+    Run i of the order begins at page 64 * ((stride * i) mod runs) + start, modulo the pages of
+    the VM; the stride has no common divisor with the number of runs. Pages that fill no run are
+    the last of a pass.
     """
 
-    pages: int
-    hint_key: Hashes  # hash under which a page is a hint, by PPN
+    guest: GuestMemory
+    first: int  # number of the VM's first page in its table
     stride: int = 1
     start: int = 0
     position: int = 0
@@ -72,16 +65,46 @@ class _Scan:
     def shuffle(self, random: np.random.Generator) -> None:
         """Draw the order of the next pass."""
         self.position = 0
-        self.start = int(random.integers(self.pages))
-        self.stride = int(random.integers(1, self.pages + 1))
-        while math.gcd(self.stride, self.pages) != 1:
-            self.stride = self.stride % self.pages + 1
+        self.start = int(random.integers(self.guest.pages))
+        runs = max(self.guest.pages // _RUN, 1)
+        self.stride = int(random.integers(1, runs + 1))
+        while math.gcd(self.stride, runs) != 1:
+            self.stride = self.stride % runs + 1
 
     def next(self, count: int) -> PpnArray:
         """The next ``count`` pages of the order."""
         numbers = np.arange(self.position, self.position + count)
         self.position += count
-        return PpnArray((numbers * self.stride + self.start) % self.pages)
+        runs = self.guest.pages // _RUN
+        run, within = numbers // _RUN, numbers % _RUN
+        scattered = np.where(run < runs, run * self.stride % max(runs, 1), run)
+        return PpnArray((scattered * _RUN + within + self.start) % self.guest.pages)
+
+
+@dataclass
+class _Group:
+    """The VMs of one salt, in the order of their pages' numbers in the table."""
+
+    table: ShareTable = field(default_factory=ShareTable)
+    scans: list[_Scan] = field(default_factory=list)
+    purge_at: int = _LEAST_PURGE
+
+    def owners(self, pages: PageNumbers) -> list[tuple[_Scan, Flags]]:
+        """The VMs that have ``pages``, and which of them each has."""
+        firsts = np.array([scan.first for scan in self.scans])
+        owner = np.searchsorted(firsts, pages, side="right") - 1
+        return [(self.scans[number], owner == number) for number in np.unique(owner).tolist()]
+
+    def drop_hints(self, pages: PageNumbers) -> None:
+        for scan, mine in self.owners(pages):
+            scan.hints -= self.table.drop_hints(pages[mine])
+
+    def purge(self, guest: GuestMemory) -> None:
+        """Drop entries of frames that are gone. ``guest`` is any VM of this salt."""
+        keys, mpns = self.table.all_frames()
+        usable = _shares(guest).may_share(mpns)
+        self.table.keep_frames(keys[usable], mpns[usable])
+        self.purge_at = max(_LEAST_PURGE, 2 * self.table.frames)
 
 
 class PageSharing:
@@ -89,7 +112,7 @@ class PageSharing:
 
     def __init__(self, random: np.random.Generator) -> None:
         self._random = random
-        self._tables: dict[int, _Table] = {}
+        self._groups: dict[int, _Group] = {}
         self._scans: dict[int, _Scan] = {}
         self.break_large = True  # may pages of large pages be shared, which breaks them?
         self.scanned = 0
@@ -99,37 +122,23 @@ class PageSharing:
         """Scan a VM from now on. One that shares no frames is passed by."""
         if guest.sharing is None:
             return
-        scan = _Scan(guest.pages, np.zeros(guest.pages, np.uint64))
+        group = self._groups.setdefault(guest.sharing.share_salt, _Group())
+        scan = _Scan(guest, group.table.add_pages(guest.pages))
         scan.shuffle(self._random)
+        group.scans.append(scan)
         self._scans[guest.vm_id] = scan
-        self._tables.setdefault(guest.sharing.share_salt, _Table())
 
     def remove(self, guest: GuestMemory) -> None:
         """Forget a VM that is powered off. Its shared frames live on with other VMs."""
         if guest.sharing is None:
             return
-        table = self._tables[guest.sharing.share_salt]
-        for key in [key for key, hint in table.hints.items() if hint[0] is guest]:
-            del table.hints[key]
-        del self._scans[guest.vm_id]
-
-    def _set_hint(
-        self, table: _Table, guest: GuestMemory, ppn: PhysicalPageNumber, key: int
-    ) -> None:
-        """Make ``ppn`` the hint for ``key``, and for no other hash it had before."""
-        scan = self._scans[guest.vm_id]
-        before = int(scan.hint_key[ppn])
-        if before != key and table.hints.get(before) == (guest, ppn):
-            self._drop_hint(table, before)
-        self._drop_hint(table, key)
-        table.hints[key] = (guest, ppn)
-        scan.hint_key[ppn] = key
-        scan.hints += 1
-
-    def _drop_hint(self, table: _Table, key: int) -> None:
-        hint = table.hints.pop(key, None)
-        if hint is not None:
-            self._scans[hint[0].vm_id].hints -= 1
+        group = self._groups[guest.sharing.share_salt]
+        gone = self._scans.pop(guest.vm_id)
+        group.table.remove_pages(gone.first, guest.pages)
+        group.scans = [scan for scan in group.scans if scan is not gone]
+        for scan in group.scans:
+            if scan.first > gone.first:
+                scan.first -= guest.pages
 
     def passes(self, guest: GuestMemory) -> int:
         """Complete scans of the VM so far."""
@@ -145,12 +154,11 @@ class PageSharing:
         """The MPN of the shared frame of zeroes that ``guest`` may use, if there is one."""
         if guest.sharing is None:
             return []
-        mpn = self._tables[guest.sharing.share_salt].frames.get(guest.sharing.zero_hash)
-        return (
-            [mpn]
-            if mpn is not None and guest.sharing.may_share(MpnArray(np.array([mpn])))[0]
-            else []
-        )
+        group = self._groups[guest.sharing.share_salt]
+        mpn = group.table.frame(max(guest.sharing.zero_hash, 1))
+        if mpn < 0 or not guest.sharing.may_share(MpnArray(np.array([mpn])))[0]:
+            return []
+        return [MachinePageNumber(mpn)]
 
     def zero_pages(self, guest: GuestMemory) -> int:
         """Pages of ``guest`` that are mapped to a shared frame of zeroes."""
@@ -176,82 +184,96 @@ class PageSharing:
         return shared
 
     def scan_pages(self, guest: GuestMemory, ppns: PpnArray) -> int:
-        """Share what can be shared of the private pages among ``ppns``; returns how many were."""
-        shared, left = self._scan_once(guest, ppns)
-        if left.size:  # entries that were out of date are gone now
-            again, left = self._scan_once(guest, left)
-            shared += again
+        """Share what can be shared of the private pages among ``ppns``; returns how many were.
+
+        ``ppns`` are distinct.
+        """
+        sharing = _shares(guest)
+        pages = sharing.private(ppns)
+        if not self.break_large:
+            pages = pages[~_in_large_page(guest, pages)]
+        if pages.size == 0:
+            return 0
+        self.scanned += int(pages.size)
+        group = self._groups[sharing.share_salt]
+        keys = _keys(sharing.hash_pages(pages))
+        shared = 0
+        for _ in range(_ROUNDS):  # entries that were out of date are gone in the next
+            done, left = self._scan_once(group, guest, pages, keys)
+            shared += done
+            pages, keys = PpnArray(pages[left]), keys[left]
+            if pages.size == 0:
+                break
+        if group.table.frames > group.purge_at:
+            group.purge(guest)
         return shared
 
-    def _scan_once(self, guest: GuestMemory, ppns: PpnArray) -> tuple[int, PpnArray]:
-        """Pages shared, and those whose entry in the table turned out to be of other content."""
-        sharing = _shares(guest)
-        private = sharing.private(ppns)
-        if not self.break_large:
-            private = private[~_in_large_page(guest, private)]
-        if private.size == 0:
-            return 0, private
-        table = self._tables[sharing.share_salt]
-        self.scanned += int(private.size)
-        pages: list[PhysicalPageNumber] = []
-        frames: list[MachinePageNumber] = []
-        keys: list[int] = []
+    def _scan_once(
+        self, group: _Group, guest: GuestMemory, ppns: PpnArray, keys: Keys
+    ) -> tuple[int, Flags]:
+        """Pages shared, and which of ``ppns`` met an entry that was out of date."""
+        scan = self._scans[guest.vm_id]
+        mpns, hints, more = group.table.match(ppns + scan.first, keys)
+        scan.hints += more
         made = 0
-        hashes = sharing.hash_pages(private).tolist()
-        for ppn, key in zip(private.tolist(), hashes, strict=True):
-            mpn = table.frames.get(key)
-            if mpn is None:
-                mpn = self._from_hint(table, guest, ppn, key)
-                if mpn is None:
-                    continue
-                made += 1
-            pages.append(ppn)
-            frames.append(mpn)
-            keys.append(key)
-        wanted = PpnArray(np.array(pages, np.int64))
-        mpns = MpnArray(np.array(frames, np.int64))
-        usable = sharing.may_share(mpns)  # a frame may be gone, or hold something else by now
-        done = sharing.share(wanted[usable], mpns[usable])
-        left = private[:0]
-        if done.size < len(pages):
-            left = self._collided(table, guest, dict(zip(pages, keys, strict=True)), done)
-        if len(table.frames) > table.purge_at:
-            table.purge(guest)
+        hinted = hints >= 0
+        if hinted.any():
+            mpns[hinted], made = self._from_hints(group, hints[hinted], keys[hinted])
+        left = hinted & (mpns < 0)
+        found = np.flatnonzero(mpns >= 0)
+        if found.size == 0:
+            return made, left
+        sharing = _shares(guest)
+        # A frame may be gone, or hold something else by now.
+        usable = found[sharing.may_share(MpnArray(mpns[found]))]
+        done = sharing.share(PpnArray(ppns[usable]), MpnArray(mpns[usable]))
+        if done.size < found.size:
+            wrong = found[~np.isin(ppns[found], done)]
+            self.collisions += group.table.drop_frames(keys[wrong])
+            left[wrong] = True
         return made + int(done.size), left
 
-    def _from_hint(
-        self, table: _Table, guest: GuestMemory, ppn: PhysicalPageNumber, key: int
-    ) -> MachinePageNumber | None:
-        """The shared frame made from a hint with this hash; else ``ppn`` becomes the hint."""
-        hint = table.hints.get(key)
-        if hint == (guest, ppn):
-            return None
-        if hint is not None:
-            other, candidate = hint
-            sharing = _shares(other)
-            page = sharing.private(PpnArray(np.array([candidate], np.int64)))
-            whole = not self.break_large and _in_large_page(other, page).any()
-            if page.size and not whole and int(sharing.hash_pages(page)[0]) == key:
-                mpn = sharing.make_shared(candidate)
-                if table.frames.get(sharing.zero_hash) == mpn:
-                    # It was of zeroes once: its pages are counted by this entry.
-                    del table.frames[sharing.zero_hash]
-                table.frames[key] = mpn
-                self._drop_hint(table, key)
-                return mpn
-        self._set_hint(table, guest, ppn, key)
-        return None
+    def _from_hints(self, group: _Group, hints: PageNumbers, keys: Keys) -> tuple[MpnArray, int]:
+        """Make frames of the pages that are ``hints`` of ``keys``, if they still have these keys.
 
-    def _collided(
-        self, table: _Table, guest: GuestMemory, keys: dict[PhysicalPageNumber, int], done: PpnArray
-    ) -> PpnArray:
-        """Some pages differ from the frame of the same hash: its entry is stale, or a collision.
-
-        The entry goes; returns the pages, which are looked at once more.
+        Returns the MPN for each, -1 where the hint was out of date, and how many were made.
         """
-        wanted = np.fromiter(keys, np.int64, len(keys))
-        rest = _shares(guest).private(PpnArray(np.setdiff1d(wanted, done)))
-        for ppn in rest.tolist():
-            if table.frames.pop(keys[ppn], None) is not None:
-                self.collisions += 1
-        return rest
+        pages, which = np.unique(hints, return_inverse=True)
+        owners = group.owners(pages)
+        now = np.zeros(pages.size, np.uint64)  # their keys as they are; 0: not to be shared
+        for scan, mine in owners:
+            now[mine] = self._present_keys(scan, PpnArray(pages[mine] - scan.first))
+        same = now[which] == keys
+        chosen = np.zeros(pages.size, np.bool_)
+        chosen[which[same]] = True
+        frames = np.full(pages.size, -1, np.int64)
+        for scan, mine in owners:
+            make = chosen & mine
+            if make.any():
+                sharing = _shares(scan.guest)
+                frames[make] = sharing.make_shared(PpnArray(pages[make] - scan.first))
+                self._not_of_zeroes(group, sharing, MpnArray(frames[make]))
+        group.drop_hints(pages[chosen | (group.table.hint_keys(pages) != now)])
+        group.table.set_frames(now[chosen], MpnArray(frames[chosen]))
+        found = np.where(same, frames[which], -1)
+        return MpnArray(found), int(np.count_nonzero(chosen))
+
+    def _present_keys(self, scan: _Scan, ppns: PpnArray) -> Keys:
+        """The keys of pages by their content now; 0 for those that are not to be shared."""
+        sharing = _shares(scan.guest)
+        fit = np.isin(ppns, sharing.private(ppns))
+        if not self.break_large:
+            fit &= ~_in_large_page(scan.guest, ppns)
+        keys = np.zeros(ppns.size, np.uint64)
+        keys[fit] = _keys(sharing.hash_pages(PpnArray(ppns[fit])))
+        return keys
+
+    @staticmethod
+    def _not_of_zeroes(group: _Group, sharing: FrameSharing, mpns: MpnArray) -> None:
+        """Forget the frame of zeroes if it is one of ``mpns``, which have other content now.
+
+        The pages that are mapped to it are counted by its entry.
+        """
+        key = max(sharing.zero_hash, 1)
+        if group.table.frame(key) in mpns:
+            group.table.drop_frames(np.array([key], np.uint64))

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from memvirt.address import MachinePageNumber, MpnArray, PhysicalPageNumber, PpnArray
+from memvirt.address import MachinePageNumber, MpnArray, PpnArray
 
 from .managed import MAXIMUM_GRANT
 from .protocols import (
@@ -332,10 +332,11 @@ class SimulatedGuest:
         unique = _UNIQUE + (self.vm_id << 40) + ppns
         return np.where(common, ppns + 1, unique).astype(np.uint64)
 
-    def make_shared(self, ppn: PhysicalPageNumber) -> MachinePageNumber:
-        mpn = self.machine.new_shared(self.share_salt)
-        self._use_shared(PpnArray(np.array([ppn])), mpn)
-        return mpn
+    def make_shared(self, ppns: PpnArray) -> MpnArray:
+        new = [self.machine.new_shared(self.share_salt) for _ in range(ppns.size)]
+        mpns = MpnArray(np.array(new, np.int64))
+        self._use_shared(ppns, mpns)
+        return mpns
 
     def may_share(self, mpns: MpnArray) -> Flags:
         return np.asarray(self.machine.salts[mpns] == self.share_salt)

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from memvirt.compiled import compiled
@@ -12,11 +10,16 @@ from memvirt.mmu.page_state import STATE_SHARED
 
 from .pmap import PageState
 
+States = np.ndarray[tuple[int], np.dtype[np.uint8]]
+Frames = np.ndarray[tuple[int], np.dtype[np.uint32]]
+Owners = np.ndarray[tuple[int], np.dtype[np.int32]]
+Counts = np.ndarray[tuple[int], np.dtype[np.int64]]
+
 _STATES = len(PageState)
 
 
 @compiled
-def _count(state: Any, frame: Any, owner: Any, counts: Any) -> float:
+def _count(state: States, frame: Frames, owner: Owners, counts: Counts) -> float:
     cost = 0.0
     for ppn in range(state.size):
         counts[state[ppn]] += 1
@@ -25,7 +28,7 @@ def _count(state: Any, frame: Any, owner: Any, counts: Any) -> float:
     return cost
 
 
-def census(state: Any, frame: Any, owner: Any) -> tuple[list[int], float]:
+def census(state: States, frame: Frames, owner: Owners) -> tuple[list[int], float]:
     """Pages by ``PageState``, and what the shared ones cost: 1/n for a frame used by n pages.
 
     ``state`` (uint8) and ``frame`` (uint32) are a pmap's, ``owner`` (int32) the machine's.

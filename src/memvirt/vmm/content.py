@@ -218,15 +218,15 @@ class PageContents:
 
     # In a shared frame -------------------------------------------------------------------------
 
-    def make_shared(self, ppn: PhysicalPageNumber, salt: int) -> MachinePageNumber:
-        """Make the frame of private page ``ppn`` a shared one of ``salt``; returns its MPN."""
-        self.invalidate(PpnArray(np.array([ppn], np.int64)))
-        mpn = self.pmap.mpn_of(ppn)
-        self.machine.kind[mpn] = FrameKind.SHARED
-        self.machine.references[mpn] = 1
-        self.machine.set_share_salt(mpn, salt)
-        self.pmap.state[ppn] = PageState.SHARED
-        return mpn
+    def make_shared(self, ppns: PpnArray, salt: int) -> MpnArray:
+        """Make the frames of private pages (distinct) shared ones of ``salt``; their MPNs."""
+        self.invalidate(ppns)
+        mpns = self.pmap.mpns_of(ppns)
+        self.machine.kind[mpns] = FrameKind.SHARED
+        self.machine.references[mpns] = 1
+        self.machine.set_share_salt(mpns, salt)
+        self.pmap.state[ppns] = PageState.SHARED
+        return mpns
 
     def share(self, ppns: PpnArray, mpns: MpnArray) -> None:
         """Let private pages (distinct) use the shared frame beside each, their own are released.

@@ -107,10 +107,6 @@ class VirtualMachineMonitor:
         """Host address of ``state``, valid as long as this object."""
         return self._address
 
-    def state_bytes(self) -> bytes:
-        """A copy of ``state``, for snapshots."""
-        return bytes(self._record.tobytes())
-
     # What the processor must drop --------------------------------------------------------------
 
     def take_stale(self) -> Stale:
@@ -215,10 +211,21 @@ class VirtualMachineMonitor:
         From now on nobody, this VM included, writes to it in place. Raises ValueError if the page
         is not private.
         """
-        if self.pmap.state_of(ppn) is not PageState.PRIVATE:
-            raise ValueError(f"PPN {ppn:#x} is {self.pmap.state_of(ppn).name.lower()}, not private")
-        self.counts["shares"] += 1
-        return self.contents.make_shared(ppn, self.share_salt)
+        return MachinePageNumber(int(self.make_all_shared([ppn])[0]))
+
+    def make_all_shared(self, ppns: PpnsLike) -> MpnArray:
+        """As ``make_shared``, for distinct private pages; returns their MPNs in this order.
+
+        Raises ValueError, with nothing changed, if a page is not private.
+        """
+        pages = PpnArray(np.asarray(ppns, np.int64))
+        self.pmap.check_all(pages)
+        wrong = pages[self.pmap.state[pages] != PageState.PRIVATE]
+        if wrong.size:
+            state = self.pmap.state_of(PhysicalPageNumber(int(wrong[0])))
+            raise ValueError(f"PPN {wrong[0]:#x} is {state.name.lower()}, not private")
+        self.counts["shares"] += int(pages.size)
+        return self.contents.make_shared(pages, self.share_salt)
 
     def may_share(self, mpns: MpnsLike | MachinePageNumber) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Which of ``mpns`` are shared frames of this VM's salt."""

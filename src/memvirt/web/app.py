@@ -102,6 +102,9 @@ class WebApplication:
             return JSONResponse({"error": f"{name}: {error} is missing"}, 400, HEADERS)
         except TimeoutError:
             return JSONResponse({"error": "the host is busy: try again"}, 503, HEADERS)
+        except Exception as error:  # a fault of ours: the page says so, the server goes on
+            text = f"{name} failed, which is a fault of memvirt: {type(error).__name__}: {error}"
+            return JSONResponse({"error": text}, 500, HEADERS)
         if isinstance(answer, bytes):
             return Response(answer, headers=HEADERS, media_type="application/octet-stream")
         return JSONResponse(answer, headers=HEADERS)

@@ -1,26 +1,87 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the page has shown, so that time can be dragged back: keyframes and differences, bounded.
 
-Frames are kept in *segments*: a keyframe and the differences after it. When they take more than
-``most_bytes`` the oldest segment goes.
+Moments are kept in *segments*: a keyframe and the differences after it. When they take more than
+``most_bytes`` the oldest segment goes. Each array of a moment is deflated by itself, and its lowest
+and highest changed index stand beside it, so that the life of one page is found without unpacking
+everything.
 """
 
 from __future__ import annotations
 
 import bisect
+import json
+import zlib
 from dataclasses import dataclass, field
 from typing import Any
 
-from .wire import Parts, decode, encode
+import numpy as np
+
+from .wire import Change, Classes, Parts, changes
 
 _SEGMENT_FRAMES = 64
+_FAST = 1  # zlib's level
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """A change, deflated. ``count`` is that of the indices, -1 for a whole array."""
+
+    size: int
+    count: int
+    lowest: int
+    highest: int
+    deflated: bytes
+
+    @classmethod
+    def of(cls, change: Change) -> _Kept:
+        deflated = zlib.compress(change.raw(), _FAST)
+        if change.indices is None:
+            return cls(change.size, -1, 0, change.size - 1, deflated)
+        lowest, highest = int(change.indices[0]), int(change.indices[-1])
+        return cls(change.size, change.indices.size, lowest, highest, deflated)
+
+    def apply(self, array: Classes | None) -> Classes:
+        """The array after the change; ``array`` before it may be changed."""
+        raw = zlib.decompress(self.deflated)
+        if self.count < 0:
+            return np.frombuffer(raw, np.uint8).copy()
+        assert array is not None
+        array[np.frombuffer(raw, "<u4", self.count)] = np.frombuffer(
+            raw, np.uint8, self.count, 4 * self.count
+        )
+        return array
+
+    def value_at(self, index: int) -> int | None:
+        """The new value of one element, None if it did not change."""
+        if not self.lowest <= index <= self.highest:
+            return None
+        raw = zlib.decompress(self.deflated)
+        if self.count < 0:
+            return raw[index]
+        indices = np.frombuffer(raw, "<u4", self.count)
+        position = int(np.searchsorted(indices, index))
+        return raw[4 * self.count + position] if indices[position] == index else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Moment:
+    number: int
+    header: bytes  # JSON, deflated
+    parts: dict[str, _Kept]
+
+    @property
+    def bytes(self) -> int:
+        return len(self.header) + sum(len(kept.deflated) for kept in self.parts.values())
+
+    def opened(self) -> dict[str, Any]:
+        opened: dict[str, Any] = json.loads(zlib.decompress(self.header))
+        return opened
 
 
 @dataclass(slots=True)
 class _Segment:
-    first: int  # number of its keyframe
-    numbers: list[int] = field(default_factory=list)
-    messages: list[bytes] = field(default_factory=list)
+    moments: list[_Moment] = field(default_factory=list)
     bytes: int = 0
 
 
@@ -35,61 +96,60 @@ class History:
 
     @property
     def bytes(self) -> int:
-        """Bytes it takes."""
+        """Bytes of what is kept, deflated."""
         return self._bytes
 
     @property
     def first(self) -> int | None:
         """The oldest frame that can still be had."""
-        return self._segments[0].first if self._segments else None
+        return self._segments[0].moments[0].number if self._segments else None
 
     def add(self, number: int, header: dict[str, Any], parts: Parts) -> None:
-        """Keep frame ``number``, greater than all before."""
-        if not self._segments or len(self._segments[-1].numbers) >= _SEGMENT_FRAMES:
-            self._segments.append(_Segment(number))
+        """Keep frame ``number``, greater than all before. ``parts`` must not change any more."""
+        if not self._segments or len(self._segments[-1].moments) >= _SEGMENT_FRAMES:
+            self._segments.append(_Segment())
             self._last = None
-        segment = self._segments[-1]
-        message = encode(header, parts, self._last)
-        segment.numbers.append(number)
-        segment.messages.append(message)
-        segment.bytes += len(message)
-        self._bytes += len(message)
+        moment = _Moment(
+            number,
+            zlib.compress(json.dumps(header).encode(), _FAST),
+            {change.name: _Kept.of(change) for change in changes(parts, self._last)},
+        )
+        segment, size = self._segments[-1], moment.bytes
+        segment.moments.append(moment)
+        segment.bytes += size
+        self._bytes += size
         self._last = parts
         while self._bytes > self._most_bytes and len(self._segments) > 1:
             self._bytes -= self._segments.pop(0).bytes
-
-    def _segment_of(self, number: int) -> _Segment | None:
-        firsts = [segment.first for segment in self._segments]
-        position = bisect.bisect_right(firsts, number) - 1
-        return self._segments[position] if position >= 0 else None
 
     def at(self, number: int) -> tuple[dict[str, Any], Parts]:
         """Header and arrays of the newest frame that is not newer than ``number``.
 
         Raises KeyError if that has been dropped, or was never there.
         """
-        segment = self._segment_of(number)
-        if segment is None:
+        firsts = [segment.moments[0].number for segment in self._segments]
+        position = bisect.bisect_right(firsts, number) - 1
+        if position < 0:
             raise KeyError(number)
-        header: dict[str, Any] = {}
-        parts: Parts | None = None
-        for kept, message in zip(segment.numbers, segment.messages, strict=True):
-            if kept > number:
+        parts: Parts = {}
+        moment = self._segments[position].moments[0]
+        for later in self._segments[position].moments:
+            if later.number > number:
                 break
-            header, parts = decode(message, parts)
-        assert parts is not None
-        return header, parts
+            moment = later
+            for name, kept in later.parts.items():
+                parts[name] = kept.apply(parts.get(name))
+        return moment.opened(), parts
 
     def life(self, part: str, index: int) -> list[tuple[dict[str, Any], int]]:
         """Every known change of one page: the frame's header, and its class from then on."""
-        changes: list[tuple[dict[str, Any], int]] = []
+        lived: list[tuple[dict[str, Any], int]] = []
         for segment in self._segments:
-            parts: Parts | None = None
-            for message in segment.messages:
-                header, parts = decode(message, parts)
-                array = parts.get(part)
-                if array is None or index >= array.size:
+            for moment in segment.moments:
+                kept = moment.parts.get(part)
+                if kept is None or index >= kept.size:
                     continue
-                if not changes or changes[-1][1] != array[index]:
-                    changes.append((header, int(array[index])))
-        return changes
+                value = kept.value_at(index)
+                if value is not None and (not lived or lived[-1][1] != value):
+                    lived.append((moment.opened(), value))
+        return lived

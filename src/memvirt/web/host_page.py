@@ -39,14 +39,19 @@ def answers(source: HostSource) -> dict[str, Answer]:
 
     def page(values: dict[str, str]) -> Any:
         machine, ppn = vm(values), PhysicalPageNumber(_number(values, "ppn"))
-        answer = questions.page_answer(machine, ppn)
-        changes = source.history.life(f"vm:{machine.vm_id}", ppn)
+        return questions.page_answer(machine, ppn)
+
+    def life(values: dict[str, str]) -> Any:
+        """Every change of a page's class since the page was opened."""
+        machine, ppn = vm(values), PhysicalPageNumber(_number(values, "ppn"))
         names = source.hello()["guest_classes"]
-        answer["life"] = [
-            {"time_ns": header["time_ns"], "round": header["round"], "state": names[value]}
-            for header, value in changes
-        ]
-        return answer
+        changes = source.history.life(f"vm:{machine.vm_id}", ppn)
+        return {
+            "life": [
+                {"time_ns": header["time_ns"], "round": header["round"], "state": names[value]}
+                for header, value in changes
+            ]
+        }
 
     def at(values: dict[str, str]) -> bytes:
         number = _number(values, "number")
@@ -63,6 +68,7 @@ def answers(source: HostSource) -> dict[str, Answer]:
             vm(values), GuestVirtualAddress(_number(values, "gva"))
         ),
         "page": page,
+        "life": life,
         "frame": lambda values: questions.frame_answer(host.vms, _number(values, "mpn")),
         "virtual": lambda values: questions.virtual_answer(vm(values)),
         "lesson": lambda values: lesson(values.get("paging", "shadow")),

@@ -6,7 +6,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict
 from typing import Any
@@ -24,15 +24,18 @@ from .wire import parts_of
 
 FRAME_SECONDS = 0.1  # between two frames at the most: ten a second
 CONSOLE_BYTES = 64 << 10  # of each console, the end
-_READABLE = 20.0  # rounds a second to begin with: a person can follow
-_MOST_EVENTS = 20_000
+READABLE = 5.0  # rounds a second to begin with: a person can follow
+MOST_OF_TIME = 0.03  # part of the host's processor time that frames may take while it runs
+MOST_POINTS = 20_000  # of the time line, and events: the oldest go
 
 
 class HostSource:
     """The source for ``host``, which this object's thread owns from ``start`` on.
 
-    It stands still until somebody plays or steps, or, with ``wait_for_viewer`` false, runs at once
-    at full speed. ``after_round`` is called after each round, in this object's thread.
+    It runs, ``speed`` rounds a second (0: as fast as it goes), when the first page is opened, or,
+    with ``wait_for_viewer`` false, at once. ``columns`` are those of the table that a page shows to
+    begin with, none for its own choice. ``after_round`` is called after each round, in this
+    object's thread.
     """
 
     def __init__(
@@ -41,6 +44,8 @@ class HostSource:
         *,
         title: str,
         wait_for_viewer: bool = True,
+        speed: float = READABLE,
+        columns: Sequence[str] = (),
         after_round: Callable[[], object] = lambda: None,
     ) -> None:
         self.host = host
@@ -53,11 +58,12 @@ class HostSource:
         self._playing = not wait_for_viewer
         self._starts_when_watched = wait_for_viewer
         self._steps = 0
-        self._rounds_a_second = _READABLE if wait_for_viewer else 0.0
+        self._rounds_a_second = speed
+        self._columns = list(columns)
         self._done = False
         self._error = ""
         self._dirty = True
-        self._captured = 0.0
+        self._next_frame = 0.0
         self._started = time.monotonic()
         self._before: Sample | None = None
         self._latest: Frame | None = None
@@ -117,6 +123,7 @@ class HostSource:
             "frame_classes": names(FrameClass),
             "columns": [[column.name, column.meaning, column.decimals] for column in COLUMNS],
             "states": [state.name.lower() for state in HostState],
+            "shown": self._columns,
             "can": ["play", "step", "speed", "set", "ask", "history"],
         }
 
@@ -170,11 +177,13 @@ class HostSource:
     def _capture_if_watched(self, *, force: bool) -> None:
         if not self._viewers or not self._dirty:
             return
-        now = time.monotonic()
-        if force or self._done or now - self._captured >= FRAME_SECONDS:
-            self._captured = now
+        if force or self._done or time.monotonic() >= self._next_frame:
             self._dirty = False
+            began = time.thread_time()
             self.capture()
+            # What takes long is done less often: a page must not slow the host down.
+            cost = time.thread_time() - began
+            self._next_frame = time.monotonic() + max(FRAME_SECONDS, cost / MOST_OF_TIME)
 
     def capture(self) -> Frame:
         """Make the frame of this moment. Called in the host's thread, or before it runs."""
@@ -187,6 +196,7 @@ class HostSource:
         frame = Frame(self._numbers, header, parts_of(pages), self._consoles())
         self.history.add(frame.number, header, frame.parts)
         self.series.append(point(header))
+        del self.series[:-MOST_POINTS]
         self._before = sample
         self._latest = frame
         return frame
@@ -218,7 +228,7 @@ class HostSource:
         for event in log.since(self._events_seen):
             self.events.append(asdict(event) | {"mechanism": str(event.mechanism)})
         self._events_seen = log.recorded
-        del self.events[:-_MOST_EVENTS]
+        del self.events[:-MOST_POINTS]
 
     def _consoles(self) -> dict[int, tuple[int, bytes]]:
         consoles = {}

@@ -24,6 +24,7 @@ from memvirt.vmkernel.samples import HostMemory, HostState, Sample, VmMemory
 from .app import Answer
 from .lesson import lesson
 from .moment import marks, point, sample_header
+from .questions import address_of
 from .source import Frame, SourceError
 from .wire import Parts, encode
 
@@ -145,6 +146,7 @@ class RecordSource:
             "frame_classes": names(FrameClass),
             "columns": [[column.name, column.meaning, column.decimals] for column in COLUMNS],
             "states": [state.name.lower() for state in HostState],
+            "shown": [],
             "can": ["history"],
         }
 
@@ -178,5 +180,5 @@ def answers(source: RecordSource) -> dict[str, Answer]:
         "series": lambda values: source.series(),
         "events": lambda values: [],
         "lesson": lambda values: lesson(values.get("paging", "shadow")),
-        "at": lambda values: source.at(int(values["number"])),
+        "at": lambda values: source.at(address_of(values["number"], "number")),
     }

@@ -17,6 +17,7 @@ import json
 import struct
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,8 @@ VERSION = 1
 _FAST = 1  # zlib's level: states are runs, the better levels gain little
 _WHOLE_ABOVE = 0.15  # part of an array that may change before it is cheaper to send all of it
 
-Parts = dict[str, np.ndarray[tuple[int], np.dtype[np.uint8]]]
+Classes = np.ndarray[tuple[int], np.dtype[np.uint8]]
+Parts = dict[str, Classes]
 
 
 def parts_of(pages: HostPages) -> Parts:
@@ -38,25 +40,48 @@ def parts_of(pages: HostPages) -> Parts:
     return parts
 
 
-def _delta(name: str, now: Any, before: Any) -> tuple[dict[str, Any], list[bytes]]:
-    if before is not None and before.size == now.size:
-        changed = np.flatnonzero(now != before)
-        if changed.size <= now.size * _WHOLE_ABOVE:
-            indices = changed.astype("<u4")
-            head = {"name": name, "kind": "delta", "size": now.size, "count": int(changed.size)}
-            return head, [indices.tobytes(), now[changed].tobytes()]
-    return {"name": name, "kind": "whole", "size": now.size, "count": now.size}, [now.tobytes()]
+@dataclass(frozen=True, slots=True)
+class Change:
+    """How one array became what it is: ``values`` at ``indices``, ascending, or all of it.
+
+    ``indices`` is None where ``values`` are the whole array; ``size`` is the array's.
+    """
+
+    name: str
+    size: int
+    indices: np.ndarray[tuple[int], np.dtype[np.uint32]] | None
+    values: Classes
+
+    def raw(self) -> bytes:
+        """Indices, if there are any, in four bytes each, and the values."""
+        indices = b"" if self.indices is None else self.indices.astype("<u4").tobytes()
+        return indices + self.values.tobytes()
+
+
+def changes(now: Parts, before: Parts | None = None) -> list[Change]:
+    """What differs between two states; arrays that are new or of another size are whole."""
+    made = []
+    for name, array in now.items():
+        old = None if before is None else before.get(name)
+        if old is not None and old.size == array.size:
+            changed = np.flatnonzero(array != old)
+            if not changed.size:
+                continue
+            if changed.size <= array.size * _WHOLE_ABOVE:
+                made.append(Change(name, array.size, changed.astype(np.uint32), array[changed]))
+                continue
+        made.append(Change(name, array.size, None, array))
+    return made
 
 
 def encode(header: Mapping[str, Any], now: Parts, before: Parts | None = None) -> bytes:
     """One message: ``now`` as the difference to ``before``, or whole where there is none."""
     heads, stream = [], []
-    for name, array in now.items():
-        head, content = _delta(name, array, None if before is None else before.get(name))
-        if head["kind"] == "delta" and head["count"] == 0:
-            continue
-        heads.append(head)
-        stream += content
+    for change in changes(now, before):
+        kind = "whole" if change.indices is None else "delta"
+        count = int(change.values.size)
+        heads.append({"name": change.name, "kind": kind, "size": change.size, "count": count})
+        stream.append(change.raw())
     text = json.dumps({**header, "version": VERSION, "parts": heads}).encode()
     return struct.pack("<I", len(text)) + text + zlib.compress(b"".join(stream), _FAST)
 

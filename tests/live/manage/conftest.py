@@ -7,7 +7,9 @@ import contextlib
 import os
 import re
 import shutil
+import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from memvirt.live.errors import CommandError
 from memvirt.live.host_memory import read_host_pages
 from tests.live.conftest import host_state
 from tests.live.pager.conftest import verifying_guest
-from tests.live.pager.qemu_guest import VerifyingVm
+from tests.live.pager.qemu_guest import VerifyingVm, until
 
 __all__ = ["host_state", "verifying_guest"]
 
@@ -45,12 +47,14 @@ def start_vm(
     """Starts verifying guests with anonymous memory of ``memory`` MiB."""
     started: list[VerifyingVm] = []
 
-    def start(name: str, memory: int = 192, used: int = 64, churn: int = 32) -> VerifyingVm:
+    def start(
+        name: str, memory: int = 192, used: int = 64, churn: int = 32, more: str = ""
+    ) -> VerifyingVm:
         directory = tmp_path / name
         directory.mkdir()
         vm = VerifyingVm(
             directory, *verifying_guest, memory=f"{memory}M",
-            command_line=f"memory={used} churn={churn}", backend="share=off",
+            command_line=f"memory={used} churn={churn} {more}", backend="share=off",
             disks=False, kind="ram", balloon="deflate-on-oom=on",
         )  # fmt: skip
         started.append(vm)
@@ -109,3 +113,49 @@ def ops(vm: VerifyingVm) -> int:
     """Operations of all workers of the guest so far."""
     text = vm.serial.read_text("latin1")
     return sum(int(count) for count in re.findall(r"ops (\d+)", text))
+
+
+def host_file(memory: str, vms: list[tuple[VerifyingVm, str]], live: str = "") -> str:
+    """A HOST.toml: each VM with its keys."""
+    text = f"""
+[machine]
+memory = "{memory}"
+Mem.SamplePeriod = 4
+Mem.BalancePeriod = 2
+[live]
+interval = 0.3
+scan_percent = 50
+working_set = "off"
+{live}
+"""
+    for vm, keys in vms:
+        text += f'[[vm]]\nname = "{vm.name}"\nmemory = "192M"\n{keys}\n'
+    return text
+
+
+class Command:
+    """``memvirt manage`` as a process of its own."""
+
+    def __init__(self, file: Path, *words: str) -> None:
+        self.log = file.with_suffix(".log")
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "memvirt", "manage", str(file), "--status", "1", *words],
+                stdout=log,
+                stderr=log,
+            )
+
+    @property
+    def text(self) -> str:
+        return self.log.read_text()
+
+    def wait_for(self, pattern: str) -> None:
+        def there() -> bool:
+            assert self.process.poll() is None, self.text
+            return bool(re.search(pattern, self.text, re.MULTILINE))
+
+        until(there, f"{pattern} in {self.text}")
+
+    def end(self, sent: signal.Signals) -> int:
+        self.process.send_signal(sent)
+        return self.process.wait(300)

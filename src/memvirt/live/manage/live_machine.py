@@ -15,8 +15,7 @@ class LiveMachine:
 
     Free is the least of three: the budget less what the VMs' processes use, what Linux says is
     available, and what is left under the limit of a control group. ``update`` looks anew; between
-    two looks the figures stand still, so that one quiescent point goes by one measurement, except
-    for what ``gave`` says was freed meanwhile.
+    two looks the figures stand still, so that one quiescent point goes by one measurement.
     """
 
     pool = None
@@ -52,7 +51,3 @@ class LiveMachine:
             if room is not None:
                 self._free = min(self._free, room)
         return pages
-
-    def gave(self, pages: int) -> None:
-        """A VM gave up (negative: took) so many frames since the last look."""
-        self._free += pages

@@ -16,6 +16,7 @@ from typing import Self
 from memvirt.address import PAGE_BYTES
 from memvirt.live.discovery import DiscoveredVm, discover
 from memvirt.live.errors import LiveError, MonitorError, ProcessGone
+from memvirt.live.host_memory import HostPages, read_host_pages
 from memvirt.live.kernel_pages import KernelPages
 from memvirt.live.vm import LiveVm, open_kernel_pages
 from memvirt.live.working_set import FrameWatcher, choose_watcher
@@ -60,7 +61,8 @@ class Manager:
 
     With ``dry_run`` everything is decided and nothing done: the VMkernel goes on as if each guest
     had obeyed at once. ``ledger`` is None then only. ``watcher`` samples instead of what the host
-    has, and is closed at the end. Raises ManageError, LiveError.
+    has, and is closed at the end. ``clock``, ``found``, ``opened`` and ``host_pages`` are where
+    time, VMs and the host's memory come from. Raises ManageError, LiveError.
     """
 
     def __init__(
@@ -71,6 +73,8 @@ class Manager:
         dry_run: bool = False,
         clock: Callable[[], float] = time.monotonic,
         found: Callable[[], list[DiscoveredVm]] = discover,
+        opened: Callable[[DiscoveredVm], LiveVm] = LiveVm,
+        host_pages: Callable[[], HostPages] = read_host_pages,
         watcher: FrameWatcher | None = None,
     ) -> None:
         if (ledger is None) != dry_run:
@@ -78,12 +82,12 @@ class Manager:
         self.plan = plan
         self.dry_run = dry_run
         self._ledger = ledger
-        self._clock, self._discover = clock, found
+        self._clock, self._discover, self._opened = clock, found, opened
         self._pages, problem = open_kernel_pages()
         if self._pages is None:
             raise ManageError(problem)
         group = MemoryCgroup(plan.cgroup) if plan.cgroup else None
-        self.machine = LiveMachine(plan.memory, cgroup=group)
+        self.machine = LiveMachine(plan.memory, cgroup=group, host_pages=host_pages)
         with registered():
             self.kernel = VmKernel(self.machine, options_of(plan), seed=plan.seed)
         try:
@@ -91,7 +95,7 @@ class Manager:
         except ValueError as error:
             self._pages.close()
             raise ManageError(str(error)) from error
-        self.swap = HostSwap()
+        self.swap = HostSwap(host_pages)
         self._entries = [_Entry(vm) for vm in plan.vms]
         self._discovered_at = float("-inf")
         self._stepped_at: float | None = None
@@ -154,7 +158,7 @@ class Manager:
         """Open a VM and let the VMkernel manage it, or say why not and try again later."""
         entry.retry_at = now + 2 * _DISCOVER_SECONDS
         try:
-            vm = LiveVm(found)
+            vm = self._opened(found)
         except LiveError as error:
             self._say(entry, f"left alone: {error}")
             return

@@ -31,6 +31,7 @@ from .host_plan import HostPlan
 NO_BALLOON, BRING_BACK = "no-balloon", "bring-back"
 _SWAP = Place("swap")
 _PART = 4  # of what is to spare is brought back at a time
+_LEAST_PAGES = 256  # to spare that are given back at once
 _STEP_PAGES = 16_384  # most pages of one VM brought back at a time
 
 
@@ -68,25 +69,34 @@ def _why_no_balloon(vm: ManagedVm) -> str:
 
 
 class BringBack(ReclaimMechanism):
-    """In states better than soft, evicted pages come back as far as there is memory to spare."""
+    """In states better than soft, evicted pages come back as far as there is memory to spare.
+
+    A part of it at a time, to each VM in proportion to what it has away.
+    """
 
     def adjust(self, host: ReclaimContext, free: int) -> None:
         if host.host_state >= HostState.SOFT:
             return
-        spare = (free - host.border(DEFLATE_PERCENT)) // _PART
-        for vm in host.vms:
-            guest = vm.guest
-            if spare <= 0:
-                return
-            if not isinstance(guest, LiveGuest) or guest.reclaim is None:
-                continue
-            most = min(spare, vm.room, guest.evictor.out or guest.evictor.pretended, _STEP_PAGES)
-            restored = guest.reclaim.restore(most) if most > 0 else 0
+        spare = free - host.border(DEFLATE_PERCENT)
+        spare = max(spare // _PART, min(spare, _LEAST_PAGES))
+        away = [(vm, pages) for vm in host.vms if (pages := _away(vm)) > 0]
+        total = sum(pages for _, pages in away)
+        for vm, pages in away:
+            reclaim = vm.guest.reclaim
+            part = min(pages, -(-spare * pages // total))
+            restored = reclaim.restore(part) if reclaim is not None and part > 0 else 0
             if restored:
                 vm.refresh()
-                spare -= restored
                 state = host.host_state.name.lower()
                 host.record(vm, Mechanism.RESTORE, restored, f"state {state}: memory to spare")
+
+
+def _away(vm: ManagedVm) -> int:
+    """Pages of a VM in swap that memvirt may bring back now."""
+    guest = vm.guest
+    if not isinstance(guest, LiveGuest) or guest.reclaim is None:
+        return 0
+    return min(vm.room, guest.evictor.out or guest.evictor.pretended, _STEP_PAGES)
 
 
 @contextlib.contextmanager

@@ -69,10 +69,6 @@ def slot_of(entry: int) -> int:
     return (entry >> _SLOT_SHIFT) - 1
 
 
-def checksum_of(entry: int) -> int:
-    return entry & _CRC_MASK
-
-
 class Packer:
     """Turns pages into blocks."""
 

@@ -8,8 +8,6 @@ depends on how many literals the one before it ended with (0 to 3, or 4: a run o
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from memvirt.compiled import compiled
@@ -22,6 +20,9 @@ _REASONS = {
     _BYTES_LEFT: "there are bytes behind its end mark",
 }
 _RUN = 4  # the state after a run of literals
+
+
+Bytes = np.ndarray[tuple[int], np.dtype[np.uint8]]
 
 
 class LzoError(Exception):
@@ -38,7 +39,7 @@ def decompress(packed: bytes, most: int) -> bytes:
 
 
 @compiled
-def _length(packed: Any, at: int, short: int, base: int) -> tuple[int, int]:
+def _length(packed: Bytes, at: int, short: int, base: int) -> tuple[int, int]:
     """A length whose bits are ``short``, or if those are 0 ``base``, 255 for each byte of zero and
     the byte behind them; and where the next byte is, -1 if there is none."""
     if short != 0:
@@ -53,7 +54,7 @@ def _length(packed: Any, at: int, short: int, base: int) -> tuple[int, int]:
 
 
 @compiled
-def _decompress(packed: Any, out: Any) -> int:
+def _decompress(packed: Bytes, out: Bytes) -> int:
     """Bytes written to ``out``, or one of the reasons (below 0)."""
     at, done, state = 0, 0, 0
     literals = 0

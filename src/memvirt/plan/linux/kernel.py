@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from memvirt.address import GuestPhysicalAddress, PhysicalPageNumber, physical_page_number
 from memvirt.plan.dumps.dump import Dump
 
-from .guest_memory import KernelAddressSpace, PhysicalMemory
+from .dump_memory import KernelAddressSpace, PhysicalMemory
 from .vmcoreinfo import KernelUnreadable, VmCoreInfo, parse_vmcoreinfo
 
 # Where x86-64 Linux maps its own text, before ``phys_base`` (Documentation/arch/x86/x86_64/mm.rst).

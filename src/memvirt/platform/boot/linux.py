@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Linux bzImage by the 64-bit or the 32-bit boot protocol (Linux Documentation/arch/x86/boot.rst).
 
-A kernel that has a 64-bit entry is started there. So is memtest86+ from version 6.
+A kernel that has a 64-bit entry is started there, memtest86+ from version 6 too.
 """
 
 import struct

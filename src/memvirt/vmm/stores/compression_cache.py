@@ -108,11 +108,6 @@ class CompressionCache:
         """Frames the cache takes now, those about to be given back included."""
         return self._frames
 
-    @property
-    def bytes_used(self) -> int:
-        """Bytes of compressed content."""
-        return sum(kept.length for kept in self._kept.values())
-
     def put(self, ppns: PpnArray, contents: Pages) -> Slots:
         """Keep pages that shrink enough: a slot each, REFUSED, or FULL."""
         slots = np.full(ppns.size, REFUSED, np.int64)

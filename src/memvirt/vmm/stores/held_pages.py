@@ -28,11 +28,6 @@ class HeldPages:
     def __len__(self) -> int:
         return len(self._pages)
 
-    @property
-    def bytes_held(self) -> int:
-        """Bytes of host memory the held pages take."""
-        return sum(len(packed) for _, packed in self._pages.values())
-
     def put(self, ppns: PpnArray, contents: Pages) -> Slots:
         """Keep pages; none is ever refused."""
         return np.array([self._put(row.tobytes()) for row in contents], np.int64)

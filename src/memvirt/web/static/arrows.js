@@ -21,7 +21,7 @@ export function start(element) {
 export function arrows() {
   const { map, frame } = store.answers, found = [];
   if (map) {
-    const physical = lanes.physical.get(store.selection.vm), virtual = virtualIndex(map.gva);
+    const { vm } = store.selection, physical = lanes.physical.get(vm), virtual = vm === store.vm ? virtualIndex(map.gva) : null;
     const ppn = map.ppn === null ? null : Number(map.ppn), mpn = map.mpn === null ? null : Number(map.mpn);
     if (virtual !== null && ppn !== null && physical) found.push({ kind: 'guest', from: [lanes.virtual, virtual], to: [physical, ppn] });
     if (ppn !== null && mpn !== null && physical) found.push({ kind: 'pmap', from: [physical, ppn], to: [lanes.machine, mpn] });
@@ -102,7 +102,7 @@ function selectedBox() {
   if (!chosen) return null;
   if (chosen.kind === 'mpn') return lanes.machine.box(chosen.mpn);
   if (chosen.kind === 'ppn') return lanes.physical.get(chosen.vm)?.box(chosen.ppn) ?? null;
-  const index = virtualIndex(chosen.gva);
+  const index = chosen.vm === store.vm ? virtualIndex(chosen.gva) : null;
   return index === null ? null : lanes.virtual.box(index);
 }
 

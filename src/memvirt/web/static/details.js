@@ -19,14 +19,28 @@ export function start(elements, onSelect) {
   show('walk');
 }
 
+/** The tabs in their order, and the one that is shown. */
+export const names = () => Object.keys(TABS);
+export const shown = () => current;
+
 export function show(tab) {
   current = tab;
   for (const button of tabs.children) button.setAttribute('aria-selected', button.id === `tab-${tab}`);
+  drawn = '';
   draw();
+  store.changed('tab');
 }
 
+let drawn = '';
+
+/** What is shown may be asked for again and be the same: then nothing is made anew under the pointer. */
 function draw() {
   const draws = { walk, life, bytes, console: consoleText, decisions };
+  if (current === 'walk' || current === 'life' || current === 'bytes') {
+    const now = JSON.stringify([current, store.selection, store.answers, store.past?.header.number]);
+    if (now === drawn) return;
+    drawn = now;
+  }
   const stay = panel.scrollTop + panel.clientHeight >= panel.scrollHeight - 8;
   panel.replaceChildren(...draws[current]());
   if (current === 'console' && stay) panel.scrollTop = panel.scrollHeight;
@@ -69,7 +83,7 @@ function mapRows(map) {
   }
   for (const step of map.second) {
     steps.push(html('li', { class: step.table }, html('b', {}, `${step.table} ${step.entry_name}`), ' ', html('code', {}, step.value), ' ', bits(step.flags),
-      html('div', { class: 'where' }, `at mA ${step.address} `, step.points_to === null ? 'absent: filled at the next access' : null)));
+      html('div', { class: 'where' }, `at mA ${step.address} `, go('table', { kind: 'mpn', mpn: Number(BigInt(step.address) >> 12n) }), ' ', step.points_to === null ? 'absent: filled at the next access' : null)));
   }
   if (map.machine_address !== null) steps.push(html('li', { class: 'pmap' }, html('b', {}, `mA ${map.machine_address}`)));
   const made = [html('ul', { class: 'ladder' }, ...steps)];
@@ -90,8 +104,9 @@ function frameWalk(frame) {
 
 function life() {
   const page = store.answers.page;
+  if (store.answers.error) return hint(store.answers.error);
   if (!page) return hint('Select a page of a VM.');
-  const rows = page.life.map(change => html('li', { class: 'pmap' }, html('b', {}, change.state),
+  const rows = (store.answers.life ?? []).map(change => html('li', { class: 'pmap' }, html('b', {}, change.state),
     html('div', { class: 'where' }, `${(change.time_ns / 1e9).toFixed(3)} s, round ${change.round}${reason(page.vm, change)}`)));
   return [html('h2', {}, `PPN 0x${page.ppn.toString(16)}, since this page was opened`), html('ul', { class: 'ladder' }, ...rows),
     html('p', { class: 'quiet' }, 'Reasons are the VMkernel’s decisions for this VM in the same moment.')];

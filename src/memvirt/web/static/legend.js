@@ -6,6 +6,7 @@ import { lanes, onLayout, ownerGroups } from './pagemap.js';
 import { store } from './store.js';
 import { html } from './svg.js';
 
+const RARE = { large: 'large', stored: 'stored' }; // classes that many hosts have no page of
 let list, drawn = '';
 
 export function start(element) {
@@ -18,8 +19,8 @@ export function entries() {
   if (store.mode === 'owner') return store.vms.map((vm, position) => [vm.name, vmColour(position)]);
   if (store.mode === 'activity') return [['idle', activityColour(0)], ['half active', activityColour(.5)], ['active', activityColour(1)]];
   if (store.mode === 'salt') return ownerGroups().map((group, at) => [group.startsWith('alone ') ? 'shares with itself only' : `group ${group}`, vmColour(at)]);
-  const colours = guestColours();
-  return (store.hello?.guest_classes ?? []).map((name, number) => [name, colours[number]]);
+  const colours = guestColours(), any = name => !(name in RARE) || store.vms.some(vm => vm[RARE[name]] > 0);
+  return (store.hello?.guest_classes ?? []).map((name, number) => [name, colours[number]]).filter(([name]) => any(name));
 }
 
 function draw() {

@@ -14,6 +14,7 @@ class Store extends EventTarget {
   runs = { vm: null, runs: [], complete: true };
   answers = {}; // map, page, frame of the selection
   mode = 'state';
+  columns = null; // names of those chosen here, or null
 
   get frame() { return this.past ?? this.live; }
   get header() { return this.frame.header; }
@@ -45,9 +46,13 @@ class Store extends EventTarget {
     this.changed('console', { id });
   }
 
+  /** Show a moment that is over, or, with null, what is true now. */
   look(past) {
     this.past = past;
+    this.answers = {};
     this.changed('frame', { changed: [...this.parts.keys()] });
+    this.changed('looked');
+    this.changed('answers');
   }
 
   choose(vm) {
@@ -57,11 +62,13 @@ class Store extends EventTarget {
     this.changed('vm');
   }
 
-  select(selection) {
+  /** `keep`: the VM whose guest virtual memory is shown stays. */
+  select(selection, { keep = false } = {}) {
     this.selection = selection;
     this.answers = {};
-    if (selection?.vm !== undefined && selection.vm !== null) this.choose(selection.vm);
+    if (!keep && selection?.vm !== undefined && selection.vm !== null) this.choose(selection.vm);
     this.changed('selection');
+    if (!keep) this.changed('selected');
   }
 
   /** Position of a VM among those of the frame. */

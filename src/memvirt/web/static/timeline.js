@@ -14,6 +14,7 @@ export function start(elements, onLook) {
   ({ canvas, decision } = elements);
   look = onLook;
   for (const what of ['live', 'frame', 'vm', 'events']) store.on(what, redraw);
+  for (const what of ['frame', 'events']) store.on(what, say);
   new ResizeObserver(redraw).observe(canvas);
   canvas.addEventListener('pointerdown', event => { dragging = true; canvas.setPointerCapture(event.pointerId); move(event); });
   canvas.addEventListener('pointermove', move);
@@ -43,18 +44,23 @@ export function seek(time, live = false) {
   look(live || low === series.length - 1 ? null : series[low].number);
 }
 
-/** One frame back (-1) or on (1) from the moment that is looked at. */
+/** So many frames back (negative) or on from the moment that is looked at. */
 export function step(way) {
-  const series = store.series, number = store.header.number;
-  const at = series.findIndex(point => point.number >= number) + way;
-  if (at >= 0 && at < series.length) look(at === series.length - 1 ? null : series[at].number);
+  const series = store.series, number = store.header?.number, now = series.findIndex(point => point.number >= number);
+  if (now < 0) return;
+  const at = Math.max(now + way, 0);
+  look(at >= series.length - 1 ? null : series[at].number);
 }
 
+/** The decision under the pointer, of the chosen VM if it has one there; without a pointer the last one. */
 function say() {
   const at = hover ?? store.header?.host.time_ns;
-  if (at === undefined) return;
-  const near = store.events.findLast(event => event.time_ns <= at);
-  decision.textContent = `${(at / 1e9).toFixed(2)} s` + (near ? `   ${near.mechanism} ${near.vm} ${near.pages || ''}: ${near.reason}` : '');
+  if (at === undefined || !store.series.length) return;
+  const [from, to] = span(), near = (to - from) / Math.max(canvas.clientWidth, 1) * 6, name = store.vms[store.position(store.vm)]?.name;
+  const marked = event => event.vm === name && event.mechanism in MARKS && Math.abs(event.time_ns - at) <= near;
+  const found = (hover !== null && store.events.findLast(marked)) || store.events.findLast(event => event.time_ns <= at);
+  const pages = found?.pages ? ` ${found.pages.toLocaleString('en')} pages` : '';
+  decision.textContent = `${(at / 1e9).toFixed(2)} s` + (found ? `   ${found.mechanism} ${found.vm}${pages}: ${found.reason}` : '');
 }
 
 function redraw() {

@@ -7,25 +7,49 @@ import { store } from './store.js';
 import { html } from './svg.js';
 
 const SHOWN = ['NAME', 'STATE', 'MEMSZ', 'CNSM', 'SZTGT', '%ACTV', 'MCTLSZ', 'SHRD', 'SHRDSVD', 'ZIPPED', 'SWCUR', 'SWR/s', 'GRANT', 'TCHD', 'MCTLTGT'];
-let table, form, shown = SHOWN, sort = { column: null, down: true }, notice;
+let table, form, choice, shown = SHOWN, sort = { column: null, down: true }, notice;
 
 export function start(elements, onNotice) {
-  ({ table, form } = elements);
+  ({ table, form, choice } = elements);
   notice = onNotice;
-  const wanted = new URLSearchParams(location.search).get('columns');
-  if (wanted) shown = ['NAME', ...wanted.toUpperCase().split(',').filter(name => name !== 'NAME')];
-  store.on('hello', head);
+  elements.columns.onclick = choose;
+  table.tBodies[0].addEventListener('pointerdown', event => {
+    const row = event.target.closest('tr');
+    if (row) store.choose(Number(row.dataset.vm));
+  });
+  store.on('hello', () => { recalled(); head(); });
   store.on('frame', body);
   store.on('vm', () => { body(); settings(true); });
 }
 
+/** Columns of the address bar, or those of `--columns`, or our choice. */
+function recalled() {
+  const wanted = new URLSearchParams(location.hash.slice(1)).get('columns')?.toUpperCase().split(',');
+  if (wanted) store.columns = wanted;
+  else if (store.hello.shown?.length) shown = ['NAME', ...store.hello.shown.filter(name => name !== 'NAME')];
+  if (store.columns) shown = store.columns;
+}
+
 function columns() { return shown.map(name => store.hello.columns.findIndex(column => column[0] === name)).filter(at => at >= 0); }
+
+/** Let the user choose columns. */
+export function choose() {
+  choice.replaceChildren(html('h2', {}, 'Columns'), html('div', { class: 'choices' }, ...store.hello.columns.map(([name, meaning]) => {
+    const box = html('input', { type: 'checkbox', id: `column-${name}`, checked: shown.includes(name), disabled: name === 'NAME' });
+    box.onchange = () => {
+      store.columns = shown = store.hello.columns.map(column => column[0]).filter(one => document.getElementById(`column-${one}`).checked);
+      head(); body(); store.changed('columns');
+    };
+    return html('label', { title: meaning }, box, ` ${name}`, html('small', {}, ` ${meaning}`));
+  })), html('form', { method: 'dialog' }, html('button', {}, 'close')));
+  choice.showModal();
+}
 
 function head() {
   table.tHead.replaceChildren(html('tr', {}, ...columns().map(at => {
     const [name, meaning] = store.hello.columns[at];
     return html('th', { scope: 'col', title: meaning, 'data-column': at, tabindex: 0,
-      onclick: () => order(at), onkeydown: event => { if (event.key === 'Enter') order(at); } }, name);
+      onclick: () => order(at), onkeydown: event => { if (event.key === 'Enter' || event.key === ' ') { event.preventDefault(); order(at); } } }, name);
   })));
 }
 
@@ -53,7 +77,7 @@ function body() {
 function row(vm, position) {
   const dot = html('span', { class: 'dot' });
   dot.style.background = vmColour(position);
-  return html('tr', { 'aria-selected': vm.vm_id === store.vm, 'data-vm': vm.vm_id, onclick: () => store.choose(vm.vm_id), title: vm.reason || vm.outcome || '' },
+  return html('tr', { 'aria-selected': vm.vm_id === store.vm, 'data-vm': vm.vm_id, title: vm.reason || vm.outcome || '' },
     ...columns().map((at, first) => {
       const value = vm.cells[at], text = typeof value === 'string' ? value : value.toFixed(store.hello.columns[at][2]);
       return html('td', {}, first === 0 ? dot : null, text);
