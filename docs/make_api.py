@@ -125,7 +125,7 @@ print(len(simulation.kernel.sample().vms))  # 10
             "memvirt.vmkernel.simulation",
         ),
     ),
-    ("Processors", "", ("memvirt.cpu.processor",)),
+    ("Processors", "", ("memvirt.cpu.processor", "memvirt.cpu.debugging")),
     ("Live VMs of QEMU", "", ("memvirt.live.discovery", "memvirt.live.vm", "memvirt.live.address_map")),
     (
         "Planning, and content of dumps",

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Install the Debian packages the tests use, if they are missing.
 set -euo pipefail
-wanted=(gcc libc6-dev make binutils qemu-system-x86 chromium lzop)
+wanted=(gcc libc6-dev make binutils qemu-system-x86 chromium gdb lzop)
 missing=()
 for package in "${wanted[@]}"; do
     dpkg -s "$package" >/dev/null 2>&1 || missing+=("$package")

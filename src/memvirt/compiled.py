@@ -157,6 +157,34 @@ class _Notice(event.Listener):  # type: ignore[misc]
             )
 
 
+class _CompileClock(event.Listener):  # type: ignore[misc]
+    """The processor time that compiling took. Numba compiles in one thread at a time."""
+
+    def __init__(self) -> None:
+        self.depth = 0
+        self.seconds = 0.0
+        self._since = 0.0
+
+    def on_start(self, event: Any) -> None:
+        if self.depth == 0:
+            self._since = time.thread_time()
+        self.depth += 1
+
+    def on_end(self, event: Any) -> None:
+        self.depth -= 1
+        if self.depth == 0:
+            self.seconds += time.thread_time() - self._since
+
+
+_compile_clock = _CompileClock()
+event.register("numba:compile", _compile_clock)
+
+
+def compile_seconds() -> float | None:
+    """Processor time that compiling has taken in this process; None while something is compiled."""
+    return None if _compile_clock.depth else _compile_clock.seconds
+
+
 _notice: _Notice | None = _Notice()
 event.register("numba:compile", _notice)
 

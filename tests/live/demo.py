@@ -73,10 +73,8 @@ def _demonstrate(directory: Path, vms: list[VerifyingVm]) -> None:
     _memvirt("manage", file, "--dry-run", "--seconds", "2", "--status", "0")
     _say("do it, and put everything back")
     _memvirt("manage", file, "--seconds", str(_SECONDS), "--status", "5")
-    sizes = {vm.name: _actual(vm) for vm in vms}
-    print(f"memory of the guests now: {sizes} MiB")
-    if any(size != _MEMORY for size in sizes.values()):
-        raise SystemExit("live-demo: a balloon was not put back")
+    until(lambda: all(_actual(vm) == _MEMORY for vm in vms), "every balloon was put back")
+    print(f"memory of the guests now: { ({vm.name: _actual(vm) for vm in vms}) } MiB")
     _say("the guests go on and verify their memory")
     for vm in vms:
         vm.wait_for_progress(("memory",))

@@ -104,6 +104,10 @@ def test_dumps_that_are_none(tmp_path: Path, dumps: Path) -> None:
         ([tmp_path / "odd"], "not whole 4 KiB pages"),
         ([tmp_path / "missing"], "No such file"),
         ([dumps / "vm0.raw", dumps / "vm0.raw"], "named twice"),
+        ([dumps, "--scratch", tmp_path / "odd"], "odd: is no folder; make it"),
+        ([], "name dumps, or live VMs"),
+        (["--vm", "nobody-by-this-name"], "nobody-by-this-name"),
+        (["--vm", "nobody-by-this-name", "--rate", "0"], "--rate"),
     ):
         result = call("analyze", *words)
         assert result.exit_code == 2

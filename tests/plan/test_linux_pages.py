@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -54,6 +55,7 @@ ASK = "echo 1 > /proc/sys/vm/stat_refresh; cat /proc/meminfo /proc/zoneinfo"
 # each use has here, and a use that is taken for another shows.
 SLACK = 512
 DUMP_SECONDS = 240.0
+NAME = f"page-use-{os.getpid()}"  # other tests on this host may have such a VM
 
 
 def texts_of(dump: Dump) -> tuple[int, ...]:
@@ -108,10 +110,10 @@ def known_by_content(dump: Dump, uses: np.ndarray) -> None:  # type: ignore[type
     for page, use, pages in (
         (SHARED, PageUse.SHARED_MEMORY, 5120),
         (CACHED, PageUse.PAGE_CACHE, 3072),
-        (ANONYMOUS, PageUse.ANONYMOUS, 2040),  # the buffer of tail need not begin at a page
+        (ANONYMOUS, PageUse.ANONYMOUS, 2024),  # up to 16 are in the pipe still
     ):
         mine = uses[(content == page).all(axis=1)]
-        assert pages <= int((mine == use).sum()) <= pages + 16
+        assert pages <= int((mine == use).sum()) <= pages + 64
         others = {PageUse.SHARED_MEMORY, PageUse.PAGE_CACHE, PageUse.PAGE_TABLE, PageUse.OUTSIDE}
         assert not np.isin(mine, sorted(others - {use})).any()
 
@@ -132,7 +134,7 @@ def stopped(
     """Debian's kernel, its addresses randomized, half of its memory above 4 GiB."""
     folder = tmp_path_factory.mktemp("stopped")
     qemu = start_linux(
-        "page-use", "-m", "256M", "-machine", "pc,max-ram-below-4g=128M",
+        NAME, "-m", "256M", "-machine", "pc,max-ram-below-4g=128M",
         "-append", "console=ttyS0 quiet balloon=0",
     )  # fmt: skip
     for command in PREPARE:
@@ -192,17 +194,18 @@ def test_a_copy_of_a_live_vm_holds_what_the_dump_holds(stopped: Stopped, tmp_pat
 def test_live_vms_and_dumps_are_analyzed_together(stopped: Stopped, tmp_path: Path) -> None:
     scratch, result, pages = tmp_path / "scratch", tmp_path / "json", tmp_path / "pages"
     scratch.mkdir()
-    words = ("--vm", "page-use", stopped.dumps["elf"], "--scratch", scratch, "--json", result,
+    words = ("--vm", NAME, stopped.dumps["elf"], "--scratch", scratch, "--json", result,
              "--pages", pages, "--workers", "1")  # fmt: skip
     done = CliRunner().invoke(app, ["analyze", *map(str, words)])
     assert done.exit_code == 0, done.output
     assert "What Linux guests use their pages for" in done.output
+    assert done.output.startswith("1 dump and 1 live VM, ")
     assert list(scratch.iterdir()) == []
     found = json.loads(result.read_text())
     dump, live = sorted(found["vms"], key=lambda vm: vm["name"])
-    assert (dump["name"], live["name"], live["kind"]) == ("elf", "page-use", "live VM")
+    assert (dump["name"], live["name"], live["kind"]) == ("elf", NAME, "live VM")
     table = pq.read_table(pages)
-    named = {"elf": str(stopped.dumps["elf"]), "page-use": "page-use"}
+    named = {"elf": str(stopped.dumps["elf"]), NAME: NAME}
     for vm in (dump, live):
         assert vm["linux"].startswith("6.")
         assert sum(vm["uses"].values()) == vm["pages"]

@@ -187,6 +187,8 @@ def monitor(vmm: VirtualMachineMonitor, ppns: PpnArray, mpns: MpnArray) -> None:
     vmm.share(mpns, ppns)  # mix: arg-type
     vmm.share(ppns, ppns)  # mix: arg-type
     vmm.may_share(ppns)  # mix: arg-type
+    vmm.notice_writes(mpns)  # mix: arg-type
+    vmm.unwritten(mpns)  # mix: arg-type
     vmm.begin_sample(mpns)  # mix: arg-type
     vmm.make_large(mpn)  # mix: arg-type
     ours: PhysicalPageNumber = vmm.make_shared(ppn)  # mix: assignment
@@ -252,6 +254,7 @@ def vmkernel(sharing: FrameSharing, sampling: ActivitySampling, reclaim: PageRec
     sharing.share(mpns, mpns)  # mix: arg-type
     sharing.may_share(ppns)  # mix: arg-type
     sharing.make_shared(mpns)  # mix: arg-type
+    sharing.unwritten(mpns)  # mix: arg-type
     a: PpnArray = sharing.make_shared(ppns)  # mix: assignment
     b: MpnArray = reclaim.shared_pages()  # mix: assignment
     reclaim.evict(mpns, [])  # mix: arg-type

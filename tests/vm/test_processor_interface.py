@@ -80,6 +80,7 @@ class AccessList:
 
     halted_ns = 0
     privilege_level = 0
+    debugging = None
     in_64_bit_code = False
     interrupts_enabled = False
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from memvirt.host.machine_frames import HostFrames
 from memvirt.host.vmm_memory import VmmMemory
@@ -16,6 +17,7 @@ from memvirt.vmkernel.managed import ManagedVm
 from memvirt.vmkernel.options import MemoryOptions
 from memvirt.vmkernel.vmkernel import VmKernel
 from memvirt.vmm.balloon import BalloonedPages
+from memvirt.vmm.census import full_count
 from memvirt.vmm.check import check_machine
 from memvirt.vmm.content import COMPRESS, SWAP
 from memvirt.vmm.monitor import PagingMode, VirtualMachineMonitor
@@ -153,6 +155,10 @@ class Host:
         """No invariant is broken."""
         self.kernel.settle()
         assert check_machine(self.machine, [guest.vmm for guest in self.guests.values()]) == []
+        for guest in self.guests.values():
+            assert self.kernel.sharing.wrong_keys(guest.managed.guest).size == 0
+            usage, (_, cost) = guest.managed.guest.usage(), full_count(self.machine, guest.vmm.pmap)
+            assert usage.shared_cost == pytest.approx(cost)
 
     def close(self) -> None:
         for number in list(self.guests):

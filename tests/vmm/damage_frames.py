@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from memvirt.machine.memory import NOBODY, FrameKind
+from memvirt.mmu.page_state import FLAG_UNWRITTEN, FLAG_WRITE_CACHED
 from memvirt.vmm.pmap import PageState
 
 from .corruption import (
@@ -34,6 +35,10 @@ def frame_beyond_the_machine(s: Subject) -> None:
 
 def lost_frame(s: Subject) -> None:
     s.vmm.pmap.state[PRIVATE_PPN] = PageState.UNMAPPED
+
+
+def miscounted_pages(s: Subject) -> None:
+    s.vmm.pmap.counts[PageState.PRIVATE] += 1
 
 
 def frame_of_no_vm(s: Subject) -> None:
@@ -153,6 +158,25 @@ PAGES = {
         f"PPN {PRIVATE_PPN:#x}",
         "ballooned and PRIVATE",
         "ballooned and UNMAPPED",
+    ),
+    "pages miscounted": Case(
+        BOTH, miscounted_pages, "I4", "that are PRIVATE", " pages", " counted"
+    ),
+    "unwritten page without a frame of its own": Case(
+        BOTH,
+        put("flags", SHARED_PPN, FLAG_UNWRITTEN),
+        "I7",
+        f"PPN {SHARED_PPN:#x}",
+        "unwritten and SHARED",
+        "PRIVATE",
+    ),
+    "unwritten page the processor may write to": Case(
+        BOTH,
+        put("flags", PRIVATE_PPN, FLAG_UNWRITTEN | FLAG_WRITE_CACHED),
+        "I7",
+        f"PPN {PRIVATE_PPN:#x}",
+        "unwritten and one",
+        "no translation",
     ),
     "balloon miscounted": Case(
         BOTH, count("ballooned_pages"), "I4", "balloon", "1 pages", "2 counted"

@@ -74,6 +74,9 @@ class Driver:
         except PageFault:
             return None
 
+    def _flush(self) -> None:
+        note_flush(self.vmm.state)
+
     def _translate(self, gva: int, kind: int) -> int:
         for _ in range(64):
             status = access(self.vmm.state, gva, kind)
@@ -82,7 +85,7 @@ class Driver:
             if status == TRUE_FAULT:
                 raise PageFault(int(self.vmm.state.mmu.fault_error))
             if status == FLUSH_AND_RETRY:
-                note_flush(self.vmm.state)
+                self._flush()
             elif status == NEED_FRAMES:
                 self.vmm.reserve.refill()
             elif status == NEED_PAGE:

@@ -194,7 +194,7 @@ def test_two_vms_may_not_use_one_store_slot() -> None:
         vmm.pmap.frame[UNMAPPED_PPN + 1] = int(
             vmm.contents.stores["swap"].put(np.array([UNMAPPED_PPN + 1]), content)[0]
         )
-        vmm.pmap.state[UNMAPPED_PPN + 1] = PageState.SWAPPED
+        vmm.pmap.set_state(UNMAPPED_PPN + 1, PageState.SWAPPED)
     both = [subject.vmm, other]
     assert check_machine(subject.machine, both) == []
     other.pmap.frame[UNMAPPED_PPN + 1] = subject.vmm.pmap.frame[UNMAPPED_PPN + 1]

@@ -7,11 +7,13 @@ After each step every invariant holds (the checker) and every page reads as it w
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from memvirt.mmu.page_state import FLAG_BALLOONED
 from memvirt.vmm.balloon import BalloonedPages
+from memvirt.vmm.census import SharedCost, full_count
 from memvirt.vmm.check import check_machine
 from memvirt.vmm.monitor import PagingMode
 from memvirt.vmm.pmap import PageState
@@ -35,8 +37,10 @@ class VmmModel(RuleBasedStateMachine):
         super().__init__()
         self.driver = Driver(self.paging, pages=PAGES, frames=400)
         self.balloon = BalloonedPages(self.driver.vmm)
+        self.cost = SharedCost(self.driver.machine, self.driver.vmm.pmap)
         self.mapping: dict[int, tuple[int, bool]] = {}
         self.content: dict[tuple[int, int], int] = {}
+        self.noticed: dict[int, bytes] = {}  # what pages had when writes began to be noticed
 
     # What the guest does -----------------------------------------------------------------------
 
@@ -113,6 +117,27 @@ class VmmModel(RuleBasedStateMachine):
         private = vmm.pmap.state_of(second) is PageState.PRIVATE
         assert vmm.share([second], mpn).tolist() == ([second] if equal and private else [])
 
+    @rule(pages=st.sets(any_ppns, max_size=12))
+    def notice_writes(self, pages: set[int]) -> None:
+        vmm = self.driver.vmm
+        vmm.notice_writes(sorted(pages))
+        for ppn in pages:
+            private = vmm.pmap.state_of(ppn) is PageState.PRIVATE
+            assert vmm.unwritten([ppn])[0] == private
+            self.noticed[ppn] = vmm.read_page(ppn)
+
+    @rule(ppn=any_ppns, offset=st.integers(0, 4088), value=words)
+    def write_as_a_device(self, ppn: int, offset: int, value: int) -> None:
+        """Anything to a page of data; to one of guest tables, what is there."""
+        vmm, gpa = self.driver.vmm, (ppn << 12) + (offset & ~7)
+        if ppn < FIRST_DATA:
+            vmm.write_physical(gpa, vmm.read_physical(gpa, 8))
+        else:
+            vmm.write_physical(gpa, value.to_bytes(8, "little"))
+            if offset < 8 * 4:
+                self.content[ppn, offset // 8] = value
+        assert not vmm.unwritten([ppn])[0]
+
     @rule(ppn=any_ppns, write=st.booleans())
     def bring_back(self, ppn: int, write: bool) -> None:
         self.driver.vmm.bring_back(ppn, write=write)
@@ -151,6 +176,18 @@ class VmmModel(RuleBasedStateMachine):
         for (ppn, slot), value in self.content.items():
             raw = self.driver.vmm.read_physical((ppn << 12) + slot * 8, 8)
             assert int.from_bytes(raw, "little") == value
+
+    @invariant()
+    def unwritten_pages_are_as_they_were(self) -> None:
+        vmm = self.driver.vmm
+        for ppn in np.flatnonzero(vmm.unwritten(range(PAGES))).tolist():
+            assert vmm.read_page(ppn) == self.noticed[ppn]
+
+    @invariant()
+    def pages_are_counted_as_they_change(self) -> None:
+        pmap, machine = self.driver.vmm.pmap, self.driver.machine
+        counts, cost = full_count(machine, pmap)
+        assert (pmap.counts.tolist(), self.cost()) == (counts, pytest.approx(cost))
 
     @precondition(lambda self: self.paging is PagingMode.SHADOW)
     @rule()

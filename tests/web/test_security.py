@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who is let in, and what a client that is slow, gone or hostile costs."""
+"""Who is let in, and what is said to bad questions."""
 
 from __future__ import annotations
 
 import http.client
 import json
-import time
 from typing import Any
 
 import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
+from memvirt.web.security import Door
 from memvirt.web.server import ServerError, WebServer, parse_address
 
 from .conftest import Served
@@ -98,30 +98,29 @@ def test_bad_questions_have_one_clear_error(served: Served, path: str, said: str
     assert said in json.loads(response.body)["error"]
 
 
-def test_a_client_that_does_not_read_stalls_nobody(served: Served) -> None:
-    """Frames are not queued for it, and the host goes on."""
-    address = f"ws://127.0.0.1:{served.server.port}/live?token={served.server.token}"
-    with connect(address, max_queue=1):
-        before = served.round()
-        served.ask(lambda: served.source.control("speed", 0))
-        served.ask(lambda: served.source.control("play"))
-        deadline = time.monotonic() + 300
-        while served.round() < before + 50:
-            assert time.monotonic() < deadline
-        served.ask(lambda: served.source.control("pause"))
-        served.ask(lambda: served.source.control("speed", 20))
-    assert request(served, "/api/series", **token(served)).status == 200
-
-
-def test_nothing_is_captured_when_nobody_looks(served: Served) -> None:
-    served.source.watch(0)
-    served.ask(lambda: None)  # what was being captured is finished
-    latest = served.source.latest
-    served.ask(lambda: served.source.control("step", 5))
-    before = served.round()
-    while served.round() < before + 1 and served.ask(lambda: served.source._steps):
-        pass
-    assert served.source.latest is latest
+@pytest.mark.parametrize(
+    ("host", "origin", "passes"),
+    [
+        ("192.0.2.7:8000", None, True),
+        ("192.0.2.7:8000", "http://192.0.2.7:8000", True),
+        ("[2001:db8::1]:8000", None, True),
+        ("localhost:8000", None, True),
+        ("192.0.2.7:8001", None, False),
+        ("elsewhere.example:8000", None, False),
+        ("192.0.2.7:8000", "http://elsewhere.example:8000", False),
+        ("192.0.2.7:8000", "http://192.0.2.8:8000", False),
+        ("192.0.2.7:8000", "https://192.0.2.7:8000", False),
+        ("192.0.2.7", None, False),
+        ("", None, False),
+    ],
+)
+def test_a_server_at_every_address(host: str, origin: str | None, passes: bool) -> None:
+    """Any address in figures leads here; a name that somebody else's server resolves does not."""
+    headers = {"host": host} | ({} if origin is None else {"origin": origin})
+    assert (Door("0.0.0.0", 8000, "secret").refusal(headers, "secret") == "") == passes
+    assert (Door("127.0.0.1", 8000, "secret").refusal(headers, "secret") == "") == (
+        host == "localhost:8000"
+    )
 
 
 @pytest.mark.parametrize("text", ["127.0.0.1:99999", "host:port", "1.2.3.4:x"])

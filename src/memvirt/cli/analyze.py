@@ -46,6 +46,8 @@ def analyze_dumps(options: AnalyzeOptions) -> None:
     """Raises DumpError, LiveError, SchedulerError or UsageError."""
     if not options.dumps and not options.vms:
         raise UsageError("nothing to analyze: name dumps, or live VMs by --vm NAME")
+    if options.scratch is not None and not options.scratch.is_dir():
+        raise UsageError(f"--scratch {options.scratch}: is no folder; make it, or name another")
     dumps = _files(options.dumps)
     check_results({"--json": options.json, "--html": options.html, "--pages": options.pages}, dumps)
     if options.vms:
@@ -63,8 +65,6 @@ def copy_live_vms(names: list[str], rate: str, folder: Path) -> dict[Path, str]:
     from memvirt.plan.dumps.live import copy_live_vm  # noqa: PLC0415
 
     bytes_a_second = parse_size(rate, what="--rate")
-    if bytes_a_second <= 0:
-        raise UsageError("--rate 0: nothing would ever be read; give bytes a second, such as 256M")
     there = discover()
     found = [find_vm(name, there) for name in names]
     twice = [vm.name for vm in found if found.count(vm) > 1]
@@ -145,7 +145,7 @@ def _files(paths: list[Path]) -> list[Path]:
 
 def print_analysis(out: Console, found: Analysis) -> None:
     """The analysis on a terminal."""
-    out.print(f"{len(found.vms)} dumps, {format_size(found.pages * 4096)}")
+    out.print(f"{rows.sources(found)}, {format_size(found.pages * 4096)}")
     print_table(
         out,
         rows.VM_HEADINGS,

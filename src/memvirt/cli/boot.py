@@ -30,6 +30,7 @@ from .console import STDIO, Console
 from .display import TerminalDisplay, as_text
 from .errors import UsageError, output_errors
 from .escape import HELP, EscapeKeys, Typed
+from .gdb import gdb_session
 from .interruption import Interruption
 from .ready import make_ready
 
@@ -128,11 +129,12 @@ def boot(
     stats: Path | None,
     snapshot: Path | None,
     display: bool = False,
+    gdb: str | None = None,
 ) -> int:
     """Boot and run to the end; returns the exit status.
 
     With ``display`` the text screen has the terminal: what comes on the serial console, if that is
-    there too, is printed after it.
+    there too, is printed after it. ``gdb`` is a port or a socket: the guest waits for gdb there.
     """
     files = {"--stats": stats, "--snapshot": snapshot}
     files["--serial"] = None if serial == STDIO else Path(serial)
@@ -162,6 +164,8 @@ def boot(
         quanta += 1
         if drawn:
             terminal.draw()
+        if session is not None:
+            session.between_quanta()
         if interactive and console.input_open:
             # Somebody is typing: an idle guest waits in the host's time, not in a busy loop.
             console.wait((vm.halted_ns - halted_ns) / 1e9, interruption)
@@ -183,7 +187,12 @@ def boot(
         if check and quanta % _CHECK_EVERY == 0:
             violations.extend(check_machine(vm.machine, [vm.vmm]))
 
-    with interruption, console.keys_unbuffered(), terminal if drawn else nullcontext():
+    with (
+        interruption,
+        gdb_session(vm, gdb, interruption) as session,
+        console.keys_unbuffered(),
+        terminal if drawn else nullcontext(),
+    ):
         outcome = vm.run(timeout=timeout, on_quantum=between_quanta)
     if held:
         console.write(bytes(vm.serial_log))

@@ -53,6 +53,10 @@ def boot_command(
     display: Annotated[
         Display, typer.Option(help="text: the VGA text screen, drawn here, printed at the end")
     ] = Display.none,
+    gdb: Annotated[
+        str | None,
+        typer.Option(metavar="PORT|SOCKET", help="wait for gdb here before the first instruction"),
+    ] = None,
     web: Web = None,
 ) -> None:
     """Boot one VM, with its serial console here.
@@ -68,10 +72,10 @@ def boot_command(
             success_code=_exit_code(success_code),
         )  # fmt: skip
         if web is not None:
-            excluded = serial != "stdio" or stats or snapshot or display is not Display.none
+            excluded = serial != "stdio" or stats or snapshot or display is not Display.none or gdb
             if excluded or protocol is not Protocol.AUTO:
                 raise UsageError(
-                    "--web excludes --serial, --stats, --snapshot, --display and --protocol"
+                    "--web excludes --serial, --stats, --snapshot, --display, --gdb and --protocol"
                 )
             from .web import boot_in_browser  # noqa: PLC0415
 
@@ -84,5 +88,6 @@ def boot_command(
             stats=stats,
             snapshot=snapshot,
             display=display is Display.text,
+            gdb=gdb,
         )
     sys.exit(status)

@@ -15,6 +15,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from memvirt.address import PhysicalPageNumber
+from memvirt.cpu.debugging import DebugStop, ProcessorDebugging
 from memvirt.errors import MemvirtError
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class ExitReason(Enum):
     TRIPLE_FAULT = "triple fault"
     NO_FIRMWARE = "an event in real mode that only a BIOS would handle"
     MISCONFIGURED = "a nested page table entry is corrupt"
+    DEBUG = "a step, a breakpoint or a watchpoint of a debugger"
     FAILED = "the processor itself failed"
 
 
@@ -65,6 +67,7 @@ class ProcessorExit:
     write: bool = False  # NEED_PAGE: for a store
     vector: int = 0  # NO_FIRMWARE: of the event
     instruction_bytes: int = 0  # BACKDOOR, BALLOON: length of the IN, which RIP still points at
+    debug: DebugStop | None = None  # DEBUG
     detail: str = ""  # TRIPLE_FAULT, MISCONFIGURED, FAILED: for the report
 
 
@@ -175,6 +178,11 @@ class Processor(Protocol):
     @property
     def interrupts_enabled(self) -> bool:
         """RFLAGS.IF."""
+        ...
+
+    @property
+    def debugging(self) -> ProcessorDebugging | None:
+        """How a debugger outside the guest stops it; None if it cannot be debugged."""
         ...
 
     def statistics(self) -> ProcessorStatistics:

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from memvirt.address import PAGE_BYTES
+from memvirt.host.audit import check_one, unnoticed_writes
 from memvirt.host.hosted_vm import REFUSALS, HostedVm, overhead_frames
 from memvirt.host.machine_frames import HostFrames
 from memvirt.host.quantum import QuantumRunner
@@ -32,7 +33,7 @@ from memvirt.vmkernel.events import EventLog
 from memvirt.vmkernel.managed import Condition
 from memvirt.vmkernel.samples import Sample
 from memvirt.vmkernel.vmkernel import VmKernel
-from memvirt.vmm.check import Violation, check_machine, check_vm
+from memvirt.vmm.check import Violation, check_machine
 from memvirt.vmm.memory_statistics import MemoryStatistics
 from memvirt.vmm.stores.swap_file import WriteBuffers
 
@@ -47,11 +48,6 @@ _WRITE_BUFFERS = (32, 1024)  # frames: 1/128 of machine memory, within these bou
 
 class HostInterrupted(Exception):
     """Somebody asked for the run to end before its time."""
-
-
-def _check_one(entry: HostedVm) -> list[Violation]:
-    assert entry.vm is not None
-    return check_vm(entry.vm.vmm)
 
 
 class Host:
@@ -379,9 +375,10 @@ class Host:
         vmms = [entry.vm.vmm for entry in self._live() if entry.vm is not None]
         try:
             self.violations += check_machine(self.machine, vmms)
+            self.violations += unnoticed_writes(self.kernel.sharing, self._live())
         except Exception:
             # A checker that cannot bear what a VM has come to: whose, and nobody else's, end.
-            found = [self._guarded(entry, partial(_check_one, entry)) for entry in self._live()]
+            found = [self._guarded(entry, partial(check_one, entry)) for entry in self._live()]
             if all(found):
                 raise
 

@@ -24,7 +24,7 @@ class Remapper:
         self._vm = vm
         self._options = options
         self._random = np.random.default_rng((options.seed, number))
-        self._guest = VmmMemory(vm.vmm)
+        self._guest = VmmMemory(vm.vmm, notices_writes=False)  # that is for the VMkernel's scan
         self._sharing = PageSharing(self._random)
         self._sharing.add(self._guest)
         self._next_ns = int(options.every_ms * 1e6)

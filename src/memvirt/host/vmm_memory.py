@@ -18,7 +18,7 @@ from memvirt.vmkernel.protocols import (
     MemoryUsage,
     Place,
 )
-from memvirt.vmm.census import census
+from memvirt.vmm.census import SharedCost
 from memvirt.vmm.eviction import EvictionOrder
 from memvirt.vmm.monitor import VirtualMachineMonitor
 from memvirt.vmm.pmap import LARGE_PAGES, PageState
@@ -29,7 +29,11 @@ _ZERO_HASH = int(hash_pages(np.zeros(PAGE_BYTES, np.uint8), np.zeros(1))[0])
 
 
 class VmmMemory:
-    """The memory of one VM behind its VMM; ``swap`` is its swap file, ``balloon`` its device."""
+    """The memory of one VM behind its VMM; ``swap`` is its swap file, ``balloon`` its device.
+
+    ``notices_writes``: pages that are hashed are watched for writes. Of those who have hashes of
+    one VM's pages, one at most may rely on that.
+    """
 
     def __init__(
         self,
@@ -37,8 +41,11 @@ class VmmMemory:
         *,
         swap: SwapFile | None = None,
         balloon: Balloon | None = None,
+        notices_writes: bool = True,
     ) -> None:
         self.vmm = vmm
+        self._shared_cost = SharedCost(vmm.machine, vmm.pmap)
+        self._notices_writes = notices_writes
         self._swap = swap
         self._balloon = balloon
 
@@ -82,12 +89,13 @@ class VmmMemory:
         return self if self.vmm.page_tables.has_large_pages else None
 
     def usage(self) -> MemoryUsage:
+        """As ``GuestMemory``: kept count of as pages change, not counted here."""
         vmm, pmap = self.vmm, self.vmm.pmap
-        states, cost = census(pmap.state, pmap.frame, vmm.machine.owner)
+        states = pmap.counts.tolist()
         return MemoryUsage(
             private=states[PageState.PRIVATE],
             shared=states[PageState.SHARED],
-            shared_cost=cost,
+            shared_cost=self._shared_cost(),
             unmapped=states[PageState.UNMAPPED],
             kept={
                 name: KeptPages(use.pages, use.frames, use.put_total, use.taken_total)
@@ -120,7 +128,14 @@ class VmmMemory:
         return ppns[self.vmm.pmap.state[ppns] == PageState.PRIVATE]
 
     def hash_pages(self, ppns: PpnArray) -> Hashes:
+        if self._notices_writes:
+            self.vmm.notice_writes(ppns)
         return self.vmm.hash_pages(ppns)
+
+    def unwritten(self, ppns: PpnArray) -> Flags:
+        if not self._notices_writes:
+            return np.zeros(ppns.size, np.bool_)
+        return self.vmm.unwritten(ppns)
 
     def make_shared(self, ppns: PpnArray) -> MpnArray:
         return self.vmm.make_all_shared(ppns)

@@ -88,6 +88,7 @@ class FrameReferences:
     def __init__(self, kind: Any, owner: Any) -> None:
         self._kind = kind
         self._owner = owner
+        self.changes = 0  # times that numbers of references of SHARED frames have changed
 
     def __getitem__(self, mpns: Any) -> Any:
         kind = self._kind[mpns]
@@ -97,6 +98,7 @@ class FrameReferences:
     def __setitem__(self, mpns: Any, references: Any) -> None:
         """Of SHARED frames: that is the caller's promise."""
         self._owner[mpns] = NOBODY - np.asarray(references, np.int32)
+        self.changes += 1
 
 
 class MachineMemory:
@@ -261,6 +263,7 @@ class MachineMemory:
                 kind = FrameKind(int(self.kind[mpn])).name
                 raise ValueError(f"MPN {mpn:#x} is {kind}: it cannot gain a reference")
             self.owner[frames] -= times.astype(np.int32)
+            self.references.changes += 1
 
     def release(self, mpns: MpnsLike) -> int:
         """Drop one reference of a frame each time it is listed; those without any become free.
@@ -275,7 +278,8 @@ class MachineMemory:
             if left.size and left.min() < 0:
                 raise ValueError(f"MPN {int(frames[left < 0][0]):#x} is free already")
             still = left > 0
-            self.references[frames[still]] = left[still]
+            if still.any():
+                self.references[frames[still]] = left[still]
             freed = frames[~still]
             self.kind[freed] = FrameKind.FREE
             self.owner[freed] = NOBODY

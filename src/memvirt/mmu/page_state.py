@@ -10,6 +10,7 @@ from __future__ import annotations
 STATE_UNMAPPED, STATE_PRIVATE, STATE_SHARED, STATE_COMPRESSED, STATE_SWAPPED = range(5)
 
 FLAG_TRACED = 1  # holds a guest page table with a synchronized shadow: writes are trapped
+FLAG_UNWRITTEN = 2  # private, and not written to since the host last asked to notice it
 FLAG_WRITE_CACHED = 4  # the processor may hold a translation that lets it write to this page
 FLAG_SHADOWED = 8  # at least one shadow page table derives from this page
 FLAG_SAMPLED = 16  # the host took its translations back to see whether it is touched; not yet

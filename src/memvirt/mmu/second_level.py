@@ -30,7 +30,7 @@ from .entry import (
 )
 from .mmu_state import NESTED_TLB_ENTRIES, MmuState
 from .native import load8, load32, load64, store8, store64
-from .page_state import FLAGS_UNTIL_TOUCHED, STATE_PRIVATE, STATE_SHARED
+from .page_state import FLAG_UNWRITTEN, FLAGS_UNTIL_TOUCHED, STATE_PRIVATE, STATE_SHARED
 
 MISS = MachineAddress(-1)  # in place of a machine address: there is none
 
@@ -144,8 +144,24 @@ def pmap_walk(mmu: MmuState, gpa: GuestPhysicalAddress, access: int) -> MachineA
 
 
 @compiled
+def note_write(mmu: MmuState, ppn: PhysicalPageNumber) -> None:
+    """The content of ``ppn`` is about to change. Needs no flush: nobody may do less than before."""
+    at = mmu.pmap_flags_at + ppn
+    flags = load8(at)
+    if flags & FLAG_UNWRITTEN:
+        store8(at, flags & ~FLAG_UNWRITTEN)
+
+
+@compiled
 def second_level(mmu: MmuState, gpa: GuestPhysicalAddress, access: int = READ) -> MachineAddress:
-    """The machine address behind ``gpa`` in the VM's paging mode, or MISS."""
+    """The machine address behind ``gpa``, a page of the VM, in its paging mode; or MISS.
+
+    A WRITE is noted: the caller does write there.
+    """
     if mmu.is_nested:
-        return MachineAddress(ept_walk(mmu, gpa, access))
-    return MachineAddress(pmap_walk(mmu, gpa, access))
+        address = ept_walk(mmu, gpa, access)
+    else:
+        address = pmap_walk(mmu, gpa, access)
+    if access == WRITE and address != MISS:
+        note_write(mmu, physical_page_number(gpa))
+    return MachineAddress(address)

@@ -42,6 +42,7 @@ from memvirt.mmu.page_state import (
     FLAG_BALLOONED,
     FLAG_SHADOWED,
     FLAG_TRACED,
+    FLAG_UNWRITTEN,
     FLAG_WRITE_CACHED,
 )
 from memvirt.notebook import html_table, one_line
@@ -59,6 +60,7 @@ _FLAG_NAMES = {
     FLAG_TRACED: "traced page table",
     FLAG_SHADOWED: "shadowed page table",
     FLAG_WRITE_CACHED: "written",
+    FLAG_UNWRITTEN: "unwritten since hashed",
     FLAG_BALLOONED: "ballooned",
 }
 

@@ -32,6 +32,7 @@ from .view import PageUnavailable, VmView
 
 MOST_TABLES = 4096
 _ALL = PRESENT | USER | WRITABLE
+_WORD = (1 << 64) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,30 @@ def _canonical(gva: int, mode: int) -> int:
     return gva | (1 << 64) - (1 << bits) if mode >= 4 and gva >> (bits - 1) & 1 else gva
 
 
+def _page_runs(
+    walk: _Walk, entries: np.ndarray[tuple[int], np.dtype[np.uint64]], base: int, rights: int
+) -> Iterator[MappedRun]:
+    """The runs of one table of the lowest level, whose entries are ``entries``, by whole arrays."""
+    mask = 0xFFFF_F000 if walk.mode == MODE_2LEVEL else ENTRY_ADDRESS_MASK
+    index = np.flatnonzero(entries & np.uint64(PRESENT))
+    if not index.size:
+        return
+    entry = entries[index]
+    ppn = ((entry & np.uint64(mask)) >> np.uint64(PAGE_SHIFT)).astype(np.int64)
+    held = entry & np.uint64(rights & (WRITABLE | USER))
+    forbidden = np.uint64(NO_EXECUTE & _WORD)
+    held |= (entry | np.uint64(rights & _WORD)) & forbidden
+    broken = (np.diff(index) != 1) | (np.diff(ppn) != 1) | (held[1:] != held[:-1])
+    starts = [0, *(np.flatnonzero(broken) + 1).tolist()]
+    for start, end in zip(starts, [*starts[1:], index.size], strict=True):
+        bits = int(held[start])
+        yield MappedRun(
+            _canonical(base | int(index[start]) << PAGE_SHIFT, walk.mode), int(ppn[start]),
+            end - start, PAGE_BYTES, bool(bits & WRITABLE), bool(bits & USER),
+            not bits & NO_EXECUTE,
+        )  # fmt: skip
+
+
 def _leaves(
     walk: _Walk, table: int, level: int, base: int, rights: int, limit: int
 ) -> Iterator[MappedRun]:
@@ -86,6 +111,9 @@ def _leaves(
     count = 4 if walk.mode == MODE_PAE and level == 3 else 1 << bits
     shift = PAGE_SHIFT + bits * (level - 1)
     entries = walk.entries(table, count, size)
+    if level == 1:
+        yield from _page_runs(walk, entries, base, rights)
+        return
     mask = 0xFFFF_F000 if two_level else ENTRY_ADDRESS_MASK
     may_be_large = level in (2, 3) and not (walk.mode == MODE_PAE and level == 3)
     if two_level:
@@ -96,7 +124,7 @@ def _leaves(
         held = rights & entry | (rights | entry) & NO_EXECUTE
         if walk.mode == MODE_PAE and level == 3:
             held = rights  # a PDPTE of PAE has no rights
-        if level == 1 or (may_be_large and entry & LARGE):
+        if may_be_large and entry & LARGE:
             target = entry & mask & ~((1 << shift) - 1)
             if two_level and level == 2:
                 target |= (entry >> 13 & 0xFF) << 32

@@ -103,7 +103,10 @@ class TextScreen:
         return characters.decode("cp437").translate(_GLYPHS)
 
     def attributes(self, row: int) -> bytes:
-        """The attributes of one row: foreground in bits 0 to 3, background 4 to 6, then bit 7."""
+        """The attributes of one row: foreground in bits 0 to 3, background 4 to 6, then bit 7.
+
+        Raises IndexError beyond the screen.
+        """
         if not 0 <= row < self.rows:
             raise IndexError(f"row {row} of a screen of {self.rows} rows")
         begin = 2 * row * self.columns

@@ -18,13 +18,9 @@ from pathlib import Path
 from types import TracebackType
 
 from memvirt.address import PAGE_BYTES
+from memvirt.cpu.debugging import DebugStop
 from memvirt.cpu.factory import software_processor
-from memvirt.cpu.processor import (
-    ExitReason,
-    Processor,
-    ProcessorExit,
-    ProcessorFactory,
-)
+from memvirt.cpu.processor import ExitReason, Processor, ProcessorExit, ProcessorFactory
 from memvirt.errors import MemvirtError
 from memvirt.machine.memory import MachineMemory, MachineMemoryExhausted
 from memvirt.names import choose
@@ -48,13 +44,12 @@ from memvirt.vmm.stores.backing import BackingStore, BackingStoreError, PageCorr
 
 from .host_time import WATCH, share_seconds
 from .outcome import EndReason, Outcome
+from .panic import panic_message
 from .start_state import set_start_state
 
 EXIT_SUCCESS = 0x10  # what a guest writes to the debug-exit port when all is well
 MAXIMUM_MEMORY = 3 << 30  # above lies the hole for devices
 QUANTUM_NS = 10_000_000
-_PANIC_MARK = b"Kernel panic - not syncing: "
-_PANIC_REPORT_BYTES = 8192  # a panic's report is shorter: what lies before it is older news
 _vm_ids = count(1)
 
 
@@ -68,15 +63,6 @@ def paging_mode(paging: PagingMode | str) -> PagingMode:
         return paging
     modes = {mode.name.lower(): mode for mode in PagingMode}
     return choose(modes, str(paging).lower(), what="paging mode")
-
-
-def _panic_message(console: bytes) -> str:
-    """What a Linux kernel says of its panic at the end of its console, or "" if it did not."""
-    start = console.rfind(_PANIC_MARK)
-    if start < 0:
-        return ""
-    line = console[start + len(_PANIC_MARK) :].split(b"\n")[0]
-    return line.decode("ascii", "replace").strip() or "without a message"
 
 
 class VirtualMachine:
@@ -127,6 +113,7 @@ class VirtualMachine:
         self.outcome: Outcome | None = None
         self.waiting = False
         self.paused = ""
+        self.debug_stop: DebugStop | None = None
         self._host_seconds = 0.0
         self._started = 0.0
         self._running = False
@@ -237,9 +224,10 @@ class VirtualMachine:
         block every few quanta, however short they are (a block takes 1,024 ns at most).
 
         A managed VM may stop early: ``waiting`` for frames, or ``paused`` with the reason why a
-        page cannot be had now. Every VM may, ``unfinished``, when its quantum has cost the host too
-        much (``host_time``). ``resume_quantum`` goes on with what is left of the quantum.
-        Raises ValueError for a quantum below 1 ns.
+        page cannot be had now; a debugged one (``processor.debugging``) with ``debug_stop``. Every
+        VM may, ``unfinished``, when its quantum has cost the host too much (``host_time``). Then
+        ``resume_quantum`` goes on with what is left of the quantum. Raises ValueError for one below
+        1 ns.
         """
         if nanoseconds < 1:
             raise ValueError(f"a quantum of {nanoseconds} ns; it must be 1 ns or more")
@@ -250,6 +238,7 @@ class VirtualMachine:
     def resume_quantum(self) -> Outcome | None:
         """Go on to the end of the quantum begun last."""
         self.waiting, self.paused, self.unfinished = False, "", False
+        self.debug_stop = None
         if self.outcome is not None:
             return self.outcome
         if self._off:
@@ -302,6 +291,9 @@ class VirtualMachine:
             self._handle_call(left)
         elif reason is ExitReason.QUANTUM_END:
             return False
+        elif reason is ExitReason.DEBUG:
+            self.debug_stop = left.debug
+            return False
         elif reason is ExitReason.STOP_REQUESTED:
             self.unfinished = self._interrupted and not self._stop_wanted
             self._interrupted = False
@@ -339,7 +331,7 @@ class VirtualMachine:
         elif requests.poweroff_requested:
             self._end(EndReason.POWER_OFF, "")
         elif requests.reset_requested:
-            panic = _panic_message(bytes(self.serial_log[-_PANIC_REPORT_BYTES:]))
+            panic = panic_message(self.serial_log)
             self._end(EndReason.PANIC if panic else EndReason.RESET, panic)
         # Else the console was full. It is drained now, and the guest's write happens again.
 
@@ -373,15 +365,13 @@ class VirtualMachine:
     def display(self) -> TextScreen | None:
         """What the VGA shows now, the processor stopped; None in a graphics mode.
 
-        It is read wherever the guest's pages are, and changes nothing. Raises VirtualMachineError
-        if the VM is powered off, BackingStoreError or PageCorrupted for a page that cannot be read.
+        Read wherever its pages are; nothing changes. Raises VirtualMachineError if it is powered
+        off, BackingStoreError or PageCorrupted for a page that cannot be read.
         """
         if self._off:
             raise VirtualMachineError(f"{self.name} is powered off: it shows nothing")
         mode = text_mode(self.pc[0].vga)
-        if mode is None:
-            return None
-        return read_screen(mode, self.vmm.read_page, self.vmm.pmap.pages)
+        return None if mode is None else read_screen(mode, self.vmm.read_page, self.vmm.pmap.pages)
 
     def _end(self, reason: EndReason, detail: str) -> None:
         requests = self.pc[0].control

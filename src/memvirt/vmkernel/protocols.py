@@ -220,7 +220,14 @@ class FrameSharing(Protocol):
         ...
 
     def hash_pages(self, ppns: PpnArray) -> Hashes:
-        """A 64-bit hash of the content of each page, all of them resident."""
+        """A 64-bit hash of the content of each page, all of them resident.
+
+        Writes to those that are private are noticed from now on (``unwritten``).
+        """
+        ...
+
+    def unwritten(self, ppns: PpnArray) -> Flags:
+        """Which of ``ppns`` are private and known to be as they were when last hashed."""
         ...
 
     def make_shared(self, ppns: PpnArray) -> MpnArray:

@@ -5,7 +5,9 @@ OSDI 2002 section 4: pages are scanned in random order and hashed. Here the orde
 pages, which the processor's prefetching follows. A match by hash is always compared in full before
 anything is shared. A page without a match becomes a *hint*: hash, VM and PPN, not write-protected.
 When a later page has the same hash, the hint's page is hashed again and, if it still has it,
-becomes the shared frame. Each *salt* has tables of its own, so that VMs of different owners never
+becomes the shared frame. A hint that was not written to since it was hashed is not hashed again,
+neither when its turn comes in a scan nor when another page has its hash: the VM knows. Each *salt*
+has tables of its own, so that VMs of different owners never
 share, not even pages of zeroes: whether a write is slow tells nothing of another owner's memory.
 """
 
@@ -21,7 +23,7 @@ from memvirt.share_table import Keys, PageNumbers, ShareTable
 
 from .protocols import Flags, FrameSharing, GuestMemory, Hashes
 
-_BATCH = 1024  # pages hashed at a time
+_BATCH = 4096  # pages hashed at a time
 _RUN = 64  # pages scanned one after the other
 _ROUNDS = 3  # a page meets a hint out of date, then one that is not, and a frame out of date
 _LEAST_PURGE = 1024  # frames in a table before those that are gone are looked for
@@ -115,7 +117,8 @@ class PageSharing:
         self._groups: dict[int, _Group] = {}
         self._scans: dict[int, _Scan] = {}
         self.break_large = True  # may pages of large pages be shared, which breaks them?
-        self.scanned = 0
+        self.scanned = 0  # private pages, the unchanged among them
+        self.unchanged = 0  # hints not written to since they were hashed: not hashed again
         self.collisions = 0  # equal hashes of different pages, and entries out of date
 
     def add(self, guest: GuestMemory) -> None:
@@ -196,6 +199,11 @@ class PageSharing:
             return 0
         self.scanned += int(pages.size)
         group = self._groups[sharing.share_salt]
+        unchanged = self._known_keys(group, self._scans[guest.vm_id], pages) != 0
+        self.unchanged += int(np.count_nonzero(unchanged))
+        pages = PpnArray(pages[~unchanged])
+        if pages.size == 0:
+            return 0
         keys = _keys(sharing.hash_pages(pages))
         shared = 0
         for _ in range(_ROUNDS):  # entries that were out of date are gone in the next
@@ -242,7 +250,7 @@ class PageSharing:
         owners = group.owners(pages)
         now = np.zeros(pages.size, np.uint64)  # their keys as they are; 0: not to be shared
         for scan, mine in owners:
-            now[mine] = self._present_keys(scan, PpnArray(pages[mine] - scan.first))
+            now[mine] = self._present_keys(group, scan, PpnArray(pages[mine] - scan.first))
         same = now[which] == keys
         chosen = np.zeros(pages.size, np.bool_)
         chosen[which[same]] = True
@@ -258,13 +266,31 @@ class PageSharing:
         found = np.where(same, frames[which], -1)
         return MpnArray(found), int(np.count_nonzero(chosen))
 
-    def _present_keys(self, scan: _Scan, ppns: PpnArray) -> Keys:
+    @staticmethod
+    def _known_keys(group: _Group, scan: _Scan, ppns: PpnArray) -> Keys:
+        """The keys of hints that are as they were when hashed; 0 for other pages."""
+        keys = group.table.hint_keys(ppns + scan.first)
+        keys[~_shares(scan.guest).unwritten(ppns)] = 0
+        return keys
+
+    def wrong_keys(self, guest: GuestMemory) -> PpnArray:
+        """PPNs that count as unchanged and do not hash as they did: none, or the VM lied."""
+        if guest.sharing is None:
+            return PpnArray(np.zeros(0, np.int64))
+        scan = self._scans[guest.vm_id]
+        pages = PpnArray(np.arange(guest.pages))
+        known = self._known_keys(self._groups[guest.sharing.share_salt], scan, pages)
+        pages, known = PpnArray(pages[known != 0]), known[known != 0]
+        return PpnArray(pages[_keys(guest.sharing.hash_pages(pages)) != known])
+
+    def _present_keys(self, group: _Group, scan: _Scan, ppns: PpnArray) -> Keys:
         """The keys of pages by their content now; 0 for those that are not to be shared."""
         sharing = _shares(scan.guest)
         fit = np.isin(ppns, sharing.private(ppns))
         if not self.break_large:
             fit &= ~_in_large_page(scan.guest, ppns)
-        keys = np.zeros(ppns.size, np.uint64)
+        keys = np.where(fit, self._known_keys(group, scan, ppns), np.uint64(0))
+        fit &= keys == 0
         keys[fit] = _keys(sharing.hash_pages(PpnArray(ppns[fit])))
         return keys
 

@@ -332,6 +332,9 @@ class SimulatedGuest:
         unique = _UNIQUE + (self.vm_id << 40) + ppns
         return np.where(common, ppns + 1, unique).astype(np.uint64)
 
+    def unwritten(self, ppns: PpnArray) -> Flags:
+        return np.asarray(self._state[ppns] == _PRIVATE)  # its pages are what they are by number
+
     def make_shared(self, ppns: PpnArray) -> MpnArray:
         new = [self.machine.new_shared(self.share_salt) for _ in range(ppns.size)]
         mpns = MpnArray(np.array(new, np.int64))

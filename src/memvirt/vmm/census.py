@@ -1,38 +1,58 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Counting the pages of a VM by state, in one pass: done at every quiescent point."""
+"""What the shared pages of a VM cost, counted anew only after references have changed."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from memvirt.compiled import compiled
+from memvirt.machine.memory import MachineMemory
 from memvirt.mmu.page_state import STATE_SHARED
 
-from .pmap import PageState
+from .pmap import PageState, Pmap
 
 States = np.ndarray[tuple[int], np.dtype[np.uint8]]
 Frames = np.ndarray[tuple[int], np.dtype[np.uint32]]
 Owners = np.ndarray[tuple[int], np.dtype[np.int32]]
-Counts = np.ndarray[tuple[int], np.dtype[np.int64]]
-
-_STATES = len(PageState)
 
 
 @compiled
-def _count(state: States, frame: Frames, owner: Owners, counts: Counts) -> float:
+def _cost(state: States, frame: Frames, owner: Owners) -> float:
     cost = 0.0
     for ppn in range(state.size):
-        counts[state[ppn]] += 1
         if state[ppn] == STATE_SHARED:
             cost += 1.0 / (-1 - owner[frame[ppn]])  # ``MachineMemory.owner`` of a SHARED frame
     return cost
 
 
-def census(state: States, frame: Frames, owner: Owners) -> tuple[list[int], float]:
-    """Pages by ``PageState``, and what the shared ones cost: 1/n for a frame used by n pages.
+class SharedCost:
+    """Frames that the shared pages of ``pmap`` cost: 1/n for a frame used by n pages.
 
-    ``state`` (uint8) and ``frame`` (uint32) are a pmap's, ``owner`` (int32) the machine's.
+    Another VM that begins or ends to use a frame changes the cost of this one. So the whole is
+    counted, when it is asked for, and only if references on the machine, or pages here that are
+    shared, have changed since.
     """
-    counts = np.zeros(_STATES, np.int64)
-    cost = float(_count(state, frame, owner, counts))
-    return counts.tolist(), cost
+
+    def __init__(self, machine: MachineMemory, pmap: Pmap) -> None:
+        self._machine = machine
+        self._pmap = pmap
+        self._cost = 0.0
+        self._of = (-1, -1)
+
+    def __call__(self) -> float:
+        """The cost now. Called with every processor stopped."""
+        pmap = self._pmap
+        if pmap.count(PageState.SHARED) == 0:
+            return 0.0
+        now = self._machine.references.changes, pmap.shared_changes
+        if now != self._of:
+            self._cost = float(_cost(pmap.state, pmap.frame, self._machine.owner))
+            self._of = now
+        return self._cost
+
+
+def full_count(machine: MachineMemory, pmap: Pmap) -> tuple[list[int], float]:
+    """Pages by ``PageState``, and the cost of the shared ones, counted without memory of before."""
+    counts = np.bincount(pmap.state, minlength=len(PageState)).tolist()
+    references = machine.references[pmap.frame[pmap.state == PageState.SHARED]]
+    return counts, float((1.0 / references).sum())

@@ -13,6 +13,9 @@ I4  Every frame is free or owned, never both, and a private frame is owned by th
     reserve are zeroed.
 I5  (Content) is proved by guests that verify their memory; here only that kept pages can be read.
 I6  A shared frame is mapped by VMs of its own salt only.
+I7  A page that counts as unwritten is private, and the processor can write to it only by asking.
+    (That its content is what it was is checked by who
+    remembers it: ``vmkernel.sharing.PageSharing.wrong_keys``.)
 
 Call it at a quiescent point: all processors stopped. It bears any state of the guest and any damage
 of what it audits. One module of ``checker`` for each group of rules.

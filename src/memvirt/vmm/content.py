@@ -106,13 +106,19 @@ class PageContents:
         """What each store holds and has done, by name."""
         return {
             name: StoreUse(
-                pages=int(self.kept_in(name).size),
+                pages=self._pages_in(name),
                 frames=store.frames,
                 put_total=self._put[name],
                 taken_total=self._taken[name],
             )
             for name, store in self._stores.items()
         }
+
+    def _pages_in(self, name: str) -> int:
+        state = _STATES.get(name)
+        if state is not None:
+            return self.pmap.count(state)
+        return sum(store == name for store in self._elsewhere.values())
 
     def total_put(self, name: str) -> int:
         """Pages that went into store ``name`` since power-on; 0 if there is none."""
@@ -197,7 +203,7 @@ class PageContents:
 
     def _resident(self, ppn: PhysicalPageNumber, mpn: MachinePageNumber) -> None:
         self.pmap.frame[ppn] = mpn
-        self.pmap.state[ppn] = PageState.PRIVATE
+        self.pmap.set_state(ppn, PageState.PRIVATE)
 
     def _unshare(self, ppn: PhysicalPageNumber) -> None:
         """Copy on write; the last user of a shared frame gets the frame itself."""
@@ -214,7 +220,7 @@ class PageContents:
             self.machine.page(new)[:] = self.machine.page(shared)
             self.pmap.frame[ppn] = new
             self.reserve.give_up(shared)
-        self.pmap.state[ppn] = PageState.PRIVATE
+        self.pmap.set_state(ppn, PageState.PRIVATE)
 
     # In a shared frame -------------------------------------------------------------------------
 
@@ -225,7 +231,7 @@ class PageContents:
         self.machine.kind[mpns] = FrameKind.SHARED
         self.machine.references[mpns] = 1
         self.machine.set_share_salt(mpns, salt)
-        self.pmap.state[ppns] = PageState.SHARED
+        self.pmap.set_states(ppns, PageState.SHARED)
         return mpns
 
     def share(self, ppns: PpnArray, mpns: MpnArray) -> None:
@@ -237,7 +243,7 @@ class PageContents:
         old = self.pmap.mpns_of(ppns)
         self.machine.add_references(mpns)
         self.pmap.frame[ppns] = mpns
-        self.pmap.state[ppns] = PageState.SHARED
+        self.pmap.set_states(ppns, PageState.SHARED)
         self.machine.release(old)
 
     # Elsewhere ---------------------------------------------------------------------------------
@@ -289,7 +295,7 @@ class PageContents:
     def empty(self, ppns: PpnArray) -> None:
         """Note that ``ppns`` are nowhere. Whoever had their content has let go of it."""
         self.pmap.frame[ppns] = 0
-        self.pmap.state[ppns] = PageState.UNMAPPED
+        self.pmap.set_states(ppns, PageState.UNMAPPED)
 
     def put(self, name: str, ppns: PpnArray, contents: Pages) -> Slots:
         """Put pages (a row of ``contents`` each) into store ``name``, for those it takes.
@@ -300,7 +306,7 @@ class PageContents:
         slots = self._stores[name].put(ppns, contents)
         done = ppns[slots >= 0]
         self.pmap.frame[done] = slots[slots >= 0]
-        self.pmap.state[done] = _STATES.get(name, PageState.STORED)
+        self.pmap.set_states(done, _STATES.get(name, PageState.STORED))
         for ppn in done.tolist():
             if name in _STATES:
                 self._elsewhere.pop(ppn, None)
@@ -317,4 +323,4 @@ class PageContents:
         self.machine.guest_ppn[mpns] = ppns
         self.machine.content.reshape(-1, PAGE_BYTES)[mpns] = contents
         self.pmap.frame[ppns] = mpns
-        self.pmap.state[ppns] = PageState.PRIVATE
+        self.pmap.set_states(ppns, PageState.PRIVATE)

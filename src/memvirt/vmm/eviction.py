@@ -154,6 +154,6 @@ def _spill(contents: PageContents, name: str, behind: list[str], count: int) -> 
 def _leave_shared(contents: PageContents, ppns: PpnArray, mpns: MpnArray, stay: Any) -> None:
     """Give refused pages (``stay``) their shared frames again, and let go of the others'."""
     contents.pmap.frame[ppns[stay]] = mpns[stay]
-    contents.pmap.state[ppns[stay]] = PageState.SHARED
+    contents.pmap.set_states(PpnArray(ppns[stay]), PageState.SHARED)
     if not stay.all():
         contents.machine.release(mpns[~stay])

@@ -11,7 +11,7 @@ from memvirt.address import MachinePageNumber, PhysicalPageNumber
 from memvirt.compiled import compiled
 from memvirt.machine.memory import FrameKind
 from memvirt.mmu.access import NEED_FRAMES, NEED_PAGE, OK
-from memvirt.mmu.native import load8, load32, load_signed32, store8, store32
+from memvirt.mmu.native import load8, load32, load64, load_signed32, store8, store32, store64
 from memvirt.mmu.page_state import (
     FLAG_BALLOONED,
     FLAGS_UNTIL_TOUCHED,
@@ -50,6 +50,12 @@ def frame_ppn(vmm: VmmState, mpn: MachinePageNumber) -> PhysicalPageNumber:
 
 
 @compiled
+def _count(vmm: VmmState, state: int, more: int) -> None:
+    at = vmm.pmap_counts_at + state * 8
+    store64(at, load64(at) + more)
+
+
+@compiled
 def resolve_page(vmm: VmmState, ppn: PhysicalPageNumber, write: bool) -> int:
     """Make ``ppn`` readable (or writable) by the pmap: OK, NEED_FRAMES or NEED_PAGE.
 
@@ -72,6 +78,8 @@ def resolve_page(vmm: VmmState, ppn: PhysicalPageNumber, write: bool) -> int:
             return NEED_FRAMES
         store32(mmu.pmap_frame_at + ppn * 4, mpn)
         store8(mmu.pmap_state_at + ppn, STATE_PRIVATE)
+        _count(vmm, STATE_UNMAPPED, -1)
+        _count(vmm, STATE_PRIVATE, 1)
         flags = load8(mmu.pmap_flags_at + ppn)
         if flags & FLAG_BALLOONED:
             store8(mmu.pmap_flags_at + ppn, flags & ~FLAG_BALLOONED)

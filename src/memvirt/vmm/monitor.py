@@ -34,6 +34,7 @@ from memvirt.mmu.page_state import (
     FLAG_BALLOONED,
     FLAG_SAMPLED,
     FLAG_SHADOWED,
+    FLAG_UNWRITTEN,
     FLAG_WATCHED,
     FLAG_WRITE_CACHED,
     FLAGS_UNTIL_TOUCHED,
@@ -205,6 +206,29 @@ class VirtualMachineMonitor:
         """XXH64 of the content of resident pages, in the order of ``ppns``."""
         return hash_pages(self.machine.content, self.pmap.frame[np.asarray(ppns, np.int64)])
 
+    def notice_writes(self, ppns: PpnsLike) -> None:
+        """Notice from now on whether each private page among ``ppns`` is written to.
+
+        Nothing in flat mode, where the processor writes without asking.
+        """
+        pages = PpnArray(np.asarray(ppns, np.int64))
+        self.pmap.check_all(pages)
+        if not self.page_tables.remaps:
+            return
+        pages = pages[self.pmap.state[pages] == PageState.PRIVATE]
+        flags = self.pmap.flags[pages]
+        if (flags & FLAG_WRITE_CACHED).any():
+            self._stale.flush()  # or it would write through a translation it has
+        self.pmap.flags[pages] = (flags | FLAG_UNWRITTEN) & np.uint8(0xFF ^ FLAG_WRITE_CACHED)
+
+    def unwritten(self, ppns: PpnsLike) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which of ``ppns`` nobody has written to since ``notice_writes``; all are private.
+
+        Guest, devices and host count alike, also for a page that was moved meanwhile. One whose
+        frame was shared or taken, and came back, counts as written.
+        """
+        return self._has_flag(ppns, FLAG_UNWRITTEN)
+
     def make_shared(self, ppn: PhysicalPageNumber) -> MachinePageNumber:
         """Make the frame of private page ``ppn`` one that others may share; returns its MPN.
 
@@ -270,7 +294,8 @@ class VirtualMachineMonitor:
         """
         state = self.pmap.state_of(ppn)
         wait_ns = self.contents.take_back(ppn, write=write)
-        self.pmap.flags[ppn] &= ~np.uint8(FLAGS_UNTIL_TOUCHED)
+        ended = FLAGS_UNTIL_TOUCHED | (FLAG_UNWRITTEN if write else 0)
+        self.pmap.flags[ppn] &= ~np.uint8(ended)
         if state in KEPT:
             self.counts["brought_back"] += 1
             self.state.stall_ns += wait_ns
@@ -365,5 +390,5 @@ class VirtualMachineMonitor:
         self.settle()
         self.machine.release(MpnArray(self.pmap.frame[self.pmap.state == PageState.SHARED]))
         self.machine.release(self.machine.owned_by(self.vm_id))
-        self.pmap.state[:] = PageState.UNMAPPED
+        self.pmap.set_states(slice(None), PageState.UNMAPPED)
         self.state.reserve_count = 0

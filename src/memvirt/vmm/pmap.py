@@ -2,8 +2,9 @@
 """The pmap: what lies behind each guest-physical page of one VM.
 
 Structure of arrays over PPN, 6 bytes a page: state (1), MPN or slot of the backing store (4) and
-flags (1). Exactly one state holds for a page at any time. One byte for
-each aligned run of 512 pages says whether it is backed as one *large page*.
+flags (1). Exactly one state holds for a page at any time; how many pages are in each is counted as
+they change. One byte for each aligned run of 512 pages says whether it is backed as one
+*large page*.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 
 from memvirt.address import MachinePageNumber, MpnArray, PhysicalPageNumber, PpnArray
 from memvirt.mmu import page_state
+from memvirt.mmu.page_state import FLAG_UNWRITTEN
 
 
 class PageState(IntEnum):
@@ -32,6 +34,7 @@ class PageState(IntEnum):
 RESIDENT = (PageState.PRIVATE, PageState.SHARED)  # an MPN
 KEPT = (PageState.COMPRESSED, PageState.SWAPPED, PageState.STORED)  # a slot of a backing store
 _IS_RESIDENT = np.isin(np.arange(len(PageState)), RESIDENT)
+_NOT_UNWRITTEN = np.uint8(0xFF ^ FLAG_UNWRITTEN)
 LARGE_PAGES = 512  # pages of 4 KiB in a large page of 2 MiB
 
 
@@ -41,13 +44,20 @@ def is_resident(states: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.boo
 
 
 class Pmap:
-    """The pmap of a VM with ``pages`` guest-physical pages."""
+    """The pmap of a VM with ``pages`` guest-physical pages.
+
+    States change in ``set_state`` and ``set_states`` only, and, from UNMAPPED to PRIVATE, in
+    ``frames.resolve_page``.
+    """
 
     def __init__(self, pages: int) -> None:
         self.pages = pages
         self.state = np.zeros(pages, np.uint8)
         self.frame = np.zeros(pages, np.uint32)  # MPN if RESIDENT, slot if KEPT, else 0
         self.flags = np.zeros(pages, np.uint8)
+        self.counts = np.zeros(len(PageState), np.int64)  # pages in each state
+        self.counts[PageState.UNMAPPED] = pages
+        self.shared_changes = 0  # times that pages became or ceased to be shared
         # 1: all pages of the run are private, in an aligned run of frames, in order.
         self.large = np.zeros(-(-pages // LARGE_PAGES), np.uint8)
 
@@ -75,9 +85,29 @@ class Pmap:
         if not 0 <= ppn < self.pages:
             raise IndexError(f"PPN {ppn:#x} is beyond the VM's {self.pages} guest-physical pages")
 
+    def set_state(self, ppn: PhysicalPageNumber, state: PageState) -> None:
+        """Move one page to ``state``. What its word in ``frame`` is then is the caller's matter."""
+        before = int(self.state[ppn])
+        self.state[ppn] = state
+        self.counts[before] -= 1
+        self.counts[state] += 1
+        self.shared_changes += PageState.SHARED in (before, state)
+        if state != PageState.PRIVATE:
+            self.flags[ppn] &= _NOT_UNWRITTEN
+
+    def set_states(self, ppns: PpnArray | slice, state: PageState) -> None:
+        """As ``set_state``, for distinct pages."""
+        before = np.bincount(self.state[ppns], minlength=len(PageState))
+        self.state[ppns] = state
+        self.counts -= before
+        self.counts[state] += int(before.sum())
+        self.shared_changes += state == PageState.SHARED or bool(before[PageState.SHARED])
+        if state != PageState.PRIVATE:
+            self.flags[ppns] &= _NOT_UNWRITTEN
+
     def count(self, state: PageState) -> int:
         """Number of pages in ``state``."""
-        return int(np.count_nonzero(self.state == state))
+        return int(self.counts[state])
 
     def in_large_page(self, ppns: PpnArray) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
         """Which of ``ppns`` are part of a large page."""

@@ -34,4 +34,5 @@ def set_up_state(
     mmu.pmap_state_at = host_address(pmap.state, f"pmap.state of VM {vm_id}")
     mmu.pmap_frame_at = host_address(pmap.frame, f"pmap.frame of VM {vm_id}")
     mmu.pmap_flags_at = host_address(pmap.flags, f"pmap.flags of VM {vm_id}")
+    state.pmap_counts_at = host_address(pmap.counts, f"pmap.counts of VM {vm_id}")
     state.pmap_large_at = host_address(pmap.large, f"pmap.large of VM {vm_id}")

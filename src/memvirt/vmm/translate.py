@@ -5,15 +5,24 @@ What the processor may keep of an answer is its own matter, within two obligatio
 translations when it is told to (FLUSH_AND_RETRY, ``Stale``), and says so with ``note_flush``. And
 it marks the page of each translation it keeps that allows writes (``FLAG_WRITE_CACHED``): a page
 without the mark can be traced with no flush.
+
+Here it is also noticed which pages are written to, as the processor's dirty bit of a second-level
+entry does it (SDM vol. 3C section 29.3.5): one bit a page in place of one in each entry that maps
+it, the same for shadow and nested tables. While a page counts as unwritten, only a WRITE is given
+the right to write, and ends that.
 """
 
 from __future__ import annotations
 
-from memvirt.address import GuestVirtualAddress, MachineAddress
+from memvirt.address import GuestVirtualAddress, MachineAddress, machine_page_number
 from memvirt.compiled import compiled
-from memvirt.mmu.access import NOT_CANONICAL, TRUE_FAULT
-from memvirt.mmu.entry import CR4_LA57, EFER_LMA
+from memvirt.mmu.access import NOT_CANONICAL, OK, TRUE_FAULT, WRITE
+from memvirt.mmu.entry import CR4_LA57, EFER_LMA, WRITABLE
+from memvirt.mmu.native import load8
+from memvirt.mmu.page_state import FLAG_UNWRITTEN
+from memvirt.mmu.second_level import note_write
 
+from .frames import frame_ppn
 from .paging.flat import flat_access
 from .paging.mode import PAGING_NESTED, PAGING_SHADOW
 from .paging.nested import nested_access
@@ -21,6 +30,19 @@ from .paging.shadow import shadow_access
 from .vmm_state import VmmState
 
 NO_MEMORY = MachineAddress(-1)  # out_machine_address of an access that reaches a device, or nothing
+
+
+@compiled
+def _notice(vmm: VmmState, kind: int) -> None:
+    """End that the page of a granted access counts as unwritten, or see to it that a write will."""
+    mmu = vmm.mmu
+    ppn = frame_ppn(vmm, machine_page_number(mmu.out_machine_address))
+    if ppn < 0 or load8(mmu.pmap_flags_at + ppn) & FLAG_UNWRITTEN == 0:
+        return
+    if kind == WRITE:
+        note_write(mmu, ppn)
+    else:
+        mmu.out_permissions &= ~WRITABLE
 
 
 @compiled
@@ -43,7 +65,9 @@ def access(vmm: VmmState, gva: GuestVirtualAddress, kind: int) -> int:
         status = nested_access(vmm, gva, kind)
     else:
         status = flat_access(vmm, gva, kind)
-    if status == TRUE_FAULT:
+    if status == OK and mmu.out_machine_address >= 0:
+        _notice(vmm, kind)
+    elif status == TRUE_FAULT:
         vmm.true_faults += 1
     return int(status)
 

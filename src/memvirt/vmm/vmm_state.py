@@ -44,6 +44,7 @@ class VmmState(Record):
     paging: int  # PagingMode
     # The pmap, beyond what the walkers read of it.
     pmap_large_at: int  # uint8 by run of 512 PPNs
+    pmap_counts_at: int  # int64 by PageState: pages in it
     rmap_head_at: int  # int32 by PPN: its shadow entries
     # Per-frame arrays of machine memory.
     frame_kind_at: int  # uint8 by MPN

@@ -29,6 +29,7 @@ _TYPES = {
 }
 _LOOK_SECONDS = 0.03  # between two looks for a new frame
 _SEND_SECONDS = 20.0  # a client that takes longer over one message has vanished
+_MOST_BYTES_A_SECOND = 500_000  # to one client: what changes more is sent less often
 _ANSWER_SECONDS = 15.0
 _MOST_BODY = 64 << 10
 
@@ -163,6 +164,7 @@ class WebApplication:
             message = await asyncio.to_thread(_message, frame, parts, offsets)
             await asyncio.wait_for(socket.send_bytes(message), _SEND_SECONDS)
             number, parts = frame.number, frame.parts
+            await asyncio.wait({gone}, timeout=len(message) / _MOST_BYTES_A_SECOND)
 
 
 def _message(frame: Frame, before: Parts | None, offsets: dict[int, int]) -> bytes:

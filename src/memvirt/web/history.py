@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from .wire import Change, Classes, Parts, changes
+from .wire import Change, Classes, Parts, changes, unpack
 
 _SEGMENT_FRAMES = 64
 _FAST = 1  # zlib's level
@@ -25,31 +25,31 @@ _FAST = 1  # zlib's level
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """A change, deflated. ``count`` is that of the indices, -1 for a whole array."""
+    """A change, deflated. ``count`` is that of the values, ``width`` of a gap 0: a whole array."""
 
     size: int
     count: int
+    width: int
     lowest: int
     highest: int
     deflated: bytes
 
     @classmethod
     def of(cls, change: Change) -> _Kept:
-        deflated = zlib.compress(change.raw(), _FAST)
-        if change.indices is None:
-            return cls(change.size, -1, 0, change.size - 1, deflated)
-        lowest, highest = int(change.indices[0]), int(change.indices[-1])
-        return cls(change.size, change.indices.size, lowest, highest, deflated)
+        width, raw = change.raw()
+        ends = (0, change.size - 1)
+        if change.indices is not None:
+            ends = (int(change.indices[0]), int(change.indices[-1]))
+        return cls(change.size, change.values.size, width, *ends, zlib.compress(raw, _FAST))
 
     def apply(self, array: Classes | None) -> Classes:
         """The array after the change; ``array`` before it may be changed."""
         raw = zlib.decompress(self.deflated)
-        if self.count < 0:
+        if not self.width:
             return np.frombuffer(raw, np.uint8).copy()
         assert array is not None
-        array[np.frombuffer(raw, "<u4", self.count)] = np.frombuffer(
-            raw, np.uint8, self.count, 4 * self.count
-        )
+        indices, values = unpack(raw, 0, self.count, self.width)
+        array[indices] = values
         return array
 
     def value_at(self, index: int) -> int | None:
@@ -57,11 +57,11 @@ class _Kept:
         if not self.lowest <= index <= self.highest:
             return None
         raw = zlib.decompress(self.deflated)
-        if self.count < 0:
+        if not self.width:
             return raw[index]
-        indices = np.frombuffer(raw, "<u4", self.count)
+        indices, values = unpack(raw, 0, self.count, self.width)
         position = int(np.searchsorted(indices, index))
-        return raw[4 * self.count + position] if indices[position] == index else None
+        return int(values[position]) if indices[position] == index else None
 
 
 @dataclass(frozen=True, slots=True)

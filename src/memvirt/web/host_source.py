@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict
 from typing import Any
 
 from memvirt.errors import MemvirtError
@@ -18,7 +17,7 @@ from memvirt.observe.page_classes import FrameClass, GuestClass, host_pages, nam
 from memvirt.vmkernel.samples import HostState, Sample
 
 from .history import History
-from .moment import marks, point, sample_header
+from .moment import marks, plain, point, sample_header
 from .source import Frame, SourceError
 from .wire import parts_of
 
@@ -63,7 +62,8 @@ class HostSource:
         self._done = False
         self._error = ""
         self._dirty = True
-        self._next_frame = 0.0
+        self._waited = 0.0  # seconds this thread kept still for the pace
+        self._next_frame, self._next_paid = 0.0, 0.0
         self._started = time.monotonic()
         self._before: Sample | None = None
         self._latest: Frame | None = None
@@ -148,9 +148,15 @@ class HostSource:
     def _pause_until(self, deadline: float) -> None:
         """Keep the pace, answering meanwhile."""
         while not self._closed and (left := deadline - time.monotonic()) > 0:
+            began = time.monotonic()
             self._wake.wait(left)
             self._wake.clear()
+            self._waited += time.monotonic() - began
             self._answer()
+
+    def _spent(self) -> float:
+        """What frames are a part of: the host's processor time and its waiting, in seconds."""
+        return time.process_time() + self._waited
 
     def _answer(self) -> None:
         while True:
@@ -177,13 +183,15 @@ class HostSource:
     def _capture_if_watched(self, *, force: bool) -> None:
         if not self._viewers or not self._dirty:
             return
-        if force or self._done or time.monotonic() >= self._next_frame:
+        due = time.monotonic() >= self._next_frame and self._spent() >= self._next_paid
+        if force or self._done or due:
             self._dirty = False
             began = time.thread_time()
             self.capture()
             # What takes long is done less often: a page must not slow the host down.
             cost = time.thread_time() - began
-            self._next_frame = time.monotonic() + max(FRAME_SECONDS, cost / MOST_OF_TIME)
+            self._next_frame = time.monotonic() + FRAME_SECONDS
+            self._next_paid = self._spent() + cost / MOST_OF_TIME
 
     def capture(self) -> Frame:
         """Make the frame of this moment. Called in the host's thread, or before it runs."""
@@ -226,7 +234,7 @@ class HostSource:
     def _take_events(self) -> None:
         log = self.host.events
         for event in log.since(self._events_seen):
-            self.events.append(asdict(event) | {"mechanism": str(event.mechanism)})
+            self.events.append(plain(event) | {"mechanism": str(event.mechanism)})
         self._events_seen = log.recorded
         del self.events[:-MOST_POINTS]
 

@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import fields
 from typing import Any
 
 from memvirt.observe.esxtop import COLUMNS, Interval
 from memvirt.vmkernel.host_state import CLEAR_PERCENT, HARD_PERCENT, LOW_PERCENT, SOFT_PERCENT
 from memvirt.vmkernel.samples import Sample
+
+
+def plain(record: Any) -> dict[str, Any]:
+    """A dataclass whose fields are plain values as a dict (``asdict`` would copy each value)."""
+    return {field.name: getattr(record, field.name) for field in fields(record)}
 
 
 def marks(min_free: int, high_percent: float) -> dict[str, int]:
@@ -27,9 +32,9 @@ def sample_header(sample: Sample, interval: Interval) -> dict[str, Any]:
     """What a sample says: host and VMs, with the cells of esxtop's table."""
     return {
         "time_ns": sample.host.time_ns,
-        "host": asdict(sample.host) | {"state": int(sample.host.state)},
+        "host": plain(sample.host) | {"state": int(sample.host.state)},
         "vms": [
-            asdict(vm)
+            plain(vm)
             | {
                 "cells": [column.value(interval, vm) for column in COLUMNS],
                 "outcome": "",

@@ -4,7 +4,9 @@
 A message is a header, a length in four bytes (little-endian) and UTF-8 JSON, and after it one
 deflate stream. The header's ``parts`` say what the stream holds, in order: each is one array of
 page classes, ``vm:ID`` by PPN or ``machine`` or ``owners`` by MPN. A part is *whole* (``count``
-bytes, the array) or a *delta* (``count`` indices of four bytes each, then as many new bytes).
+bytes, the array) or a *delta*: ``count`` gaps of ``width`` bytes each (little-endian; an index is
+the sum of the gaps up to it), then as many new bytes. Neighbours change together, so gaps deflate
+well.
 ``version`` is that of this format; a client that does not know it says so and draws nothing.
 
 Who has fallen behind gets the difference between what it was sent last and what is true now: frames
@@ -28,6 +30,7 @@ VERSION = 1
 _FAST = 1  # zlib's level: states are runs, the better levels gain little
 _WHOLE_ABOVE = 0.15  # part of an array that may change before it is cheaper to send all of it
 
+Indices = np.ndarray[tuple[int], np.dtype[np.uint32]]
 Classes = np.ndarray[tuple[int], np.dtype[np.uint8]]
 Parts = dict[str, Classes]
 
@@ -49,13 +52,22 @@ class Change:
 
     name: str
     size: int
-    indices: np.ndarray[tuple[int], np.dtype[np.uint32]] | None
+    indices: Indices | None
     values: Classes
 
-    def raw(self) -> bytes:
-        """Indices, if there are any, in four bytes each, and the values."""
-        indices = b"" if self.indices is None else self.indices.astype("<u4").tobytes()
-        return indices + self.values.tobytes()
+    def raw(self) -> tuple[int, bytes]:
+        """Bytes of a gap (0: there are none), and the gaps and values."""
+        if self.indices is None:
+            return 0, self.values.tobytes()
+        gaps = np.diff(self.indices, prepend=np.uint32(0))
+        width = 2 if not gaps.size or gaps.max() < 1 << 16 else 4
+        return width, gaps.astype(f"<u{width}").tobytes() + self.values.tobytes()
+
+
+def unpack(raw: bytes, at: int, count: int, width: int) -> tuple[Indices, Classes]:
+    """Indices and values that ``raw`` made."""
+    gaps = np.frombuffer(raw, f"<u{width}", count, at)
+    return np.cumsum(gaps, dtype=np.uint32), np.frombuffer(raw, np.uint8, count, at + width * count)
 
 
 def changes(now: Parts, before: Parts | None = None) -> list[Change]:
@@ -80,8 +92,10 @@ def encode(header: Mapping[str, Any], now: Parts, before: Parts | None = None) -
     for change in changes(now, before):
         kind = "whole" if change.indices is None else "delta"
         count = int(change.values.size)
-        heads.append({"name": change.name, "kind": kind, "size": change.size, "count": count})
-        stream.append(change.raw())
+        width, raw = change.raw()
+        head = {"name": change.name, "kind": kind, "size": change.size, "count": count}
+        heads.append(head | {"width": width} if width else head)
+        stream.append(raw)
     text = json.dumps({**header, "version": VERSION, "parts": heads}).encode()
     return struct.pack("<I", len(text)) + text + zlib.compress(b"".join(stream), _FAST)
 
@@ -101,7 +115,7 @@ def decode(message: bytes, before: Parts | None = None) -> tuple[dict[str, Any],
             parts[name] = np.frombuffer(stream, np.uint8, count, at).copy()
             at += count
             continue
-        indices = np.frombuffer(stream, "<u4", count, at)
-        parts[name][indices] = np.frombuffer(stream, np.uint8, count, at + 4 * count)
-        at += 5 * count
+        indices, values = unpack(stream, at, count, part["width"])
+        parts[name][indices] = values
+        at += (part["width"] + 1) * count
     return header, parts

@@ -10,13 +10,16 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from memvirt.live.discovery import find_vm
 from memvirt.live.errors import CommandError
 from memvirt.live.host_memory import read_host_pages
+from memvirt.live.kernel_pages import PAGEMAP_FRAME
+from memvirt.live.vm import LiveVm
 from tests.live.conftest import host_state
 from tests.live.pager.conftest import verifying_guest
 from tests.live.pager.qemu_guest import VerifyingVm, until
@@ -159,3 +162,28 @@ class Command:
     def end(self, sent: signal.Signals) -> int:
         self.process.send_signal(sent)
         return self.process.wait(300)
+
+
+def consumed(vm: VerifyingVm) -> int:
+    """MiB of its process."""
+    return int(Path(f"/proc/{vm.pid}/statm").read_text().split()[1]) >> 8
+
+
+class Watcher:
+    """Knows of one VM that its processors are stopped: nothing of it is touched. DAMON, which
+    tests/live/test_working_set.py proves, is not to be had on every machine of these tests."""
+
+    def __init__(self, stopped: VerifyingVm) -> None:
+        with LiveVm(find_vm(str(stopped.pid))) as vm:
+            entries = vm.pagemap.of_ram(vm.layout)
+        self.untouched = {int(entry & PAGEMAP_FRAME) for entry in entries}
+
+    def touched(self, mpns: Sequence[int], seconds: float) -> dict[int, bool]:
+        return {mpn: mpn not in self.untouched for mpn in mpns}
+
+    def cpu_seconds(self) -> float:
+        return 0.0
+
+    def interrupt(self) -> None: ...
+
+    def close(self) -> None: ...

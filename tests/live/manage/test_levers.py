@@ -182,7 +182,7 @@ def test_a_control_group_bounds_memory_and_protects_a_reservation(
         command = Command(file)
         try:
             command.wait_for(f"{group.protection.name}: {100 << 20}, its reservation")
-            command.wait_for(r"state high, free \d+\.\d MiB")
+            command.wait_for(r"state \w+, free \d+\.\d [KM]iB")  # of 100 GiB, without the group
             assert int(group.protection.read_text()) == 100 << 20
         finally:
             assert command.end(signal.SIGTERM) == 0, command.text

@@ -6,51 +6,22 @@ from __future__ import annotations
 import json
 import re
 import signal
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from memvirt.cli.manage import host_plan
-from memvirt.live.discovery import find_vm
-from memvirt.live.kernel_pages import PAGEMAP_FRAME
 from memvirt.live.manage.ledger import Ledger
 from memvirt.live.manage.manager import Manager
-from memvirt.live.vm import LiveVm
 from memvirt.scenario.scenario import parse_scenario
 from memvirt.vmkernel.events import Mechanism
 from memvirt.vmkernel.managed import ManagedVm
 from memvirt.vmkernel.samples import HostState
 from tests.live.pager.qemu_guest import VerifyingVm, until
 
-from .conftest import Command, StartVm, actual, host_file
+from .conftest import Command, StartVm, Watcher, actual, consumed, host_file
 
 pytestmark = [pytest.mark.qemu, pytest.mark.host_wide]
-
-
-def consumed(vm: VerifyingVm) -> int:
-    """MiB of its process."""
-    return int(Path(f"/proc/{vm.pid}/statm").read_text().split()[1]) >> 8
-
-
-class Watcher:
-    """Knows of one VM that its processors are stopped: nothing of it is touched. DAMON, which
-    tests/live/test_working_set.py proves, is not to be had on every machine of these tests."""
-
-    def __init__(self, stopped: VerifyingVm) -> None:
-        with LiveVm(find_vm(str(stopped.pid))) as vm:
-            entries = vm.pagemap.of_ram(vm.layout)
-        self.untouched = {int(entry & PAGEMAP_FRAME) for entry in entries}
-
-    def touched(self, mpns: Sequence[int], seconds: float) -> dict[int, bool]:
-        return {mpn: mpn not in self.untouched for mpn in mpns}
-
-    def cpu_seconds(self) -> float:
-        return 0.0
-
-    def interrupt(self) -> None: ...
-
-    def close(self) -> None: ...
 
 
 def assert_first_balloon(text: str, vm: VerifyingVm) -> None:
@@ -109,7 +80,7 @@ def test_balloons_follow_and_everything_is_put_back(
     finally:
         assert again.end(signal.SIGTERM) == 0, again.text
     assert f"{low.name}: has its 192.0 MiB again" in again.text
-    assert (actual(low), actual(high)) == (192, 192)
+    until(lambda: (actual(low), actual(high)) == (192, 192), "they have the last of it")
     assert not (ledger_directory / "changes.json").exists()
     for vm in (low, high):
         vm.wait_for_progress(("memory",))

@@ -123,6 +123,15 @@ class EngineState(Record):
     # code bytes at the last of them.
     stopped_starts: int
     stopped_code_bytes: int
+    # A debugger outside the guest (debugging): whether there is anything to look for; a step
+    # (debug_hooks.NO_STEP and so on) and where it began; a breakpoint that has been reached; a
+    # watched access that was made, and its kind (0: none), written by the engine.
+    debugged: int
+    step: int
+    step_rip: int
+    at_breakpoint: int
+    watch_gva: int
+    watch_kind: int
     # Scratch areas: guest memory is copied here before it is looked at. Field addresses: below.
     gate_low: int  # IDT gate: bytes 0 to 7, and 8 to 15 in long mode
     gate_high: int
@@ -153,6 +162,7 @@ class EngineState(Record):
     exits_code: int
     exits_need_frames: int
     exits_need_page: int
+    exits_debug: int
     interrupts_delivered: int
     exceptions_delivered: int
     port_accesses: int
@@ -179,6 +189,7 @@ INSTRUCTION = _offset("instruction")
 PERMISSIONS = _offset("permissions")
 FLAGS_WORD = _offset("flags_word")
 SAVED_REGISTERS = _offset("saved_registers")
+WATCH_HIT = _offset("watch_gva")  # and watch_kind: engine/source/memvirt_watch.c writes both
 
 engine_at = record_reference(EngineState)
 pc_at = record_reference(PcState)

@@ -38,11 +38,13 @@ from .binding import function_address, hook_function, library
 from .block_counter import block_counter_address
 from .chain import chain_of
 from .control_registers import on_control
+from .counters import processor_statistics
 from .cpuid import answers_by_register, cpuid_table
+from .debugging import UnicornDebugging
 from .engine_state import ENGINE_DTYPE, EXECUTED, NO_EVENT, EngineState
 from .features import hidden_features
 from .guest_memory import access_entry
-from .own_build import IS_OWN_BUILD, count_blocks, set_control, used_engine
+from .own_build import IS_OWN_BUILD, count_blocks, set_control
 from .run import drop_code_at, flush_translations_at, run_at
 from .tlb_fill import LAPIC_GPA
 from .version import check_engine_version
@@ -81,6 +83,7 @@ class UnicornProcessor:
         self._set_up_state()
         self._map_memory()
         self._add_hooks()
+        self._debugging: UnicornDebugging | None = None
 
     @property
     def engine(self) -> Any:
@@ -104,6 +107,8 @@ class UnicornProcessor:
         self.engine.ctl_set_tlb_mode(_UC_CTL_TLB_VIRTUAL)
         self._check(library.uc_ctl(self._handle, reg.CTL_TLB_FLUSH), "flushing translations")
         self.registers = reg.locate_registers(self.engine)
+        for number, value in reg.POWER_UP:
+            self.engine.reg_write(number, value)
         self.engine.ctl_set_tlb_mode(uc_const.UC_TLB_CPU)
         self._check(library.uc_ctl(self._handle, reg.CTL_TLB_FLUSH), "flushing translations")
 
@@ -279,6 +284,13 @@ class UnicornProcessor:
     def interrupts_enabled(self) -> bool:
         return bool(self.get("rflags") & reg.RFLAGS_IF)
 
+    @property
+    def debugging(self) -> UnicornDebugging:
+        """Breakpoints, watchpoints and steps, from the first call on."""
+        if self._debugging is None:
+            self._debugging = UnicornDebugging(self)
+        return self._debugging
+
     # Virtual time ------------------------------------------------------------------------------
 
     @property
@@ -327,6 +339,8 @@ class UnicornProcessor:
     def run(self) -> ProcessorExit:
         self.engine  # noqa: B018  # as in _word
         self.drop_stale()
+        if self._debugging is not None:
+            self._debugging.prepare()
         return self._exit(int(run_at(self._state_at)))
 
     def _exit(self, left: int) -> ProcessorExit:
@@ -341,6 +355,8 @@ class UnicornProcessor:
         if left == run_loop.LEFT_IO:
             reason = _IO_REASONS.get(int(state.io_status), ExitReason.DEVICE)
             return ProcessorExit(reason, instruction_bytes=int(state.io_instruction_bytes))
+        if left == run_loop.LEFT_DEBUG and self._debugging is not None:
+            return ProcessorExit(ExitReason.DEBUG, debug=self._debugging.take_stop())
         if left == run_loop.LEFT_TRIPLE_FAULT:
             return ProcessorExit(ExitReason.TRIPLE_FAULT, detail=chain_of(state))
         if left == run_loop.LEFT_NO_FIRMWARE:
@@ -359,16 +375,7 @@ class UnicornProcessor:
         self.state.deadline_code_bytes = 0
 
     def statistics(self) -> ProcessorStatistics:
-        state = self.state
-        return ProcessorStatistics(
-            implementation=used_engine(),
-            virtual_ns=self.virtual_ns,
-            exits={name: int(getattr(state, f"exits_{name}")) for name in _EXITS},
-            exceptions_by_vector={
-                vector: int(count) for vector, count in enumerate(state.exceptions) if count
-            },
-            **{name: int(getattr(state, name)) for name in _COUNTERS},
-        )
+        return processor_statistics(self.state, self.virtual_ns)
 
     def close(self) -> None:
         self._engine_ranges.close()
@@ -385,12 +392,3 @@ _PLAIN_REASONS = {
     run_loop.LEFT_HALTED: ExitReason.HALTED,
 }
 _IO_REASONS = {IO_BACKDOOR: ExitReason.BACKDOOR, IO_BALLOON: ExitReason.BALLOON}
-_EXITS = (
-    "page_fault", "exception", "syscall", "halt", "time", "io", "flush", "code", "need_frames",
-    "need_page",
-)  # fmt: skip
-_COUNTERS = (
-    "code_bytes", "engine_starts", "interrupts_delivered", "exceptions_delivered",
-    "port_accesses", "mmio_accesses", "time_stamp_reads", "cpuid_reads", "code_drops",
-    "tlb_flushes", "tlb_fills", "large_fills", "precise_writes",
-)  # fmt: skip

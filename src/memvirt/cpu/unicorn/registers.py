@@ -72,6 +72,9 @@ RFLAGS_AC = 1 << 18
 MSR_STAR, MSR_LSTAR, MSR_CSTAR, MSR_FMASK = 0xC000_0081, 0xC000_0082, 0xC000_0083, 0xC000_0084
 MSR_EFER, MSR_KERNEL_GS_BASE = 0xC000_0080, 0xC000_0102
 
+# What the engine has as 0 and a processor does not (SDM vol. 3A table 9-1).
+POWER_UP = ((x86_const.UC_X86_REG_MXCSR, 0x1F80), (x86_const.UC_X86_REG_FPCW, 0x40))
+
 # uc_ctl request: drop every cached translation.
 CTL_TLB_FLUSH = unicorn_const.UC_CTL_TLB_FLUSH | unicorn_const.UC_CTL_IO_WRITE << 30
 

@@ -40,6 +40,7 @@ from memvirt.vmm.translate import note_flush
 
 from . import registers as reg
 from .abort import undo_aborted
+from .debug_hooks import NO_STEP, STEP_ARMED, STEP_BEGUN, stop_is_due, stopped_in_block
 from .deliver import deliver_event, system_call
 from .engine_state import (
     DROP_CODE_AND_RETRY,
@@ -72,6 +73,7 @@ LEFT_HALTED = 22  # hlt, and nothing will ever wake the processor but input
 LEFT_TRIPLE_FAULT = 23
 LEFT_NO_FIRMWARE = 25  # an event in real mode that only a BIOS would handle
 LEFT_ENGINE_ERROR = 24  # engine_error is Unicorn's number
+LEFT_DEBUG = 26  # the debugger's step is done, its breakpoint or watchpoint reached
 
 _CTL_WRITE = 1 << 30
 _REMOVE_CACHE = unicorn_const.UC_CTL_TB_REMOVE_CACHE | 2 << 26 | _CTL_WRITE
@@ -210,6 +212,11 @@ def _start_engine(engine: EngineState, pc: PcState) -> int:
     engine.time_deadline = code_bytes_until(engine, deadline)
     # With an interrupt waiting every block asks whether it can be taken yet.
     engine.deadline_code_bytes = 0 if engine.interrupt_waiting else engine.time_deadline
+    if engine.step != NO_STEP:  # nothing may come between, and what had begun has not been done
+        engine.interrupt_waiting = 0
+        engine.deadline_code_bytes = engine.time_deadline
+        if engine.step == STEP_BEGUN:
+            engine.step = STEP_ARMED
     engine.translation_status = OK
     engine.stop_vector = -1
     engine.stop_syscall = 0
@@ -291,6 +298,8 @@ def _after_engine(engine: EngineState, pc: PcState, error: int) -> int:
     if error != _ERR_OK:
         engine.engine_error = error
         return LEFT_ENGINE_ERROR
+    if engine.debugged and stopped_in_block(engine):
+        return OK
     if engine.stop_time:
         engine.exits_time += 1
         return OK
@@ -306,6 +315,9 @@ def run(engine: EngineState, pc: PcState) -> int:
     Called with the GIL released, one thread per VM. ``quantum_end_ns`` bounds virtual time.
     """
     while True:
+        if engine.debugged and stop_is_due(engine):
+            engine.exits_debug += 1
+            return LEFT_DEBUG
         now = virtual_now(engine)
         if now >= engine.quantum_end_ns or engine.stop_asked:
             return LEFT_QUANTUM
@@ -315,8 +327,9 @@ def run(engine: EngineState, pc: PcState) -> int:
             if status != OK:
                 return status
             continue
-        if _take_interrupt(engine, pc):
-            continue
+        if engine.step == NO_STEP or engine.halted:
+            if _take_interrupt(engine, pc):
+                continue
         if engine.halted:
             status = _idle(engine, pc)
             if status != OK:

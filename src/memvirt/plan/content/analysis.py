@@ -39,6 +39,7 @@ from .uses import PageUses
 
 __all__ = ["Analysis", "PageClass", "Savings", "Share", "VmContent", "analyze"]
 
+LIVE_VM = "live VM"  # the kind of a dump that is the copy of one
 _STRETCH_PAGES = 1 << 16  # 256 MiB a task
 _MEASURE_PAGES = 1 << 14
 _PARTITION_PAGES = 1 << 22  # at most so many fingerprints in a partition, 150 MB
@@ -310,7 +311,7 @@ class _Analyzer:
         vms = tuple(
             VmContent(
                 names[n], "" if self.paths[n] in self.live else str(self.paths[n]),
-                "live VM" if self.paths[n] in self.live else self.dumps[n].kind, self.groups[n],
+                LIVE_VM if self.paths[n] in self.live else self.dumps[n].kind, self.groups[n],
                 self.dumps[n].pages, _by_name(per_vm[n]), self.uses.totals(n),
                 self.uses.found[n].release, self.uses.found[n].problem,
             )

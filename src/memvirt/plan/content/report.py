@@ -11,7 +11,7 @@ from memvirt.plan.report_html import page, table
 from memvirt.plan.report_svg import bars
 from memvirt.size import format_size
 
-from .analysis import Analysis, PageClass, VmContent
+from .analysis import LIVE_VM, Analysis, PageClass, VmContent
 
 _COLOURS = ("#9aa5b1", "#2e8b57", "#1f77b4", "#8e44ad", "#d68910")
 _PARTS = tuple(
@@ -29,6 +29,13 @@ _VM_USES = (
     (PageUse.PAGE_TABLE,), (PageUse.SLAB, PageUse.KERNEL), (PageUse.BALLOONED, PageUse.OUTSIDE),
 )  # fmt: skip
 _MOST_PROBLEMS = 8
+
+
+def sources(found: Analysis) -> str:
+    """How many dumps and live VMs there were, in words."""
+    live = sum(vm.kind == LIVE_VM for vm in found.vms)
+    counts = ((len(found.vms) - live, "dump"), (live, "live VM"))
+    return " and ".join(f"{count:,} {what}{'s' * (count != 1)}" for count, what in counts if count)
 
 
 def vm_row(vm: VmContent) -> tuple[str, ...]:
@@ -112,8 +119,8 @@ def analysis_report(found: Analysis) -> str:
     ]
     body = [
         "<h1>memvirt analyze</h1>",
-        f"<p>{len(found.vms)} dumps, {format_size(found.pages * PAGE_BYTES)}; pages may be shared "
-        f"by {escape(_SHARERS[found.share])}.</p>",
+        f"<p>{sources(found)}, {format_size(found.pages * PAGE_BYTES)}; pages may be shared by "
+        f"{escape(_SHARERS[found.share])}.</p>",
         "<h2>What the pages are</h2>",
         bars(rows, _PARTS, "MiB"),
         table(VM_HEADINGS, [*(vm_row(vm) for vm in found.vms), total_row(found)]),

@@ -10,7 +10,7 @@ import numpy as np
 
 from memvirt.address import MpnArray
 from memvirt.machine.memory import FrameKind
-from memvirt.mmu.page_state import FLAG_BALLOONED
+from memvirt.mmu.page_state import FLAG_BALLOONED, FLAG_UNWRITTEN, FLAG_WRITE_CACHED
 from memvirt.vmm.pmap import LARGE_PAGES, PageState
 
 from .sources import ballooned_count, frame_text, in_machine
@@ -31,6 +31,8 @@ def state_name(vmm: VirtualMachineMonitor, ppn: int) -> str:
 def check_pages(vmm: VirtualMachineMonitor) -> Iterator[Violation]:
     """Rules inside one VM's pmap, and between it and the frames it names."""
     yield from _check_states(vmm)
+    yield from _check_counts(vmm)
+    yield from _check_unwritten(vmm)
     yield from _check_private(vmm)
     yield from _check_shared(vmm)
     yield from _check_balloon(vmm)
@@ -42,6 +44,27 @@ def _check_states(vmm: VirtualMachineMonitor) -> Iterator[Violation]:
     for ppn in told.first(~np.isin(vmm.pmap.state, list(PageState))):
         states = ", ".join(state.name for state in PageState)
         yield Violation("I4", f"PPN {ppn:#x}", state_name(vmm, ppn), f"one of {states}")
+    yield from told.rest()
+
+
+def _check_counts(vmm: VirtualMachineMonitor) -> Iterator[Violation]:
+    for state, counted in zip(PageState, vmm.pmap.counts.tolist(), strict=True):
+        pages = int(np.count_nonzero(vmm.pmap.state == state))
+        if pages != counted:
+            where = f"pages of VM {vmm.vm_id} that are {state.name}"
+            yield Violation("I4", where, f"{pages} pages", f"{counted} counted")
+
+
+def _check_unwritten(vmm: VirtualMachineMonitor) -> Iterator[Violation]:
+    unwritten = np.flatnonzero(vmm.pmap.flags & FLAG_UNWRITTEN)
+    told = Told("I7", f"unwritten pages of VM {vmm.vm_id}")
+    for ppn in told.first(unwritten[vmm.pmap.state[unwritten] != PageState.PRIVATE]):
+        yield Violation("I7", f"PPN {ppn:#x}", f"unwritten and {state_name(vmm, ppn)}", "PRIVATE")
+    yield from told.rest()
+    writable = vmm.pmap.flags[unwritten] & FLAG_WRITE_CACHED != 0
+    for ppn in told.first(unwritten[writable]):
+        expected = "no translation for writes in the processor"
+        yield Violation("I7", f"PPN {ppn:#x}", "unwritten and one", expected)
     yield from told.rest()
 
 

@@ -57,7 +57,7 @@ class FlatPaging:
         mpns = MpnArray(np.arange(first, first + pmap.pages, dtype=np.uint32))
         machine.guest_ppn[mpns] = np.arange(pmap.pages)
         pmap.frame[:] = mpns
-        pmap.state[:] = PageState.PRIVATE
+        pmap.set_states(slice(None), PageState.PRIVATE)
 
     def invalidate(self, ppns: PpnArray) -> int:
         raise ValueError("flat memory has no pages to manage: use shadow or nested paging")

@@ -73,10 +73,13 @@ function top() {
   by('state').dataset.state = state;
   const running = header.vms.filter(vm => vm.condition !== 'off'), configured = running.reduce((sum, vm) => sum + vm.memory, 0);
   const bold = text => html('b', {}, text);
+  const over = !store.past && header.done && store.hello.can.includes('play');
   by('figures').replaceChildren(
+    store.past ? bold('looking back · ') : '', over ? bold('all VMs have ended: drag time back, or press [ · ') : '',
     bold(`${running.length}`), ' VMs, ', bold(`${(configured / 256).toFixed(0)} MB`), ' on ', bold(`${(host.total / 256).toFixed(0)} MB`),
     ', ', bold(`${(configured / host.total).toFixed(2)} x`), html('span', { class: 'wide' }, ' overcommitted'), ' · ', bold(`${(host.time_ns / 1e9).toFixed(2)} s`), html('span', { class: 'wide' }, ' virtual'),
-    html('span', { class: 'wide' }, ` · wall ${header.wall?.toFixed(1) ?? '–'} s`), ` · round ${header.round}`, store.past ? bold(' · looking back') : '', header.done && !store.past ? bold(store.hello.can.includes('play') ? ' · all VMs have ended: drag time back, or press [' : '') : '');
+    html('span', { class: 'wide' }, ` · wall ${header.wall?.toFixed(1) ?? '–'} s`), ` · round ${header.round}`);
+  by('figures').title = by('figures').textContent;
   const live = store.live.header;
   by('play').textContent = live.playing ? '❚❚ pause' : '▶ run';
   by('play').setAttribute('aria-pressed', Boolean(live.playing));

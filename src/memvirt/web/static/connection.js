@@ -23,10 +23,13 @@ export async function decode(buffer, parts) {
       at += part.count;
       continue;
     }
-    const array = parts.get(part.name);
-    const values = at + 4 * part.count;
-    for (let i = 0; i < part.count; i++) array[view.getUint32(at + 4 * i, true)] = stream[values + i];
-    at += 5 * part.count;
+    const array = parts.get(part.name), { count, width } = part, values = at + width * count;
+    let index = 0;
+    for (let i = 0; i < count; i++) {
+      index += width === 2 ? view.getUint16(at + 2 * i, true) : view.getUint32(at + 4 * i, true);
+      array[index] = stream[values + i];
+    }
+    at = values + count;
   }
   return { header, changed: header.parts.map(part => part.name) };
 }

@@ -46,7 +46,7 @@ function go(where, page) {
 
 function neighbour(way) {
   const at = index();
-  go(lane(), at === null ? lane().first : at + way * Math.max(Math.round(lane().perCell), 1));
+  go(lane(), at === null ? lane().first : at + way);
 }
 
 /** Follow the arrows of what is selected, to the strip `kind`. */
@@ -114,6 +114,8 @@ export function start(actions) {
     const action = Object.hasOwn(bound, event.key) ? bound[event.key] : null;
     if (action) { event.preventDefault(); action(); }
   });
+  // Keys are the page's again when a dialog has closed.
+  for (const one of document.querySelectorAll('dialog')) one.addEventListener('close', () => document.activeElement?.blur());
   dialog.append(html('h2', {}, 'Keys'), html('table', {}, html('tbody', {}, ...all.map(([shown, meaning]) =>
     html('tr', {}, html('td', {}, html('kbd', {}, shown)), html('td', {}, meaning))))), html('form', { method: 'dialog' }, html('button', {}, 'close')));
 }

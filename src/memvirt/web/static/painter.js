@@ -87,7 +87,11 @@ class GlPainter {
     gl.enableVertexAttribArray(corner);
     gl.vertexAttribPointer(corner, 2, gl.FLOAT, false, 0, 0);
     gl.pixelStorei(gl.UNPACK_ALIGNMENT, 1);
-    this.at = name => gl.getUniformLocation(program, name);
+    const places = new Map();
+    this.at = name => {
+      if (!places.has(name)) places.set(name, gl.getUniformLocation(program, name));
+      return places.get(name);
+    };
     gl.uniform1i(this.at('classes'), 0);
     gl.uniform1i(this.at('owners'), 1);
   }
