@@ -23,7 +23,7 @@ from .case import Verdict
 
 KEEP = Path("build") / "fuzz"
 _MOST_KEPT = 10  # of one kind and outcome
-_CPU_SECONDS = 120.0  # of the host's processor for a case, its own processes included
+_CPU_SECONDS = 300.0  # of the host's processor for a case, its own processes included
 _WALL_SECONDS = 1500.0  # a case that waits for what never comes
 _POLL_SECONDS = 1.0
 _TICKS = os.sysconf("SC_CLK_TCK")

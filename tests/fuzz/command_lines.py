@@ -15,7 +15,7 @@ from pathlib import Path
 from memvirt.cli.main import main
 
 from .case import Case, Verdict
-from .files import _SMALL_SCENARIO, make_snapshot, strange_number
+from .files import SMALL_SCENARIO, make_snapshot, strange_number
 
 _CPU_SECONDS = 60
 _USAGE = 2
@@ -88,7 +88,7 @@ def make_command(draw: random.Random) -> Case:
 def _lay_out(folder: Path, case: Case) -> None:
     for name, content in case.files.items():
         (folder / name).write_bytes(content)
-    (folder / "s.toml").write_text(_SMALL_SCENARIO)
+    (folder / "s.toml").write_text(SMALL_SCENARIO)
     (folder / "plan.csv").write_text(_PLAN)
     os.mkfifo(folder / "pipe")
     os.mknod(folder / "full", 0o600 | 0o020000, os.makedev(1, 7))

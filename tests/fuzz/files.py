@@ -160,7 +160,7 @@ def run_snapshot(case: Case) -> Verdict:
 
 # Scenarios -------------------------------------------------------------------------------------
 
-_SMALL_SCENARIO = """timeout = 5
+SMALL_SCENARIO = """timeout = 5
 seed = 1
 check = true
 [machine]
@@ -197,7 +197,7 @@ unmap = 0.1
 @cache
 def _scenarios() -> tuple[str, ...]:
     bundled = (find_scenario(name).read_text() for name in bundled_scenarios())
-    return (_SMALL_SCENARIO, _SMALL_SCENARIO, *bundled)
+    return (SMALL_SCENARIO, SMALL_SCENARIO, *bundled)
 
 
 def make_scenario(draw: random.Random) -> Case:

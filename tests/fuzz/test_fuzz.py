@@ -30,7 +30,7 @@ def test_a_seed_gives_the_same_case_again(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.timeout(3000)
 def test_a_short_run(tmp_path: Path) -> None:
-    campaign = Campaign(KIND_NAMES, seed=12, cases=_CASES, keep=tmp_path)
+    campaign = Campaign(KIND_NAMES, seed=3, cases=_CASES, keep=tmp_path)
     good = campaign.run()
     assert good, "\n".join([campaign.table(), *(p.read_text() for p in tmp_path.glob("*/*.txt"))])
     assert campaign.counts.total() == _CASES * len(KIND_NAMES)

@@ -90,7 +90,9 @@ def test_a_timeout_does_not_wait_for_the_end_of_a_quantum(monkeypatch: pytest.Mo
 
     with VirtualMachine(Machine("64M"), memory="4M") as vm:
         vm.load(_CHANGES_ITSELF, protocol="flat")
-        assert vm.run(timeout=0.5, on_quantum=look).reason is EndReason.TIMEOUT
+        outcome = vm.run(timeout=0.5, on_quantum=look)
+        assert outcome.reason is EndReason.TIMEOUT
+        assert outcome.host_seconds == vm.host_seconds  # the last quantum is in it, and once
     assert seen
 
 
