@@ -13,11 +13,16 @@ costs a sort and not a step per page.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 Amounts = np.ndarray[tuple[int], np.dtype[np.float64]]
+
+
+def _amounts(values: ArrayLike) -> Amounts:
+    return np.asarray(values, np.float64)
 
 
 def idle_page_cost(tax_percent: float) -> float:
@@ -25,65 +30,66 @@ def idle_page_cost(tax_percent: float) -> float:
     return 1 / (1 - tax_percent / 100)
 
 
-def weights(shares: Any, active: Any, tax_percent: float) -> Amounts:
+def weights(shares: ArrayLike, active: ArrayLike, tax_percent: float) -> Amounts:
     """Shares after the idle memory tax. ``active`` is the active fraction of each VM (0 to 1)."""
-    fraction = np.clip(np.asarray(active, np.float64), 0, 1)
+    fraction = np.clip(_amounts(active), 0, 1)
     cost = fraction + idle_page_cost(tax_percent) * (1 - fraction)
-    return np.asarray(np.asarray(shares, np.float64) / cost, np.float64)
+    return _amounts(_amounts(shares) / cost)
 
 
-def fill(total: float, weight: Any, lower: Any, upper: Any) -> Amounts:
+def fill(total: float, weight: ArrayLike, lower: ArrayLike, upper: ArrayLike) -> Amounts:
     """Distribute ``total`` in proportion to ``weight``, each amount kept in [lower, upper].
 
     Finds the level L with sum(clip(L * weight, lower, upper)) = total. If all minima do not fit,
     everybody gets the minimum; if all maxima do, the maximum. ``lower <= upper`` and positive
     weights are the caller's promise. Cost: a sort of two breakpoints for each VM.
     """
-    weight, lower, upper = (np.asarray(a, np.float64) for a in (weight, lower, upper))
-    if total <= lower.sum():
-        return np.asarray(lower.copy())
-    if total >= upper.sum():
-        return np.asarray(upper.copy())
+    claims, least, most = _amounts(weight), _amounts(lower), _amounts(upper)
+    if total <= least.sum():
+        return np.asarray(least.copy())
+    if total >= most.sum():
+        return np.asarray(most.copy())
     # Where L * weight leaves its lower bound the sum gains slope, where it meets the upper
     # bound it loses it again: the sum is piecewise linear in L.
-    levels = np.concatenate((lower / weight, upper / weight))
-    slopes = np.concatenate((weight, -weight))
+    levels = np.concatenate((least / claims, most / claims))
+    slopes = np.concatenate((claims, -claims))
     order = np.argsort(levels, kind="stable")
     levels, slope = levels[order], np.cumsum(slopes[order])
     rise = np.concatenate(([0.0], np.cumsum(slope[:-1] * np.diff(levels))))
-    sums = lower.sum() + rise
+    sums = least.sum() + rise
     segment = int(np.searchsorted(sums, total, side="right")) - 1
     level = levels[segment]
     if slope[segment] > 0:
         level += (total - sums[segment]) / slope[segment]
-    return np.clip(level * weight, lower, upper)
+    return np.clip(level * claims, least, most)
 
 
-def revoke(need: float, weight: Any, pages: Any, lower: Any) -> Amounts:
+def revoke(need: float, weight: ArrayLike, pages: ArrayLike, lower: ArrayLike) -> Amounts:
     """Min-funding revocation: how many pages to take from each VM so that ``need`` are freed.
 
     Pages come from the VMs with the lowest shares per page until they are level with the next.
     No VM falls below ``lower`` (its reservation); less than ``need`` is taken if all are there.
     """
-    pages = np.asarray(pages, np.float64)
-    floor = np.minimum(np.asarray(lower, np.float64), pages)
-    kept = fill(float(pages.sum()) - need, weight, floor, pages)
-    return np.asarray(pages - kept)
+    had = _amounts(pages)
+    floor = np.minimum(_amounts(lower), had)
+    return had - fill(float(had.sum()) - need, weight, floor, had)
 
 
-def targets(total: float, weight: Any, minimum: Any, maximum: Any, demand: Any) -> Amounts:
+def targets(
+    total: float, weight: ArrayLike, minimum: ArrayLike, maximum: ArrayLike, demand: ArrayLike
+) -> Amounts:
     """The memory each VM is entitled to now, of ``total`` pages for all.
 
     First as far as each VM has any use for it (``demand``), so that what one does not use goes to
     others; what is left then goes up to each one's ``maximum``, in the same proportion.
     """
-    minimum, maximum = np.asarray(minimum, np.float64), np.asarray(maximum, np.float64)
-    wanted = np.clip(np.asarray(demand, np.float64), minimum, maximum)
+    most = _amounts(maximum)
+    wanted = np.clip(_amounts(demand), _amounts(minimum), most)
     entitled = fill(total, weight, minimum, wanted)
     spare = total - float(entitled.sum())
     if spare <= 0:
         return entitled
-    return fill(total, weight, entitled, maximum)
+    return fill(total, weight, entitled, most)
 
 
 # Policies ------------------------------------------------------------------------------------

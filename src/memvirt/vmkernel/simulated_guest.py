@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import Any
 
 import numpy as np
 
@@ -353,7 +352,7 @@ class SimulatedGuest:
             self.machine.put_back(int(pages.size) * self.granule)
         return pages
 
-    def _use_shared(self, ppns: PpnArray, mpns: Any) -> None:
+    def _use_shared(self, ppns: PpnArray, mpns: MpnArray) -> None:
         if self._frame.size == 0:
             self._frame = np.zeros(self.pages, np.int64)
         self._frame[ppns] = mpns

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -30,14 +29,14 @@ class VmSampling:
 
     def __init__(self, vm: LiveVm) -> None:
         self.vm = vm
-        self.drawn: Any = None  # a sample that no round has yet
+        self.drawn: PpnArray | None = None  # a sample that no round has yet
         self.error = ""
-        self._pages: Any = None  # of the last round that ended
-        self._untouched: Any = None
+        self._pages: PpnArray | None = None  # of the last round that ended
+        self._untouched: Flags | None = None
 
     def begin_sample(self, ppns: PpnArray) -> None:
         """The next round watches these pages."""
-        self.drawn = np.array(ppns, np.int64)
+        self.drawn = PpnArray(np.array(ppns, np.int64))
         self._pages = None
 
     def untouched(self, ppns: PpnArray) -> Flags | None:
@@ -52,7 +51,7 @@ class VmSampling:
     def idle(self, ppns: PpnArray) -> Flags:
         return np.zeros(np.shape(ppns), np.bool_)
 
-    def ended(self, pages: Any, seen: WatchedPages) -> None:
+    def ended(self, pages: PpnArray, seen: WatchedPages) -> None:
         """A round with ``pages`` has ended. Pages of which nothing is known count as touched."""
         self.error = seen.error
         if self.drawn is not None:
@@ -93,7 +92,7 @@ class Sampler:
         """Start a round with all samples that were drawn, unless one runs."""
         if self._thread is not None and self._thread.is_alive():
             return
-        drawn: list[tuple[VmSampling, SampledVm, Any]] = []
+        drawn: list[tuple[VmSampling, SampledVm, PpnArray]] = []
         for sampling in self._vms:
             if sampling.drawn is not None:
                 pages, sampling.drawn = sampling.drawn, None
@@ -107,7 +106,7 @@ class Sampler:
             )
             self._thread.start()
 
-    def _round(self, drawn: list[tuple[VmSampling, SampledVm, Any]]) -> None:
+    def _round(self, drawn: list[tuple[VmSampling, SampledVm, PpnArray]]) -> None:
         with contextlib.ExitStack() as handles:
             for _, vm, _ in drawn:
                 handles.enter_context(vm)
