@@ -67,7 +67,7 @@ def page_hand_off(
         server.close()
         path.unlink(missing_ok=True)
     with connection:
-        transport = HandOffTransport(connection, no_direct_io=no_direct_io)
+        transport = HandOffTransport.accepted(connection, no_direct_io=no_direct_io)
         known = find_attachment(transport.pid)
         return _page(transport, known, options, memory_file, transport.take_messages)
 

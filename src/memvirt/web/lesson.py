@@ -35,7 +35,7 @@ class Lesson:
         self.words: dict[int, str] = {}  # by PPN: what the guest wrote there, for the picture
 
     @property
-    def _table(self) -> str:
+    def table_name(self) -> str:
         return "shadow" if self.paging is PagingMode.SHADOW else "nested"
 
     def scene(
@@ -94,7 +94,7 @@ class Lesson:
                 start = (
                     ("virtual", page) if self.paging is PagingMode.SHADOW else ("physical", one.ppn)
                 )
-                arrows.append(_arrow(self._table, start, ("machine", one.mpn)))
+                arrows.append(_arrow(self.table_name, start, ("machine", one.mpn)))
         view = self.vm.view()
         for ppn in map(PhysicalPageNumber, range(PAGES)):
             if (mpn := view.frame_of(ppn)) is not None:
@@ -108,7 +108,7 @@ class Lesson:
         vm = self.vm
         before, entries = map_address(vm.view(), gva), vm.entries()
         wish = f"The guest wants to {_KINDS[kind]} at {gva:#x}"
-        self.scene(wish, _found(before, self._table, kind), gva=gva)
+        self.scene(wish, _found(before, self.table_name, kind), gva=gva)
         attempt = vm.attempt(gva, kind)
         after = map_address(vm.view(), gva)
         if word and attempt.machine_address is not None and after.ppn is not None:
@@ -122,7 +122,7 @@ class Lesson:
                 gva=gva,
             )
             return attempt
-        done = _done(before, after, attempt, self._table)
+        done = _done(before, after, attempt, self.table_name)
         same = "changed" if entries != vm.entries() else "the same as before"
         done.append(
             f"The access went to machine address {attempt.machine_address:#x}. "
@@ -209,8 +209,8 @@ def _share(lesson: Lesson, first: PhysicalPageNumber, second: PhysicalPageNumber
         "The VMkernel shares equal pages",
         f"PPN {first:#x} and PPN {second:#x} hash to {int(hashes[0]):#x} and "
         f"{int(hashes[1]):#x}, and compare equal in full: {len(merged)} page more uses MPN "
-        f"{mpn:#x}. Free frames: {free} before, {_free(lesson)} now. Their {lesson._table} entries "
-        "are gone, and come back read-only with the next access.",
+        f"{mpn:#x}. Free frames: {free} before, {_free(lesson)} now. Their "
+        f"{lesson.table_name} entries are gone, and come back read-only with the next access.",
         ppn=second,
     )
 

@@ -120,7 +120,7 @@ def _holder(directory: Path, role: Role) -> int | None:
 
 def _serve(server: socket.socket, store: Path, goal: Goal, memory_file: Path | None) -> int:
     connection, _ = server.accept()
-    transport = HandOffTransport(connection, no_direct_io=True)
+    transport = HandOffTransport.accepted(connection, no_direct_io=True)
     known = find_attachment(transport.pid)
     if known is not None:
         session = resume(known, transport)

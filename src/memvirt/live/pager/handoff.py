@@ -199,27 +199,38 @@ class HandOffTransport:
 
     way = Way.HAND_OFF
 
-    def __init__(self, connection: socket.socket, *, no_direct_io: bool) -> None:
-        self._connection: socket.socket | None = connection
+    def __init__(
+        self,
+        pid: int,
+        *,
+        no_direct_io: bool,
+        connection: socket.socket | None = None,
+        message: Message | None = None,
+        descriptor: int = -1,
+    ) -> None:
+        self._connection = connection
         self._no_direct_io = no_direct_io
-        self.pid = peer_process(connection)
-        self.name = f"vmm-{self.pid}"
-        message, self._descriptor = receive_hand_off(connection)
-        self._regions = message.regions
-        self._answers = message.dialect is Dialect.CLOUD_HYPERVISOR
-        connection.setblocking(False)
+        self.pid, self.name = pid, f"vmm-{pid}"
+        self._descriptor = descriptor
+        self._regions = () if message is None else message.regions
+        self._answers = message is not None and message.dialect is Dialect.CLOUD_HYPERVISOR
         self._pending = b""
+
+    @classmethod
+    def accepted(cls, connection: socket.socket, *, no_direct_io: bool) -> HandOffTransport:
+        """Receive the hand-off of the VMM at the other end. Raises PagerError."""
+        message, descriptor = receive_hand_off(connection)
+        connection.setblocking(False)
+        return cls(
+            peer_process(connection), no_direct_io=no_direct_io, connection=connection,
+            message=message, descriptor=descriptor,
+        )  # fmt: skip
 
     @classmethod
     def resumed(cls, pid: int, *, no_direct_io: bool) -> HandOffTransport:
         """For a VMM that handed over to an earlier pager and does not do so again: ``resume``
         takes the descriptor from its process."""
-        transport = cls.__new__(cls)
-        transport._connection, transport._no_direct_io = None, no_direct_io
-        transport.pid, transport.name = pid, f"vmm-{pid}"
-        transport._regions, transport._descriptor = (), -1
-        transport._answers, transport._pending = False, b""
-        return transport
+        return cls(pid, no_direct_io=no_direct_io)
 
     def regions(self) -> tuple[Region, ...]:
         return self._regions
