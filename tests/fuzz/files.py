@@ -254,13 +254,13 @@ _ESXTOP = (
     '"\\\\h\\Group Memory(1:a)\\Touched MBytes"\n'
     '"11/25/2026 10:00:00","4096.00","100.00"\n"11/25/2026 10:00:05","4096.00","110.00"\n'
 )
-_MEASUREMENTS = {"plain.csv": _PLAIN, "rvtools.csv": _RVTOOLS, "query.json": _PROMETHEUS,
+MEASUREMENTS = {"plain.csv": _PLAIN, "rvtools.csv": _RVTOOLS, "query.json": _PROMETHEUS,
                  "1.csv": _BITBRAINS, "esxtop.csv": _ESXTOP}  # fmt: skip
 
 
 def make_plan(draw: random.Random) -> Case:
-    name = draw.choice(list(_MEASUREMENTS))
-    return Case("plan", {name: change_text(draw, _MEASUREMENTS[name])})
+    name = draw.choice(list(MEASUREMENTS))
+    return Case("plan", {name: change_text(draw, MEASUREMENTS[name])})
 
 
 def run_plan(case: Case) -> Verdict:

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from memvirt.errors import MemvirtError
+from memvirt.notebook import one_line
+
+_MOST_SHOWN = 1000  # characters; names and cells may come from anywhere
 
 
 class Severity(StrEnum):
@@ -25,7 +28,7 @@ class Finding:
     what: str
 
     def __str__(self) -> str:
-        return f"{self.severity}: {self.where}: {self.what}"
+        return one_line(f"{self.severity}: {self.where}: {self.what}", _MOST_SHOWN)
 
 
 class PlanDataError(MemvirtError):
@@ -47,7 +50,7 @@ class Findings:
 
     def error(self, what: str, where: str = "") -> PlanDataError:
         """The exception to raise for what makes the file unusable."""
-        return PlanDataError(f"{self._where(where)}: {what}")
+        return PlanDataError(one_line(f"{self._where(where)}: {what}", _MOST_SHOWN))
 
     def _where(self, where: str) -> str:
         return f"{self.path}, {where}" if where else self.path
@@ -55,5 +58,5 @@ class Findings:
 
 def name_some(names: list[str], most: int = 5) -> str:
     """The first few of many names, and how many more there are."""
-    shown = ", ".join(names[:most])
+    shown = one_line(", ".join(names[:most]), _MOST_SHOWN)
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -87,6 +87,8 @@ def assemble(readings: list[Reading], *, interval: float | None = None) -> Fleet
     for reading in readings:
         for key, vm in _by_distinct_name(reading, findings).items():
             merged[key] = _merge(merged[key], vm, findings) if key in merged else vm
+    for vm in merged.values():
+        _drop_infinities(vm, findings)
     off = [name for name, vm in merged.items() if not vm.powered_on]
     if off:
         findings.note(f"VMs that are off, planned without memory of their own: {name_some(off)}")
@@ -213,6 +215,22 @@ def _check(vm: VmReading, findings: Findings) -> None:
         setattr(vm, what, np.minimum(values, vm.memory))
     # Activity is an estimate: what has no content cannot be active.
     vm.active = np.where(np.isnan(vm.active), np.nan, np.fmin(vm.active, vm.in_use))
+
+
+def _drop_infinities(vm: VmReading, findings: Findings) -> None:
+    """An infinite amount is unknown."""
+    found = []
+    for what in ("memory", "reservation", "limit", "shares", "overhead"):
+        if math.isinf(getattr(vm, what)):
+            setattr(vm, what, math.nan)
+            found.append(what)
+    for what in ("in_use", "active"):
+        values = getattr(vm, what)
+        if np.isinf(values).any():
+            setattr(vm, what, np.where(np.isinf(values), np.nan, values))
+            found.append(what.replace("_", " "))
+    if found:
+        findings.warn(f"VM {vm.name}: infinite {', '.join(found)}: taken as unknown")
 
 
 def _place(vm: VmReading, in_use: Series, active: Series, start: float, step: float) -> None:

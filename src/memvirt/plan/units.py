@@ -7,11 +7,13 @@ Here K, M, G and T are powers of 1024, with or without the i, as everywhere in m
 
 from __future__ import annotations
 
+import math
 import re
 
 from memvirt.address import PAGE_BYTES
 from memvirt.errors import MemvirtError
 
+_MOST_BYTES = 1 << 72  # its pages, and sums of them, are exact enough in every type used
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 # A unit at the end of a heading: "Size MiB", "Memory usage [KB]", "in_use_mib", "total_bytes".
 _HEADING = re.compile(
@@ -61,9 +63,12 @@ def parse_number(text: str, *, decimal_comma: bool = False) -> float:
                 raise AmountError(f'"{text}" is no number')
         digits = digits.replace(group, "")
     try:
-        return float(digits.replace(point, "."))
+        number = float(digits.replace(point, "."))
     except ValueError:
         raise AmountError(f'"{text}" is no number') from None
+    if not math.isfinite(number):
+        raise AmountError(f'"{text[:40]}" is no finite number')
+    return number
 
 
 def parse_amount(
@@ -82,6 +87,8 @@ def parse_amount(
         raise AmountError(f'"{text}" has no unit; write it in the heading, such as memory_mib')
     if number < 0:
         raise AmountError(f'"{text}" is negative')
+    if number * unit >= _MOST_BYTES:
+        raise AmountError(f'"{text[:40]}" is more than any machine has')
     return number * unit, unit
 
 

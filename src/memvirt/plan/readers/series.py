@@ -11,7 +11,16 @@ import numpy as np
 from memvirt.plan.findings import Findings, name_some
 from memvirt.plan.readings import Floats, VmReading
 
+_MOST_SECONDS = 1e15  # milliseconds too
 _MILLISECONDS = 1e11  # a date since 1970 is below in seconds, above in milliseconds (from 1973)
+
+
+def _seconds(cell: str) -> float:
+    """A number of seconds or milliseconds that is a time. Raises ValueError."""
+    number = float(cell)
+    if not abs(number) < _MOST_SECONDS:  # nor NaN
+        raise ValueError(cell)
+    return number
 
 
 def seconds_of(cells: list[str], findings: Findings, where: str = "") -> Floats:
@@ -20,7 +29,7 @@ def seconds_of(cells: list[str], findings: Findings, where: str = "") -> Floats:
     bad = []
     for row, cell in enumerate(cells):
         try:
-            out[row] = float(cell)
+            out[row] = _seconds(cell)
         except ValueError:
             try:
                 when = datetime.fromisoformat(cell)

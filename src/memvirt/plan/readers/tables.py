@@ -20,6 +20,7 @@ from memvirt.plan.findings import Findings, PlanDataError, name_some
 from memvirt.plan.units import AmountError, pages_of, parse_amount, parse_number, split_heading
 
 _SEPARATORS = ",;\t|"
+_MOST_SHOWN = 100
 _UNITS_SHOWN = {1: "bytes", 1 << 10: "KiB", 1 << 20: "MiB", 1 << 30: "GiB", 1 << 40: "TiB"}
 
 
@@ -126,7 +127,7 @@ def read_text(path: Path, findings: Findings) -> str:
     """A text file in UTF-8, UTF-16 (both with or without a mark) or Windows-1252."""
     raw = path.read_bytes()
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return raw.decode("utf-16")
+        return raw.decode("utf-16", errors="replace")
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -136,18 +137,22 @@ def read_text(path: Path, findings: Findings) -> str:
 
 def first_row(text: str) -> tuple[list[str], str]:
     """The headings of CSV text and their separator: the one that parts the first line most."""
-    line = text.split("\n", 1)[0].rstrip("\r")
+    line = text.split("\n", 1)[0].split("\r", 1)[0]
     if line.lower().startswith("sep=") and len(line) == 5:
-        return first_row(text.split("\n", 1)[1])[0], line[4]
-    separator = max(_SEPARATORS, key=lambda c: len(next(csv.reader([line], delimiter=c), [])))
-    return [cell.strip() for cell in next(csv.reader([line], delimiter=separator), [])], separator
+        return first_row(text.partition("\n")[2])[0], line[4]
+    try:
+        separator = max(_SEPARATORS, key=lambda c: len(next(csv.reader([line], delimiter=c), [])))
+        cells = next(csv.reader([line], delimiter=separator), [])
+    except csv.Error:  # a cell beyond all bounds: one heading, of no format
+        return [line[:_MOST_SHOWN]], _SEPARATORS[0]
+    return [cell.strip() for cell in cells], separator
 
 
 def read_csv(path: Path, findings: Findings) -> Table:
     """A CSV file, as text. Raises PlanDataError if it is none."""
     text = read_text(path, findings)
     if text.lower().startswith("sep="):
-        text = text.split("\n", 1)[1]
+        text = text.partition("\n")[2]
     headings, separator = first_row(text)
     if not any(headings):
         raise findings.error("is empty; the first line should name the columns")
