@@ -60,6 +60,9 @@ _DECODERS: dict[int, Callable[[bytes], bytes]] = {
 _DAMAGE = (zlib.error, lzo.LzoError, zstandard.ZstdError, OSError, pa.ArrowException)
 
 
+_MOST_AT_ONCE = 1 << 31  # a bitmap of 64 TiB of memory
+
+
 class _File:
     """Bytes of a dump by their offset, whether it is flattened or not."""
 
@@ -67,13 +70,14 @@ class _File:
         self.path = path
         self._file = path.open("rb")
         weakref.finalize(self, self._file.close)
+        self._length = path.stat().st_size
         self._offsets: list[int] = []
         self._pieces: list[tuple[int, int, int]] = []  # (offset, size, place in the file)
         if self._file.read(12) == FLATTENED:
             self._index()
 
     def _index(self) -> None:
-        at, length = _FLAT_HEADER, self.path.stat().st_size
+        at, length = _FLAT_HEADER, self._length
         pieces: dict[int, tuple[int, int, int]] = {}
         while True:
             self._file.seek(at)
@@ -91,6 +95,10 @@ class _File:
         self._pieces = [pieces[offset] for offset in self._offsets]
 
     def read(self, offset: int, size: int) -> bytes:
+        """``size`` bytes from ``offset`` on. Raises DumpError if they are not there."""
+        most = _MOST_AT_ONCE if self._offsets else self._length - offset
+        if size > most:  # before so much memory is taken for them
+            raise DumpError(f"{self.path}: is cut off: {size} bytes at {offset:,} are missing")
         if not self._offsets:
             self._file.seek(offset)
             data = self._file.read(size)
