@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 
 from memvirt.gdb.packets import PacketReader, framed
@@ -37,7 +38,8 @@ class Client:
             for packet in self._reader.take(data).packets:
                 assert packet is not None
                 self._packets.append(packet)
-                self._socket.sendall(b"+")
+                with contextlib.suppress(ConnectionError):  # gone after its last word
+                    self._socket.sendall(b"+")
         return self._packets.pop(0).decode("latin-1")
 
     def ask(self, content: str) -> str:

@@ -12,6 +12,7 @@ import os
 import select
 import socket
 import stat
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +25,7 @@ from .packets import INTERRUPT, PacketReader, framed
 from .stub import SIGNAL_FAULT, After, Stub
 
 _LOOPBACK = "127.0.0.1"
+_GOODBYE_SECONDS = 1.0
 # Ends after which there is something to look at.
 _DEATHS = (
     EndReason.TRIPLE_FAULT, EndReason.NO_FIRMWARE, EndReason.MISCONFIGURED,
@@ -49,6 +51,21 @@ def _left_behind(path: str) -> bool:
     except OSError:
         return False
     return False
+
+
+def _say_goodbye(connection: socket.socket) -> None:
+    """Close a connection so that our last word arrives.
+
+    What gdb still has to say (it acknowledges that word) must not meet a closed socket: it would be
+    answered by a reset, which may overtake. Who does not hang up is waited for a second.
+    """
+    until = time.monotonic() + _GOODBYE_SECONDS
+    with connection, contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_WR)
+        while (left := until - time.monotonic()) > 0:
+            connection.settimeout(left)
+            if not connection.recv(65536):
+                break
 
 
 class GdbServer:
@@ -188,7 +205,7 @@ class GdbSession:
 
     def _close(self) -> None:
         if self._connection is not None:
-            self._connection.close()
+            _say_goodbye(self._connection)
             self._connection = None
         self._stub.release()
 
