@@ -128,28 +128,35 @@ def callback(signature: str) -> Callable[[Callable[..., Any]], Callback]:
     return decorate
 
 
-class _Notice(event.Listener):  # type: ignore[misc]
-    """Says on standard error, once, that the time goes into compiling."""
+class _CompileClock(event.Listener):  # type: ignore[misc]
+    """What compiling took, which Numba does in one thread at a time; said once on standard error.
+
+    ``silent``: it has been said, or is shown in another way.
+    """
 
     def __init__(self) -> None:
-        self._depth = 0
-        self._since = 0.0
-        self._seconds = 0.0
+        self.depth = 0
+        self.processor_seconds = 0.0
+        self.silent = False
+        self._wall_seconds = 0.0
+        self._since = (0.0, 0.0)
 
     def on_start(self, event: Any) -> None:
         """A kernel that is not in the cache is compiled; what it calls may be, inside."""
-        if self._depth == 0:
-            self._since = time.monotonic()
-        self._depth += 1
+        if self.depth == 0:
+            self._since = (time.monotonic(), time.thread_time())
+        self.depth += 1
 
     def on_end(self, event: Any) -> None:
         """It is done."""
-        self._depth -= 1
-        if self._depth:
+        self.depth -= 1
+        if self.depth:
             return
-        self._seconds += time.monotonic() - self._since
-        if self._seconds > _SILENT_SECONDS:
-            silence_notice()
+        wall, processor = self._since
+        self._wall_seconds += time.monotonic() - wall
+        self.processor_seconds += time.thread_time() - processor
+        if not self.silent and self._wall_seconds > _SILENT_SECONDS:
+            self.silent = True
             print(
                 "memvirt: compiling for this machine; it is kept for the next time "
                 "(memvirt warm does it ahead)",
@@ -157,41 +164,15 @@ class _Notice(event.Listener):  # type: ignore[misc]
             )
 
 
-class _CompileClock(event.Listener):  # type: ignore[misc]
-    """The processor time that compiling took. Numba compiles in one thread at a time."""
-
-    def __init__(self) -> None:
-        self.depth = 0
-        self.seconds = 0.0
-        self._since = 0.0
-
-    def on_start(self, event: Any) -> None:
-        if self.depth == 0:
-            self._since = time.thread_time()
-        self.depth += 1
-
-    def on_end(self, event: Any) -> None:
-        self.depth -= 1
-        if self.depth == 0:
-            self.seconds += time.thread_time() - self._since
-
-
-_compile_clock = _CompileClock()
-event.register("numba:compile", _compile_clock)
+_clock = _CompileClock()
+event.register("numba:compile", _clock)
 
 
 def compile_seconds() -> float | None:
     """Processor time that compiling has taken in this process; None while something is compiled."""
-    return None if _compile_clock.depth else _compile_clock.seconds
-
-
-_notice: _Notice | None = _Notice()
-event.register("numba:compile", _notice)
+    return None if _clock.depth else _clock.processor_seconds
 
 
 def silence_notice() -> None:
     """Say nothing of compiling: whoever calls this shows it in another way."""
-    global _notice
-    if _notice is not None:
-        event.unregister("numba:compile", _notice)
-        _notice = None
+    _clock.silent = True
