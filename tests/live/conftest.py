@@ -23,29 +23,22 @@ from memvirt.live.discovery import DiscoveredVm, discover
 from memvirt.live.ksm import KSM_DIRECTORY
 from memvirt.live.vm import LiveVm
 from tests.guests.conftest import LinuxGuest, linux_guest
+from tests.waiting import until
 
 __all__ = ["linux_guest"]
 
 QEMU = "qemu-system-x86_64"
-_SECONDS = 240.0  # to boot or answer, on a busy machine
+SECONDS = 240.0  # to boot or answer, on a busy machine
 _PR_SET_THP_DISABLE = 41  # prctl(2)
 HERE = Path(__file__).parent
-
-
-def wait_until(true: Callable[[], object], what: str, seconds: float = _SECONDS) -> None:
-    """Wait for a condition; no test waits for time to pass."""
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def patience() -> Iterator[None]:
     """A machine that is busy with something else is none that hangs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(qmp, "CONNECT_SECONDS", _SECONDS / 4)
-        patch.setattr(qmp, "COMMAND_SECONDS", _SECONDS / 4)
+        patch.setattr(qmp, "CONNECT_SECONDS", SECONDS / 4)
+        patch.setattr(qmp, "COMMAND_SECONDS", SECONDS / 4)
         yield
 
 
@@ -72,7 +65,7 @@ def stop_in_kernel(vm: LiveVm) -> None:
         vm.ask().execute("cont")
         return False
 
-    wait_until(stopped, "the guest to be in its kernel")
+    until(stopped, "the guest to be in its kernel", SECONDS)
 
 
 class Console:
@@ -81,7 +74,7 @@ class Console:
     def __init__(self, path: Path) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(1.0)
-        wait_until(lambda: self._try_connect(path), "the serial console")
+        until(lambda: self._try_connect(path), "the serial console", SECONDS)
         self.text = ""
         self._commands = 0
 
@@ -92,7 +85,7 @@ class Console:
             return False
         return True
 
-    def wait_for(self, text: str, seconds: float = _SECONDS) -> str:
+    def wait_for(self, text: str, seconds: float = SECONDS) -> str:
         """What came until ``text``, with it."""
         deadline = time.monotonic() + seconds
         while text not in self.text:
@@ -102,7 +95,7 @@ class Console:
         before, _, self.text = self.text.partition(text)
         return before + text
 
-    def run(self, command: str, seconds: float = _SECONDS) -> str:
+    def run(self, command: str, seconds: float = SECONDS) -> str:
         """Carry out a shell command in the guest; what it printed."""
         self._commands += 1
         mark = f"done{self._commands}"

@@ -14,9 +14,10 @@ import tempfile
 from pathlib import Path
 
 from memvirt.live.errors import CommandError
+from tests.waiting import until
 
 from .pager.conftest import make_verifying_guest
-from .pager.qemu_guest import VerifyingVm, until
+from .pager.qemu_guest import VerifyingVm
 
 _MEMORY = 192  # MiB of each VM
 _SHARES = {"gold": 4000, "silver": 2000, "bronze": 500}

@@ -13,8 +13,9 @@ from memvirt.live.forecast import VmHashes, forecast, forecast_sharing, zero_has
 from memvirt.live.ksm import KSM_DIRECTORY, ksm_status, why_not_merged
 from memvirt.live.page_states import LivePageState
 from memvirt.live.vm import LiveVm, open_kernel_pages
+from tests.waiting import until
 
-from .conftest import Qemu, wait_until
+from .conftest import Qemu
 
 
 def hashed(name: str, contents: list[int], salt: str = "") -> VmHashes:
@@ -126,4 +127,4 @@ def _until_ksm_is_done(vms: list[LiveVm]) -> None:
             seen.append((status.full_scans, frames_held(vms)))
         return len(seen) > 5 and abs(seen[-1][1] - seen[-2][1]) <= 20
 
-    wait_until(settled, "KSM's scans", 500)
+    until(settled, "KSM's scans", 500)

@@ -25,8 +25,9 @@ from memvirt.live.errors import (
     MonitorTimeout,
 )
 from memvirt.live.qmp import QmpMonitor
+from tests.waiting import until
 
-from .conftest import Qemu, wait_until
+from .conftest import SECONDS, Qemu
 
 GREETING = {
     "QMP": {
@@ -169,7 +170,7 @@ def test_events_are_kept_and_waited_for(server: Any) -> None:
         assert event is not None
         assert (event.name, event.data, event.seconds) == ("RESUME", {"of": "RESUME"}, 5.0)
         found: list[str] = []
-        wait_until(lambda: found.extend(e.name for e in monitor.events()) or found, "SHUTDOWN")
+        until(lambda: found.extend(e.name for e in monitor.events()) or found, "SHUTDOWN", SECONDS)
         assert found == ["SHUTDOWN"]
         assert monitor.wait_event("STOP", timeout=0.01) is None
 

@@ -26,8 +26,9 @@ from memvirt.live.working_set import (
     sample_frames,
     sample_references,
 )
+from tests.waiting import until
 
-from .conftest import Qemu, wait_until
+from .conftest import SECONDS, Qemu
 
 TOUCHED_MIB = 96
 
@@ -75,7 +76,7 @@ def test_clear_refs_sees_what_a_guest_touches(host_state: None, busy_guest: Qemu
             begun = rounds(busy_guest)
 
             def wait(seconds: float) -> None:
-                wait_until(lambda: rounds(busy_guest) >= begun + 3, "three rounds of the guest")
+                until(lambda: rounds(busy_guest) >= begun + 3, "three rounds of the guest", SECONDS)
 
             (result,) = sample_references([sampled], 0, wait)
         finally:
@@ -256,7 +257,7 @@ def test_waiting_for_damon_can_be_interrupted(admin: Path, tmp_path: Path) -> No
     watching = threading.Thread(target=watch)
     watching.start()
     state = admin / "kdamonds/0/state"
-    wait_until(lambda: state.exists() and state.read_text() == "on", "DAMON to be on")
+    until(lambda: state.exists() and state.read_text() == "on", "DAMON to be on", SECONDS)
     damon.close()
     watching.join(60)
     assert "interrupted" in str(errors[0])

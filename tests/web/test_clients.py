@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import socket
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any
@@ -18,6 +17,7 @@ from memvirt.web import app
 from memvirt.web.server import Address, WebServer
 from memvirt.web.source import Frame
 from memvirt.web.wire import decode
+from tests.waiting import until
 
 from .conftest import Served
 
@@ -75,13 +75,6 @@ def _silent_client(server: WebServer) -> socket.socket:
     return made
 
 
-def _until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 300
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
 def test_frames_are_not_queued_for_a_client_that_does_not_read(
     serving: tuple[RandomFrames, WebServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,7 +91,7 @@ def test_frames_are_not_queued_for_a_client_that_does_not_read(
     url = f"ws://127.0.0.1:{server.port}/live?token={server.token}"
     with _silent_client(server), connect(url, max_size=None) as reader:
         assert json.loads(reader.recv()) == source.hello()
-        _until(lambda: source.viewers == 2)
+        until(lambda: source.viewers == 2, "its clients to be known", 300)
         for number in range(1, _FRAMES + 1):
             source.publish(number)
             message = reader.recv(timeout=300)
@@ -115,14 +108,14 @@ def test_a_client_that_vanished_is_let_go(
     monkeypatch.setattr(app, "_SEND_SECONDS", 0.2)
     source, server = serving
     with _silent_client(server):
-        _until(lambda: source.viewers == 1)
+        until(lambda: source.viewers == 1, "its clients to be known", 300)
         numbers = iter(range(1, 100_000))
 
         def gone() -> bool:
             source.publish(next(numbers))
             return source.viewers == 0
 
-        _until(gone)
+        until(gone, "the client to be let go", 300)
 
 
 def test_a_big_frame_is_sent_less_often(
@@ -153,15 +146,15 @@ def test_nothing_is_captured_when_nobody_looks(
         return original()
 
     served.ask(lambda: source.control("pause"))
-    _until(lambda: source._viewers == 0)
+    until(lambda: source._viewers == 0, "its clients to be known", 300)
     monkeypatch.setattr(source, "capture", capture)
     before = served.round()
     served.ask(lambda: source.control("step", 5))
-    _until(lambda: served.round() == before + 5)
+    until(lambda: served.round() == before + 5, "five rounds", 300)
     served.ask(lambda: None)  # the turn of the thread in which the last round was made is over
     assert captured == []
     source.watch(1)
-    _until(lambda: captured == [before + 5])
+    until(lambda: captured == [before + 5], "a frame", 300)
     source.watch(0)
 
 
@@ -171,7 +164,7 @@ def test_frames_take_a_small_part_of_the_time(
     """After a frame, the next waits until the host has spent so much that its cost is 3 %."""
     source = served.source
     served.ask(lambda: source.control("pause"))
-    _until(lambda: source._viewers == 0)
+    until(lambda: source._viewers == 0, "its clients to be known", 300)
     spent, taken = [100.0], []
     monkeypatch.setattr(source, "_spent", lambda: spent[0])
     monkeypatch.setattr(source, "capture", lambda: taken.append(1))

@@ -22,7 +22,8 @@ from memvirt.live.kernel_pages import PAGEMAP_FRAME
 from memvirt.live.vm import LiveVm
 from tests.live.conftest import host_state
 from tests.live.pager.conftest import verifying_guest
-from tests.live.pager.qemu_guest import VerifyingVm, until
+from tests.live.pager.qemu_guest import VerifyingVm
+from tests.waiting import until
 
 __all__ = ["host_state", "verifying_guest"]
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from memvirt.live.discovery import find_vm
 from memvirt.live.libvirt_domain import LibvirtMonitor
 from memvirt.live.vm import LiveVm
-from tests.live.pager.qemu_guest import until
+from tests.waiting import until
 
 from .conftest import Command
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,8 @@ from memvirt.scenario.scenario import parse_scenario
 from memvirt.vmkernel.managed import ManagedVm
 from memvirt.vmkernel.samples import VmMemory
 from memvirt.vmkernel.simulation import Simulation
-from tests.live.pager.qemu_guest import VerifyingVm, until
+from tests.live.pager.qemu_guest import VerifyingVm
+from tests.waiting import until
 
 from .conftest import StartVm, Watcher
 
@@ -110,14 +110,12 @@ def test_three_vms_of_qemu_come_to_what_the_simulation_says(
 
             def measured() -> bool:
                 manager.step()
-                time.sleep(0.1)
                 return all(vm.activity.periods >= 5 for vm in managed)
 
             until(measured, "working sets are known", 240)
 
             def settled() -> bool:
                 manager.step()
-                time.sleep(0.1)
                 return all(_near(vm, told[vm.name]) for vm in managed)
 
             for _ in range(3):  # the activity of the busy ones is a sample, and changes

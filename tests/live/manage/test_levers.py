@@ -23,7 +23,8 @@ from memvirt.live.page_states import LivePageState
 from memvirt.live.vm import LiveVm, open_kernel_pages
 from memvirt.scenario.scenario import parse_scenario
 from memvirt.vmkernel.events import Mechanism
-from tests.live.pager.qemu_guest import VerifyingVm, until
+from tests.live.pager.qemu_guest import VerifyingVm
+from tests.waiting import until
 
 from .conftest import Command, StartVm, actual, host_file
 

@@ -17,7 +17,8 @@ from memvirt.scenario.scenario import parse_scenario
 from memvirt.vmkernel.events import Mechanism
 from memvirt.vmkernel.managed import ManagedVm
 from memvirt.vmkernel.samples import HostState
-from tests.live.pager.qemu_guest import VerifyingVm, until
+from tests.live.pager.qemu_guest import VerifyingVm
+from tests.waiting import until
 
 from .conftest import Command, StartVm, Watcher, actual, consumed, host_file
 

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
@@ -22,6 +21,7 @@ from memvirt.live.pager.qemu import QemuTransport
 from memvirt.live.pager.session import StoreOptions, attach, resume
 from memvirt.live.pager.supervisor import Policy, Supervisor
 from memvirt.live.qmp import QmpMonitor
+from tests.waiting import until
 
 MODULES = (
     "virtio/virtio", "virtio/virtio_ring", "virtio/virtio_pci_modern_dev",
@@ -31,15 +31,6 @@ MODULES = (
 DISK_BYTES = 64 << 20
 WORKERS = ("memory", "churn", "direct", "buffered", "cached")
 _STARTED_SECONDS = 300.0
-
-
-def until(condition: Callable[[], bool], what: str, seconds: float = 180.0) -> None:
-    """Wait for a condition; fails with ``what`` if it does not come true."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not within {seconds:g} s: {what}")
-        time.sleep(0.05)
 
 
 class VerifyingVm:

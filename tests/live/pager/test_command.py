@@ -16,8 +16,9 @@ from typer.testing import CliRunner
 from memvirt.cli.main import app
 from memvirt.live.pager.attachment import find_attachment
 from memvirt.live.pager.page_states import PageTableFile, Word
+from tests.waiting import until
 
-from .qemu_guest import VerifyingVm, until
+from .qemu_guest import VerifyingVm
 
 MEMVIRT = [sys.executable, "-m", "memvirt", "page"]
 

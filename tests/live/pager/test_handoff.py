@@ -31,9 +31,9 @@ from memvirt.live.pager.page_states import PageState, PageTableFile, Word
 from memvirt.live.pager.session import StoreOptions, attach, resume
 from memvirt.live.pager.supervisor import Policy, Supervisor
 from memvirt.live.pager.victims import Goal
+from tests.waiting import until
 
 from .kvm_guest import FIRST_DATA_PAGE
-from .qemu_guest import until
 
 PAGES = 512
 PAGE = 4096

@@ -20,8 +20,9 @@ from memvirt.live.pager.page_states import PageState, Word
 from memvirt.live.pager.session import StoreOptions
 from memvirt.live.pager.supervisor import Policy
 from memvirt.live.pager.victims import Goal
+from tests.waiting import until
 
-from .qemu_guest import PagerProcess, VerifyingVm, until
+from .qemu_guest import PagerProcess, VerifyingVm
 
 StartVm = Callable[..., VerifyingVm]
 StartPager = Callable[..., PagerProcess]
