@@ -55,6 +55,7 @@ def host_plan(scenario: Scenario) -> HostPlan:
         cgroup=live.cgroup,
         balloon=live.balloon,
         pageout=live.pageout,
+        group_reclaim=live.cgroup_reclaim,
         ksm=live.ksm,
         block=live.block,
         working_set=WorkingSetWay(live.working_set),

@@ -23,6 +23,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .errors import KernelFeatureMissing, LiveError
+from .process import Process
 
 ADMIN = Path("/sys/kernel/mm/damon/admin")
 NOTE = Path("/run/memvirt-damon.json")
@@ -207,6 +208,7 @@ def _stop(kdamonds: Path) -> None:
 def _start_time(pid: int) -> int:
     """When a process started, in clock ticks since boot; 0 if it is gone."""
     try:
-        return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
-    except (OSError, IndexError, ValueError):
+        with Process(pid) as process:
+            return process.start_time()
+    except (OSError, LiveError):
         return 0

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .command_line import CommandLine, parse_command_line, parse_properties
@@ -64,6 +64,7 @@ class DiscoveredVm:
     monitors: tuple[MonitorAddress, ...]
     domain: str  # of libvirt; "" if it is none of libvirt's, or there are no bindings
     monitor_problem: str  # why there is no monitor and what would give one; "" if there is one
+    started: int = 0  # ``Process.start_time``: which process of this number; 0 if it is not known
 
     @property
     def merges(self) -> bool:
@@ -162,6 +163,7 @@ def _look_at(pid: int, domains: dict[str, str]) -> DiscoveredVm | None:
                 return None
             line = parse_command_line(arguments)
             monitors = monitor_addresses(line, process)
+            started = process.start_time()
     except (ProcessGone, AccessDenied, OSError):
         return None
     uuid = next(iter(line.values("uuid")), "")
@@ -175,7 +177,17 @@ def _look_at(pid: int, domains: dict[str, str]) -> DiscoveredVm | None:
             )
         else:
             problem = f"no QMP socket; {HOW_TO_GIVE_A_MONITOR}"
-    return DiscoveredVm(pid, _name(line, pid), program, uuid, line, monitors, domain, problem)
+    return DiscoveredVm(
+        pid, _name(line, pid), program, uuid, line, monitors, domain, problem, started
+    )
+
+
+def runs_qemu(pid: int) -> bool:
+    """True if the program of process ``pid`` is a QEMU; False also if this user may not know."""
+    try:
+        return bool(_PROGRAM.match(os.path.basename(os.readlink(f"/proc/{pid}/exe"))))
+    except OSError:
+        return False
 
 
 def _parent(pid: int) -> int:
@@ -199,14 +211,9 @@ def discover(pids: Iterable[int] | None = None) -> list[DiscoveredVm]:
     waiting = {parent for vm in vms if lines.get(parent := _parent(vm.pid)) == vm.command_line}
     vms = [vm for vm in vms if vm.pid not in waiting]
     names = [vm.name for vm in vms]
-    return [vm if names.count(vm.name) == 1 else _renamed(vm, f"{vm.name}.{vm.pid}") for vm in vms]
-
-
-def _renamed(vm: DiscoveredVm, name: str) -> DiscoveredVm:
-    return DiscoveredVm(
-        vm.pid, name, vm.program, vm.uuid, vm.command_line, vm.monitors, vm.domain,
-        vm.monitor_problem,
-    )  # fmt: skip
+    return [
+        vm if names.count(vm.name) == 1 else replace(vm, name=f"{vm.name}.{vm.pid}") for vm in vms
+    ]
 
 
 def find_vm(wanted: str, vms: Iterable[DiscoveredVm] | None = None) -> DiscoveredVm:

@@ -53,9 +53,13 @@ def domain_names() -> dict[str, str]:
 
 
 class LibvirtMonitor:
-    """The monitor of a domain, through libvirt. The same interface as ``qmp.QmpMonitor``."""
+    """The monitor of a domain, through libvirt. The same interface as ``qmp.QmpMonitor``.
 
-    def __init__(self, domain: str) -> None:
+    Raises MonitorError if no daemon has the domain, or none that this user may use.
+    """
+
+    def __init__(self, domain: str, uuid: str = "") -> None:
+        """``uuid`` says which one is meant where two daemons have a domain of one name."""
         self.name = domain
         self._connection: Any = None
         self._domain: Any = None
@@ -64,7 +68,9 @@ class LibvirtMonitor:
             if connection is None:
                 continue
             try:
-                self._domain = connection.lookupByName(domain)
+                self._domain = (
+                    connection.lookupByUUIDString(uuid) if uuid else connection.lookupByName(domain)
+                )
                 self._connection = connection
                 return
             except Exception as error:

@@ -163,6 +163,13 @@ class Process:
         if not self.is_alive():
             raise ProcessGone(f"process {self.pid} is gone")
 
+    def start_time(self) -> int:
+        """When it started, in clock ticks after the boot (proc(5), stat field 22).
+
+        With it a process number is unique until the next boot. Raises ProcessGone.
+        """
+        return int(self.read("stat").rpartition(b")")[2].split()[19])
+
     def mappings(self) -> Iterator[Mapping]:
         """All mappings of its address space, in ascending order of address."""
         text = self.read("maps").decode("utf-8", "surrogateescape")

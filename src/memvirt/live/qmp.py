@@ -28,7 +28,7 @@ from typing import Any, Protocol, Self, TypeVar
 from qemu.qmp import QMPClient, QMPError
 from qemu.qmp.qmp_client import ExecInterruptedError, ExecuteError
 
-from .discovery import DiscoveredVm, MonitorAddress, TcpAddress, UnixAddress
+from .discovery import DiscoveredVm, MonitorAddress, TcpAddress, UnixAddress, runs_qemu
 from .errors import (
     AccessDenied,
     CommandError,
@@ -163,13 +163,6 @@ def _listener(connection: socket.socket) -> int:
     return int.from_bytes(credentials[:4], "little")
 
 
-def _is_qemu(pid: int) -> bool:
-    try:
-        return os.path.basename(os.readlink(f"/proc/{pid}/exe")).startswith("qemu-")
-    except OSError:
-        return False
-
-
 class QmpMonitor:
     """A QMP connection to one VM. Use as a context manager, or ``close`` it.
 
@@ -195,7 +188,7 @@ class QmpMonitor:
         connection = _connect(address, name)
         if isinstance(address, UnixAddress) and pid is not None:
             other = _listener(connection)
-            if other != pid and _is_qemu(other):
+            if other != pid and runs_qemu(other):
                 connection.close()
                 raise MonitorError(
                     f"{name}: {address}: belongs to process {other}, not to {pid}; give each VM a "
@@ -384,7 +377,7 @@ def open_monitor(vm: DiscoveredVm, *, timeout: float | None = None) -> Monitor:
         except LiveError as error:
             problems.append(error)
     if vm.domain:
-        return LibvirtMonitor(vm.domain)
+        return LibvirtMonitor(vm.domain, vm.uuid)
     if problems:
         raise problems[0]
     raise MonitorError(f"{vm.name} (process {vm.pid}): {vm.monitor_problem}")

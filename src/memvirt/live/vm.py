@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from .content import GuestContent
 from .discovery import DiscoveredVm
-from .errors import AccessDenied, CommandError, KernelFeatureMissing, LayoutError
+from .errors import AccessDenied, CommandError, KernelFeatureMissing, LayoutError, ProcessGone
 from .kernel_pages import KernelPages, Pagemap
 from .page_states import (
     LivePageState,
@@ -44,7 +44,8 @@ class ControlRegisters:
 class LiveVm:
     """A VM of this host's QEMU. Use as a context manager, or ``close`` it.
 
-    While it is open it holds the VM's QMP socket, which serves one client at a time.
+    While it is open it holds the VM's QMP socket, which serves one client at a time. Raises
+    ProcessGone if the process that was discovered has ended, LiveError if it cannot be opened.
     """
 
     def __init__(self, discovered: DiscoveredVm) -> None:
@@ -52,6 +53,9 @@ class LiveVm:
         self.name = discovered.name
         self.pid = discovered.pid
         self.process = Process(discovered.pid)
+        if discovered.started and self.process.start_time() != discovered.started:
+            self.process.close()
+            raise ProcessGone(f"process {self.pid} is gone, and its number another's")
         self._pagemap: Pagemap | None = None
         self._content: GuestContent | None = None
         self.monitor: Monitor | None = None
@@ -90,6 +94,8 @@ class LiveVm:
         if self.monitor is None or getattr(self.monitor, "closed", False):
             self.process.require_alive()
             self.monitor = open_monitor(self.discovered)
+            # Sockets and domains go by name: they are this process's only while it is there.
+            self.process.require_alive()
         return self.monitor
 
     def refresh_layout(self) -> None:

@@ -110,6 +110,10 @@ class LiveOptions(_Model):
     )
     balloon: bool = Field(default=True, description="use balloons")
     pageout: bool = Field(default=True, description="send pages to the host's swap or zram")
+    cgroup_reclaim: bool = Field(
+        default=True,
+        description="take pages through a VM's control group where pageout falls short",
+    )
     ksm: bool = Field(
         default=False, description="switch KSM on while it runs, if the VMs' salts allow it"
     )
@@ -148,7 +152,7 @@ class LiveVmOptions(_Model):
     )
     cgroup: _Text = Field(
         default="", description="its control group: the kernel's own reclaim then spares its "
-        "reservation",
+        "reservation, and it is a lever of reclaim",
     )  # fmt: skip
 
 

@@ -43,6 +43,8 @@ class BalloonMechanism(ReclaimMechanism):
             if pages > 0:
                 state = host.host_state.name.lower()
                 reason = f"state {state}: {need} pages wanted of VMs with a balloon driver"
+                if vm.balloon_size + pages < vm.balloon_target:
+                    reason += ", fewer than were asked for before"
                 self._set(host, vm, vm.balloon_size + pages, reason)
 
     def _deflate(self, host: ReclaimContext, spare: int) -> None:

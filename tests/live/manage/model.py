@@ -20,7 +20,7 @@ from memvirt.live.command_line import parse_command_line
 from memvirt.live.discovery import DiscoveredVm
 from memvirt.live.errors import CommandError
 from memvirt.live.host_memory import HostPages
-from memvirt.live.manage import eviction, ledger, manager, restore
+from memvirt.live.manage import eviction, manager, restore
 from memvirt.live.manage.sampling import VmSampling
 from memvirt.live.page_states import LivePageState, PageStates
 from memvirt.live.ram import Backing, RamBlock, RamLayout
@@ -48,17 +48,23 @@ class ModelVm:
     monitor_answers: bool = True
     told: list[int] = field(default_factory=list)  # every balloon target, in pages of memory left
     stopped: bool = False
+    run_state: str = ""  # what QEMU says, if it is neither of those two
+    migration: str = ""  # status of query-migrate
+    plugged: int = 0  # pages of RAM plugged in since
 
     def __post_init__(self) -> None:
         self.state = np.full(self.pages, _UNTOUCHED, np.uint8)
         self.ballooned = np.zeros(self.pages, np.bool_)
+        self.kept = np.zeros(self.pages, np.bool_)  # pages that advice does not move
         block = RamBlock(
             "ram", HostVirtualAddress(0), self.pages << 12, 0, Backing.ANONYMOUS, False, True,
             "00:00", 0, 0, "",
         )  # fmt: skip
         self.layout = RamLayout((block,), ())
         self.process = SimpleNamespace(
+            pid=self.pid,
             require_alive=lambda: None,
+            start_time=lambda: 1,
             read=lambda name: b"0 %d 0" % self.resident if name == "statm" else b"",
         )
         self.discovered = DiscoveredVm(
@@ -98,9 +104,11 @@ class ModelVm:
 
     def execute(self, command: str, arguments: Any = None) -> Any:
         if command == "query-status":
-            return {"status": "paused" if self.stopped else "running"}
+            return {"status": self.run_state or ("paused" if self.stopped else "running")}
+        if command == "query-migrate":
+            return {"status": self.migration} if self.migration else {}
         if command == "query-memory-size-summary":
-            return {"base-memory": self.pages << 12}
+            return {"base-memory": self.pages << 12, "plugged-memory": self.plugged << 12}
         if command in ("stop", "cont"):
             self.stopped = command == "stop"
             return {}
@@ -134,8 +142,9 @@ class ModelAdviser:
 
     def advise(self, runs: Any, advice: int) -> None:
         for first, size in runs:
-            part = self.vm.state[first >> 12 : (first + size) >> 12]
-            part[part == _PRIVATE] = _SWAPPED
+            pages = slice(first >> 12, (first + size) >> 12)
+            part = self.vm.state[pages]
+            part[(part == _PRIVATE) & ~self.vm.kept[pages]] = _SWAPPED
 
     def close(self) -> None: ...
 
@@ -195,10 +204,9 @@ class ModelHost:
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(manager, "open_kernel_pages", lambda: (SimpleNamespace(close=int), ""))
-            patch.setattr(manager, "Sampler", ModelSampler)
-            patch.setattr(ledger, "start_time", lambda pid: 1)
+            patch.setattr(manager, "open_sampler", lambda *anything: (ModelSampler(), ""))
             for module in (eviction, restore):
-                patch.setattr(module, "Adviser", lambda pid: ModelAdviser(self.vms[pid]))
+                patch.setattr(module, "Adviser", lambda of: ModelAdviser(self.vms[of.pid]))
                 patch.setattr(module, "bring_back", bring_back)
             patch.setattr(restore, "start_time", lambda pid: 1)
             patch.setattr(restore, "open_kernel_pages", lambda: (None, ""))

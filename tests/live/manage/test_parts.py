@@ -23,7 +23,7 @@ from memvirt.live.manage.balloon import LiveBalloon
 from memvirt.live.manage.cgroup import MemoryCgroup
 from memvirt.live.manage.host_plan import VmSelector
 from memvirt.live.manage.ksm_control import KsmControl
-from memvirt.live.manage.ledger import AlreadyManaged, Ledger
+from memvirt.live.manage.ledger import AlreadyManaged, Ledger, start_time
 from memvirt.live.manage.live_machine import LiveMachine
 from memvirt.live.manage.pageout import _after, _batches
 from memvirt.live.manage.restore import restore_all
@@ -146,12 +146,12 @@ def test_the_ledger_survives_its_process_and_belongs_to_one(tmp_path: Path) -> N
             Ledger(tmp_path)
         ledger.change_setting(file, "500")
         ledger.change_setting(file, "700")
-        record = ledger.vm(os.getpid())
+        record = ledger.vm(os.getpid(), start_time(os.getpid()))
         record.name, record.balloon = "vm", 123 << 20
         ledger.save()
     with Ledger(tmp_path) as ledger:
         assert ledger.record.settings == {str(file): "100"}
-        assert ledger.vm(os.getpid()).balloon == 123 << 20
+        assert ledger.vm(os.getpid(), start_time(os.getpid())).balloon == 123 << 20
         said: list[str] = []
         assert restore_all(ledger, said.append)  # this process is no VM any more
         assert ledger.record.empty

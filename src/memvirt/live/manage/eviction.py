@@ -3,12 +3,15 @@
 
 The guest is not asked and notices nothing but the time its next access takes. The host's swap is
 whatever it has: zram (then it is compression), zswap before a disk, a disk.
+
+Two levers, in this order: advice on the very pages that were chosen (``pageout``), and for what the
+kernel keeps in spite of it the VM's control group (``group_reclaim``), if it has one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -19,6 +22,7 @@ from memvirt.live.page_states import LivePageState, PageStates
 from memvirt.live.vm import LiveVm
 from memvirt.vmkernel.protocols import Eviction, Flags, Place
 
+from .group_reclaim import GroupReclaim
 from .pageout import PAGEOUT, Adviser, bring_back, pageable, ranges_of
 
 _NO_PAGES = PpnArray(np.zeros(0, np.int64))
@@ -31,6 +35,15 @@ class EvictedGuest(Protocol):
     vm: LiveVm
     pages: int
     has_pager: bool
+    group: GroupReclaim | None
+
+    def expect_out(self, pages: int) -> object:
+        """Up to ``pages`` pages are about to be in swap because of memvirt: put that on record."""
+        ...
+
+    def note(self, text: str) -> object:
+        """An event of this VM."""
+        ...
 
     @property
     def states(self) -> PageStates | None:
@@ -65,9 +78,10 @@ class KernelReclaim:
     ``put_total`` and ``taken_total`` count pages this object sent away and brought back.
     """
 
-    def __init__(self, guest: EvictedGuest, swap: HostSwap, *, dry_run: bool) -> None:
+    def __init__(self, guest: EvictedGuest, swap: HostSwap, *, advice: bool, dry_run: bool) -> None:
         self._guest = guest
         self._swap = swap
+        self._advice = advice
         self._dry_run = dry_run
         self._adviser: Adviser | None = None
         self._pageable = pageable(guest.vm.layout)
@@ -83,9 +97,24 @@ class KernelReclaim:
             self._adviser.close()
             self._adviser = None
 
+    def layout_changed(self) -> None:
+        """The VM's RAM blocks are others now, of as many pages in all."""
+        self._pageable = pageable(self._guest.vm.layout)
+
+    @property
+    def levers(self) -> list[str]:
+        """What can be used on this VM, in order."""
+        advice = ["advice on single pages (MADV_PAGEOUT)"] if self._advice else []
+        group = self._guest.group
+        return advice + ([group.lever] if group is not None and not group.impossible else [])
+
     @property
     def impossible(self) -> str:
         """Why no page of this VM can go to swap; "" if some can."""
+        if not self._advice and self._guest.group is None:
+            return "it has no control group, and pageout is off"
+        if not self._advice and self._guest.group is not None and self._guest.group.impossible:
+            return self._guest.group.impossible
         if not self._pageable.any():
             return "its memory is of a kind that is never swapped"
         if self._guest.has_pager:
@@ -131,19 +160,49 @@ class KernelReclaim:
         if taken.size == 0:
             self.trouble = "the host's swap space is full"
             return Eviction(refused=wanted)
+        self.trouble = ""
+        gone = 0
         try:
-            self._of_process().advise(ranges_of(self._guest.vm.layout, taken), PAGEOUT)
-            self._guest.rescan()
+            self._guest.expect_out(self.out + int(taken.size))
+            if self._advice:
+                gone = self._advise(taken)
+            if gone < taken.size:
+                gone += self._by_group(int(taken.size) - gone)
         except (LiveError, OSError) as error:
             self.trouble = str(error)
-            return Eviction(refused=wanted)
-        states = self._guest.states
-        assert states is not None
-        gone = int(np.count_nonzero(states.state[taken] == LivePageState.SWAPPED))
+        if gone == 0 and not self.trouble:
+            self.trouble = "the host's kernel keeps the pages it was asked to send away"
         self.put_total += gone
         self.out += gone
-        self.trouble = "" if gone else "the host's kernel keeps the pages it was asked to send away"
-        return Eviction({"swap": gone}, wanted - gone)
+        return Eviction({"swap": gone}, max(wanted - gone, 0))
+
+    def _advise(self, taken: np.ndarray[Any, Any]) -> int:
+        """Send these very pages away; how many went. Raises LiveError, OSError."""
+        self._of_process().advise(ranges_of(self._guest.vm.layout, taken), PAGEOUT)
+        self._guest.rescan()
+        states = self._guest.states
+        assert states is not None
+        return int(np.count_nonzero(states.state[taken] == LivePageState.SWAPPED))
+
+    def _by_group(self, left: int) -> int:
+        """Have the VM's group reclaim what is left; how many of its pages went to swap.
+
+        Raises LiveError, OSError.
+        """
+        group = self._guest.group
+        if group is None or group.impossible:
+            return 0
+        before = self._in_swap()
+        group.take(left)
+        self._guest.rescan()
+        gone = max(self._in_swap() - before, 0)
+        why = "advice left them" if self._advice else "pageout is off"
+        self._guest.note(f"{group.lever}: {left} pages asked for, {gone} went to swap; {why}")
+        return gone
+
+    def _in_swap(self) -> int:
+        states = self._guest.states
+        return 0 if states is None else int(states.where(LivePageState.SWAPPED).size)
 
     def restore(self, most: int) -> int:
         """Bring swapped pages back, those that memvirt sent away; returns how many came."""
@@ -178,5 +237,5 @@ class KernelReclaim:
 
     def _of_process(self) -> Adviser:
         if self._adviser is None:
-            self._adviser = Adviser(self._guest.vm.pid)
+            self._adviser = Adviser(self._guest.vm.process)
         return self._adviser

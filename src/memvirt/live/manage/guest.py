@@ -10,11 +10,13 @@ levers: nothing is decided on a guess.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from memvirt.live.errors import CommandError, LiveError, MonitorError, ProcessGone
+from memvirt.live.errors import CommandError, LiveError, ProcessGone
 from memvirt.live.kernel_pages import KernelPages
 from memvirt.live.libvirt_domain import LibvirtMonitor
+from memvirt.live.migration import why_on_the_move
 from memvirt.live.page_states import PageStates, has_pager
 from memvirt.live.process import Process
 from memvirt.live.vm import LiveVm
@@ -22,8 +24,10 @@ from memvirt.vmkernel.protocols import ActivitySampling, KeptPages, MemoryUsage
 
 from .balloon import LiveBalloon
 from .eviction import HostSwap, KernelReclaim
+from .group_reclaim import GroupReclaim
 
-_RETRY_SECONDS = 10.0  # after a monitor could not be asked: one that hangs costs seconds each time
+# After a monitor could not be asked: one that hangs costs seconds each time.
+_RETRY_SECONDS, _MOST_RETRY_SECONDS = 10.0, 160.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,7 @@ class GuestOptions:
 
     balloon: bool
     pageout: bool
+    group_reclaim: bool
     scan_share: float
     balloon_patience: float
     balloon_retry: float
@@ -51,10 +56,16 @@ class LiveGuest:
         swap: HostSwap,
         options: GuestOptions,
         sampling: ActivitySampling | None,
+        *,
+        group: GroupReclaim | None = None,
+        note: Callable[[str], object] = lambda text: None,
+        expect_out: Callable[[int], object] = lambda pages: None,
     ) -> None:
+        """``note`` takes events, ``expect_out`` what goes on record (``EvictedGuest``)."""
         self.vm = vm
         self.name = vm.name
         self.vm_id = vm.pid
+        self.started = vm.process.start_time()
         self.pages = vm.layout.pages
         self.unmeasured = "not looked at yet"  # why nothing may be done to it; "" if it may
         self.monitor_problem = ""
@@ -65,13 +76,18 @@ class LiveGuest:
         self._options = options
         self._sampling = sampling
         self._device = LiveBalloon(options.balloon_patience, options.balloon_retry)
-        self._reclaim = KernelReclaim(self, swap, dry_run=options.dry_run)
+        self.group = group if options.group_reclaim else None
+        self.note, self.expect_out = note, expect_out
+        self._reclaim = KernelReclaim(self, swap, advice=options.pageout, dry_run=options.dry_run)
         self._states: PageStates | None = None
         self._usage = MemoryUsage(private=0, unmapped=self.pages)
         self._overhead = 0
-        self._rss_at_scan = 0
+        self._rss = self._rss_at_scan = 0
         self._next_scan = 0.0
         self._ask_at = 0.0
+        self._retry = _RETRY_SECONDS
+        self._left_alone = ""  # why its memory is not to be managed, however well it is measured
+        self._plugged = False
 
     def close(self) -> None:
         """Give everything back that is held open; may be called again."""
@@ -100,9 +116,7 @@ class LiveGuest:
 
     @property
     def reclaim(self) -> KernelReclaim | None:
-        if self.unmeasured or not self._options.pageout or self._reclaim.impossible:
-            return None
-        return self._reclaim
+        return None if self.unmeasured or self._reclaim.impossible else self._reclaim
 
     # What the manager asks --------------------------------------------------------------------
 
@@ -117,6 +131,12 @@ class LiveGuest:
         return self._reclaim
 
     @property
+    def levers(self) -> list[str]:
+        """What may be used on it now, in order: so that what is done later surprises nobody."""
+        balloon = ["balloon"] if self._options.balloon and self._device.connected else []
+        return balloon + ([] if self._reclaim.impossible else self._reclaim.levers)
+
+    @property
     def overhead(self) -> int:
         """Pages QEMU needs itself."""
         return self._overhead
@@ -124,6 +144,8 @@ class LiveGuest:
     @property
     def charged(self) -> int:
         """Frames of its process that count against the host's budget."""
+        if self._plugged:
+            return self._rss  # of pages that were plugged in no state is known
         return round(self._usage.consumed) + self._overhead
 
     @property
@@ -136,7 +158,7 @@ class LiveGuest:
         self.vm.process.require_alive()
         self._ask(now)
         try:
-            rss = resident_pages(self.vm.process)
+            rss = self._rss = resident_pages(self.vm.process)
             if self._states is None or wanted or now >= self._next_scan:
                 self._scan(rss, now)
             else:
@@ -145,6 +167,7 @@ class LiveGuest:
             raise
         except (LiveError, OSError) as error:
             self.unmeasured = str(error)
+        self.unmeasured = self._left_alone or self.unmeasured
 
     def _scan(self, rss: int, now: float) -> None:
         before = time.thread_time()
@@ -211,11 +234,8 @@ class LiveGuest:
             self.run_state = str(monitor.execute("query-status")["status"])
             size = monitor.execute("query-memory-size-summary")
             total = (int(size["base-memory"]) + int(size.get("plugged-memory", 0))) >> 12
-            if total != self.vm.layout.pages:
-                raise MonitorError(
-                    f"{self.name}: memory was plugged in or out ({self.pages} to {total} pages); "
-                    "start memvirt manage again"
-                )
+            self._left_alone = why_on_the_move(monitor, self.run_state)
+            self._compare_size(total)
             try:
                 actual = int(monitor.execute("query-balloon")["actual"]) >> 12
             except CommandError as error:
@@ -226,13 +246,31 @@ class LiveGuest:
                 given = 0 if not self._options.dry_run else self.pretended
                 self._device.seen(max(total - actual, 0) + given, now)
             self.monitor_problem = ""
-        except MonitorError as error:
+            self._retry = _RETRY_SECONDS
+        except LiveError as error:
+            if isinstance(error, ProcessGone):
+                raise
             self._device.lost()
             self.run_state = "unknown"
             self.monitor_problem = str(error)
-            self._ask_at = now + _RETRY_SECONDS
+            self._ask_at = now + self._retry
+            self._retry = min(2 * self._retry, _MOST_RETRY_SECONDS)
         finally:
             self.vm.release_monitor()
+
+    def _compare_size(self, total: int) -> None:
+        """Memory that was plugged in or out is not what the file says. Raises LiveError."""
+        if total != self.pages:
+            self._plugged = True
+            self._left_alone = self._left_alone or (
+                f"memory was plugged in or out ({self.pages} to {total} pages); say so in the file "
+                "and start memvirt manage again"
+            )
+        elif self._plugged:
+            self.vm.refresh_layout()  # as many pages as before, but not where they were
+            self._reclaim.layout_changed()
+            self._states = None
+            self._plugged = False
 
     def act(self, now: float) -> bool:
         """Tell QEMU the balloon's target if it is a new one; True if it was told.

@@ -60,7 +60,7 @@ class VmPlan:
 
     selector: VmSelector
     settings: VmSettings
-    cgroup: str = ""  # its control group, to tell the kernel of its reservation
+    cgroup: str = ""  # its control group: protects its reservation, and is a lever
 
     @property
     def name(self) -> str:
@@ -79,12 +79,18 @@ class HostPlan:
     cgroup: str = ""  # whose limit bounds the memory, too
     balloon: bool = True  # whether the balloon may be used
     pageout: bool = True  # whether pages may be sent to the host's swap
+    group_reclaim: bool = True  # whether pages may be taken through VMs' control groups
     ksm: bool = False  # whether KSM may be switched on
     block: bool = False  # whether a VM above its target is stopped in state low
     working_set: WorkingSetWay = WorkingSetWay.AUTO
     scan_share: float = 0.02  # of a processor, for looking at all pages
     balloon_patience: float = 15.0  # without progress, until a balloon has stopped short
     balloon_retry: float = 120.0  # until a balloon that stopped short is tried again
+
+    @property
+    def evicts(self) -> bool:
+        """True if pages may go to the host's swap in any way."""
+        return self.pageout or (self.group_reclaim and any(vm.cgroup for vm in self.vms))
 
 
 def admit_all(plan: HostPlan, min_free: int) -> None:

@@ -36,8 +36,9 @@ class VmRecord:
     started: int  # clock ticks after the boot: with it a process number is unique
     name: str
     balloon: int | None = None  # bytes the guest had (``actual``)
+    memory: int = 0  # bytes of RAM the VM had then; 0 if that is not on record
     stopped: bool = False  # by us
-    paged_out: int = 0  # pages we sent to swap and did not bring back
+    paged_out: int = 0  # pages, at most, that we sent to swap and did not bring back
 
 
 @dataclass
@@ -55,7 +56,7 @@ class Record:
 def start_time(pid: int) -> int:
     """Start time of a process, in clock ticks after the boot. Raises ProcessGone."""
     with Process(pid) as process:
-        return int(process.read("stat").rpartition(b")")[2].split()[19])
+        return process.start_time()
 
 
 def _boot() -> str:
@@ -116,21 +117,19 @@ class Ledger:
                 "remove it"
             ) from error
 
-    def find(self, pid: int) -> VmRecord | None:
-        """The record of a process, also of one that has ended; None if nothing was changed."""
-        return next((vm for vm in self.record.vms if vm.pid == pid), None)
-
-    def vm(self, pid: int) -> VmRecord:
-        """The record of a process, a new one if nothing of it was changed yet. Raises ProcessGone.
-
-        Change it, then ``save``.
-        """
-        started = start_time(pid)
+    def find(self, pid: int, started: int) -> VmRecord | None:
+        """The record of the process ``pid`` that started then; None if nothing was changed."""
         for vm in self.record.vms:
             if (vm.pid, vm.started) == (pid, started):
                 return vm
-        vm = VmRecord(pid, started, f"process {pid}")
-        self.record.vms.append(vm)
+        return None
+
+    def vm(self, pid: int, started: int) -> VmRecord:
+        """As ``find``, but a new record if nothing was changed yet. Change it, then ``save``."""
+        vm = self.find(pid, started)
+        if vm is None:
+            vm = VmRecord(pid, started, f"process {pid}")
+            self.record.vms.append(vm)
         return vm
 
     def forget(self, vm: VmRecord) -> None:
@@ -149,6 +148,25 @@ class Ledger:
             self.record.settings[str(path)] = old
             self.save()
         path.write_text(value)
+
+    def put_back(self, path: Path) -> str | None:
+        """Write what was in a kernel's file before, and forget it; None if that file has gone.
+
+        Raises OSError; then it stays on record.
+        """
+        old: str | None = self.record.settings[str(path)]
+        try:
+            if path.read_text().strip() != old:
+                path.write_text(str(old))
+        except FileNotFoundError:
+            old = None
+        del self.record.settings[str(path)]
+        self.save()
+        return old
+
+    def before(self, path: Path) -> str:
+        """What was in a kernel's file before it was changed, or is there now. Raises OSError."""
+        return self.record.settings.get(str(path)) or path.read_text().strip()
 
     def save(self) -> None:
         """Bring the record to disk, whole or not at all."""

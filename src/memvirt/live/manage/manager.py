@@ -11,31 +11,33 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Self
 
-from memvirt.address import PAGE_BYTES
 from memvirt.live.discovery import DiscoveredVm, discover
 from memvirt.live.errors import LiveError, MonitorError, ProcessGone
 from memvirt.live.host_memory import HostPages, read_host_pages
-from memvirt.live.kernel_pages import KernelPages
 from memvirt.live.vm import LiveVm, open_kernel_pages
-from memvirt.live.working_set import FrameWatcher, choose_watcher
+from memvirt.live.working_set import FrameWatcher
 from memvirt.live.working_set_way import WorkingSetWay
 from memvirt.vmkernel.admission import AdmissionError
-from memvirt.vmkernel.managed import Condition, ManagedVm
+from memvirt.vmkernel.managed import ManagedVm
 from memvirt.vmkernel.samples import Sample
 from memvirt.vmkernel.vmkernel import VmKernel
 
-from .cgroup import MemoryCgroup
+from .blocking import stop_or_continue
+from .cgroup import ROOT, MemoryCgroup, find_group
 from .eviction import HostSwap
+from .group_reclaim import GroupReclaim, give_limits_back
 from .guest import GuestOptions, LiveGuest
 from .host_plan import HostPlan, VmPlan, admit_all
 from .ksm_control import KsmControl
 from .ledger import Ledger, VmRecord
 from .live_machine import LiveMachine
 from .mechanisms import options_of, registered
+from .protection import ReservationProtection
 from .restore import restore_all, restore_vm
-from .sampling import Sampler
+from .sampling import open_sampler
 
 _DISCOVER_SECONDS = 5.0
 MANAGE = "manage"  # the name of events that no mechanism of the VMkernel is behind
@@ -52,6 +54,7 @@ class _Entry:
     plan: VmPlan
     guest: LiveGuest | None = None
     managed: ManagedVm | None = None
+    group: MemoryCgroup | None = None
     said: str = ""
     retry_at: float = 0.0
 
@@ -61,8 +64,9 @@ class Manager:
 
     With ``dry_run`` everything is decided and nothing done: the VMkernel goes on as if each guest
     had obeyed at once. ``ledger`` is None then only. ``watcher`` samples instead of what the host
-    has, and is closed at the end. ``clock``, ``found``, ``opened`` and ``host_pages`` are where
-    time, VMs and the host's memory come from. Raises ManageError, LiveError.
+    has, and is closed at the end. ``clock``, ``found``, ``opened``, ``host_pages`` and ``cgroups``
+    are where time, VMs, the host's memory and control groups come from. Raises ManageError,
+    LiveError.
     """
 
     def __init__(
@@ -76,6 +80,7 @@ class Manager:
         opened: Callable[[DiscoveredVm], LiveVm] = LiveVm,
         host_pages: Callable[[], HostPages] = read_host_pages,
         watcher: FrameWatcher | None = None,
+        cgroups: Path = ROOT,
     ) -> None:
         if (ledger is None) != dry_run:
             raise ValueError("a ledger is needed unless nothing is done")
@@ -86,7 +91,8 @@ class Manager:
         self._pages, problem = open_kernel_pages()
         if self._pages is None:
             raise ManageError(problem)
-        group = MemoryCgroup(plan.cgroup) if plan.cgroup else None
+        self._cgroups = cgroups
+        group = MemoryCgroup(plan.cgroup, cgroups) if plan.cgroup else None
         self.machine = LiveMachine(plan.memory, cgroup=group, host_pages=host_pages)
         with registered():
             self.kernel = VmKernel(self.machine, options_of(plan), seed=plan.seed)
@@ -100,13 +106,22 @@ class Manager:
         self._discovered_at = float("-inf")
         self._stepped_at: float | None = None
         self._closed = False
-        self._sampler, self.sampling_problem = _sampler(plan, self._pages, watcher)
+        if plan.working_set is WorkingSetWay.CLEAR_REFS:
+            raise ManageError("working_set clear-refs tells nothing of single pages: watch has it")
+        # The answer has to be there when the VMkernel asks for it.
+        seconds = max(plan.options.sample_period - 2 * plan.interval, 1.0)
+        self._sampler, self.sampling_problem = open_sampler(
+            plan.working_set, self._pages, seconds, watcher
+        )
         if self._sampler is None:
             self._note(
                 "", f"working sets are unknown: {self.sampling_problem}; all count as active"
             )
-        if self.swap.total == 0 and plan.pageout:
+        if self.swap.total == 0 and plan.evicts:
             self._note("", "this host has no swap space: only balloons reclaim; zram gives it some")
+        for line in give_limits_back(ledger) if ledger is not None else ():
+            self._note("", line)
+        self._protection = ReservationProtection(ledger, self._note)
         self.ksm = KsmControl(self.kernel, ledger, self._note, dry_run=dry_run, wanted=plan.ksm)
 
     def __enter__(self) -> Self:
@@ -162,7 +177,7 @@ class Manager:
         except LiveError as error:
             self._say(entry, f"left alone: {error}")
             return
-        settings = entry.plan.settings
+        settings, name = entry.plan.settings, entry.plan.name
         if vm.layout.pages != settings.memory:
             self._say(
                 entry,
@@ -173,11 +188,20 @@ class Manager:
             return
         plan = self.plan
         options = GuestOptions(
-            plan.balloon, plan.pageout, plan.scan_share, plan.balloon_patience,
+            plan.balloon, plan.pageout, plan.group_reclaim, plan.scan_share, plan.balloon_patience,
             plan.balloon_retry, self.dry_run,
         )  # fmt: skip
         sampling = self._sampler.add(vm) if self._sampler is not None else None
-        guest = LiveGuest(vm, self._pages, self.swap, options, sampling)
+        entry.group, group_problem = find_group(entry.plan.cgroup, self._cgroups)
+        group = None
+        if entry.group is not None:
+            group = GroupReclaim(entry.group, vm.process, self._ledger)
+        guest = LiveGuest(
+            vm, self._pages, self.swap, options, sampling,
+            group=group,
+            note=lambda text: self._note(name, text),
+            expect_out=lambda pages: self._expect_out(guest, pages),
+        )  # fmt: skip
         try:
             guest.look(now, wanted=True)
             if guest.unmeasured:
@@ -189,31 +213,31 @@ class Manager:
             return
         managed = self.kernel.power_on(guest, settings, guest.overhead)
         managed.balloon_target = guest.device.size
-        self._take_over(guest, now)
         entry.guest, entry.managed = guest, managed
-        self._protect(entry)
+        if group_problem:
+            self._note(name, group_problem)
+        self._note(name, f"levers: {', '.join(guest.levers) or 'none'}")
+        if group is not None and group.impossible:
+            self._note(name, f"no lever: {group.impossible}")
+        self._take_over(guest)
+        self._protect()
 
-    def _protect(self, entry: _Entry) -> None:
-        """Tell the kernel's own reclaim to spare a VM's reservation, where it has a group."""
-        if not entry.plan.cgroup or self._ledger is None:
-            return
-        try:
-            file = MemoryCgroup(entry.plan.cgroup).protection
-            wanted = entry.plan.settings.reservation * PAGE_BYTES
-            self._ledger.change_setting(file, str(wanted))
-            self._note(entry.plan.name, f"{file}: {wanted}, its reservation")
-        except (LiveError, OSError) as error:
-            self._note(entry.plan.name, f"its reservation is not known to the kernel: {error}")
+    def _protect(self) -> None:
+        """Tell the kernel the reservations of the VMs that are managed now."""
+        self._protection.update({
+            entry.plan.name: (entry.group, entry.plan.settings.reservation)
+            for entry in self._entries if entry.guest is not None and entry.group is not None
+        })  # fmt: skip
 
-    def _take_over(self, guest: LiveGuest, now: float) -> None:
-        """Go on with what a manager that died has left on record."""
+    def _take_over(self, guest: LiveGuest) -> None:
+        """Go on with what a manager that died has left on record.
+
+        What it stopped goes on with the next ``_act``.
+        """
         record = self._on_record(guest)
         if record is None:
             return
         guest.evictor.out = record.paged_out
-        if record.stopped:
-            guest.execute("cont")
-            record.stopped = False
         self._note(guest.name, "taken over from a manager that ended without a word")
 
     def _leave(self, guest: LiveGuest) -> None:
@@ -229,7 +253,8 @@ class Manager:
         if self._ledger is not None and record is not None:
             self._ledger.forget(record)
         self._leave(entry.guest)
-        entry.guest = entry.managed = None
+        entry.guest = entry.managed = entry.group = None
+        self._protect()
         entry.said, entry.retry_at = "", 0.0
 
     # The quiescent point ------------------------------------------------------------------------
@@ -297,7 +322,8 @@ class Manager:
             try:
                 self._remember(guest)
                 guest.act(now)
-                self._block(guest, managed)
+                assert self._ledger is not None
+                stop_or_continue(guest, managed, self._ledger, allowed=self.plan.block)
             except ProcessGone:
                 self._gone(entry)
             except (MonitorError, OSError) as error:
@@ -310,35 +336,26 @@ class Manager:
         wanted = guest.device.wanted
         if wanted is None and guest.evictor.out == 0 and self._on_record(guest) is None:
             return
-        record = self._ledger.vm(guest.vm_id)
+        record = self._ledger.vm(guest.vm_id, guest.started)
         before = (record.balloon, record.paged_out)
         record.name = guest.name
         if wanted is not None and record.balloon is None:
             record.balloon = (guest.pages - guest.device.held) << 12
+            record.memory = guest.pages << 12
         record.paged_out = guest.evictor.out
         if before != (record.balloon, record.paged_out):
             self._ledger.save()
 
     def _on_record(self, guest: LiveGuest) -> VmRecord | None:
-        return None if self._ledger is None else self._ledger.find(guest.vm_id)
+        return None if self._ledger is None else self._ledger.find(guest.vm_id, guest.started)
 
-    def _block(self, guest: LiveGuest, managed: ManagedVm) -> None:
-        """State low: stop a VM above its target, if that was asked for; let it go on later."""
-        assert self._ledger is not None
-        blocked = managed.condition is Condition.BLOCKED
-        stopped = self._on_record(guest) is not None and self._ledger.vm(guest.vm_id).stopped
-        if blocked and not stopped:
-            if not self.plan.block:
-                return
-            if guest.run_state == "running":
-                record = self._ledger.vm(guest.vm_id)
-                record.name, record.stopped = guest.name, True
-                self._ledger.save()
-                guest.execute("stop")
-        elif stopped and not blocked:
-            guest.execute("cont")
-            self._ledger.vm(guest.vm_id).stopped = False
-            self._ledger.save()
+    def _expect_out(self, guest: LiveGuest, pages: int) -> None:
+        """On record before they go, so that a death in between does not lose count of them."""
+        if self._ledger is None:
+            return
+        record = self._ledger.vm(guest.vm_id, guest.started)
+        record.name, record.paged_out = guest.name, max(record.paged_out, pages)
+        self._ledger.save()
 
     # ----------------------------------------------------------------------------------------------
 
@@ -360,8 +377,8 @@ class Manager:
             self._sampler.close()
         if self._ledger is not None:
             for guest in self.guests.values():
-                if self._on_record(guest) is not None:
-                    self._ledger.vm(guest.vm_id).paged_out = guest.evictor.out
+                if (record := self._on_record(guest)) is not None:
+                    record.paged_out = guest.evictor.out
         for guest in self.guests.values():
             guest.close()
         if self._pages is not None:
@@ -374,22 +391,7 @@ class Manager:
         """Put back what is on record of VMs that are not managed any more."""
         if self._ledger is None:
             return
-        mine = {entry.guest.vm_id for entry in self._entries if entry.guest is not None}
+        mine = [self._on_record(guest) for guest in self.guests.values()]
         for record in list(self._ledger.record.vms):
-            if record.pid not in mine:
+            if record not in mine:
                 restore_vm(self._ledger, record, lambda line: self._note("", line))
-
-
-def _sampler(
-    plan: HostPlan, pages: KernelPages | None, watcher: FrameWatcher | None
-) -> tuple[Sampler | None, str]:
-    """What samples working sets here, or None and why there is nothing."""
-    if plan.working_set is WorkingSetWay.CLEAR_REFS:
-        raise ManageError("working_set clear-refs cannot tell of single pages; it is for watching")
-    if watcher is None:
-        watcher, _, problem = choose_watcher(plan.working_set)
-        if watcher is None:
-            return None, problem
-    # The answer has to be there when the VMkernel asks for it.
-    seconds = max(plan.options.sample_period - 2 * plan.interval, 1.0)
-    return Sampler(watcher, pages, seconds), ""

@@ -119,7 +119,7 @@ def options_of(plan: HostPlan) -> MemoryOptions:
     reclaim = [name for name in plan.options.reclaim if name not in (NO_BALLOON, BRING_BACK)]
     if not plan.balloon:
         reclaim = [name for name in reclaim if name != "balloon"]
-    if not plan.pageout:
+    if not plan.evicts:
         reclaim = [name for name in reclaim if name != "swap"]
     elif "swap" in reclaim:
         reclaim += [NO_BALLOON, BRING_BACK]

@@ -18,6 +18,7 @@ import numpy as np
 
 from memvirt.address import PAGE_BYTES
 from memvirt.live.errors import AccessDenied, KernelFeatureMissing, ProcessGone
+from memvirt.live.process import Process
 from memvirt.live.ram import Backing, RamLayout
 from memvirt.live.runs import runs_of
 from memvirt.live.system_calls import MOST_RUNS, process_vm_readv
@@ -33,12 +34,18 @@ _libc.syscall.restype = ctypes.c_long
 class Adviser:
     """Gives the kernel advice on the memory of one process. Use as a context manager."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, process: Process) -> None:
+        """Raises ProcessGone."""
+        self.process, self.pid = process, process.pid
         try:
-            self._descriptor = os.pidfd_open(pid)
+            self._descriptor = os.pidfd_open(process.pid)
         except ProcessLookupError as error:
-            raise ProcessGone(f"process {pid} is gone") from error
-        self.pid = pid
+            raise ProcessGone(f"process {process.pid} is gone") from error
+        try:
+            process.require_alive()  # the number was its all the time, so the descriptor is, too
+        except ProcessGone:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Give the descriptor back; may be called again."""
@@ -94,6 +101,7 @@ def bring_back(adviser: Adviser, layout: RamLayout, indices: np.ndarray[Any, Any
     bytes_read = np.zeros(MOST_RUNS, np.uint8)
     firsts = [start + at for start, size in runs for at in range(0, size, PAGE_BYTES)]
     while firsts:
+        adviser.process.require_alive()  # what follows goes by its number
         batch = [(first, 1) for first in firsts[:MOST_RUNS]]
         try:
             done = process_vm_readv(adviser.pid, batch, bytes_read)

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from memvirt.address import PAGE_BYTES
 from memvirt.live.discovery import DiscoveredVm, discover
 from memvirt.live.errors import CommandError, LiveError, MonitorBusy, MonitorTimeout, ProcessGone
 from memvirt.live.host_memory import read_host_pages
+from memvirt.live.migration import MIGRATED
 from memvirt.live.page_states import LivePageState
 from memvirt.live.vm import LiveVm, open_kernel_pages
 from memvirt.size import format_size
@@ -37,19 +39,14 @@ def restore_all(
     True if all of it is as it was. What failed stays on record, for the next try.
     """
     done = True
-    for path, old in list(ledger.record.settings.items()):
+    for path, before in list(ledger.record.settings.items()):
         try:
-            if Path(path).read_text().strip() != old:
-                Path(path).write_text(old)
-            say(f"{path}: {old} again")
-        except FileNotFoundError:
-            say(f"{path}: is not there any more")
+            old = ledger.put_back(Path(path))
         except OSError as error:
-            say(f"{path}: cannot be set back to {old}: {error.strerror}")
+            say(f"{path}: cannot be set back to {before}: {error.strerror}")
             done = False
-            continue
-        del ledger.record.settings[path]
-        ledger.save()
+        else:
+            say(f"{path}: is not there any more" if old is None else f"{path}: {old} again")
     for record in list(ledger.record.vms):
         done &= restore_vm(ledger, record, say, wait)
     return done
@@ -94,16 +91,22 @@ def _open(found: DiscoveredVm, wait: Callable[[float], object]) -> LiveVm:
 
 def _restore(vm: LiveVm, record: VmRecord, wait: Callable[[float], object]) -> Iterator[str]:
     """Raises LiveError if something cannot be put back."""
+    status = vm.ask().execute("query-status")["status"]
+    if status == MIGRATED:
+        yield "has migrated to another host, its balloon with it"
+        return
     if record.stopped:
-        status = vm.ask().execute("query-status")["status"]
         if status == "paused":
             vm.ask().execute("cont")
             yield "runs again"
         record.stopped = False
     failure = ""
     if record.balloon is not None:
-        size = format_size(record.balloon)
-        if _deflate(vm, record.balloon, wait):
+        # What was plugged in or out meanwhile is the guest's own, and not of the balloon.
+        plugged = vm.layout.pages * PAGE_BYTES - record.memory if record.memory else 0
+        wanted = max(record.balloon + plugged, 0)
+        size = format_size(wanted)
+        if _deflate(vm, wanted, wait):
             yield f"has its {size} again"
         else:
             failure = f"its guest does not take its {size} back"
@@ -144,7 +147,7 @@ def _bring_back(vm: LiveVm, pages: int) -> tuple[int, int]:
         before = vm.page_states(kernel).where(LivePageState.SWAPPED)
         spare = int(read_host_pages().available * _MOST_BACK)
         chosen = before[: min(pages, spare)]
-        adviser = Adviser(vm.pid)
+        adviser = Adviser(vm.process)
         try:
             bring_back(adviser, vm.layout, chosen)
         finally:

@@ -18,7 +18,14 @@ from memvirt.address import PpnArray
 from memvirt.live.errors import LiveError
 from memvirt.live.kernel_pages import KernelPages
 from memvirt.live.vm import LiveVm
-from memvirt.live.working_set import FrameWatcher, SampledVm, WatchedPages, watch_pages
+from memvirt.live.working_set import (
+    FrameWatcher,
+    SampledVm,
+    WatchedPages,
+    choose_watcher,
+    watch_pages,
+)
+from memvirt.live.working_set_way import WorkingSetWay
 from memvirt.vmkernel.protocols import Flags
 
 _KNOWN_PART = 0.5  # of a sample that has to be known
@@ -128,3 +135,21 @@ class Sampler:
             self._thread.join()
             self._thread = None
         self._watcher.close()
+
+
+def open_sampler(
+    way: WorkingSetWay,
+    kernel: KernelPages | None,
+    seconds: float,
+    watcher: FrameWatcher | None = None,
+) -> tuple[Sampler | None, str]:
+    """What samples working sets here, in rounds of ``seconds``; or None and why there is nothing.
+
+    With ``watcher`` that is used, and not what the host has. Raises LiveError only for a way that
+    was asked for by name.
+    """
+    if watcher is None:
+        watcher, _, problem = choose_watcher(way)
+        if watcher is None:
+            return None, problem
+    return Sampler(watcher, kernel, seconds), ""

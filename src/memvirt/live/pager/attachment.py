@@ -115,7 +115,7 @@ def runtime_directory() -> Path:
 def start_time(pid: int) -> int:
     """The start time of a process, in clock ticks after the boot. Raises live.ProcessGone."""
     with Process(pid) as process:
-        return int(process.read("stat").rpartition(b")")[2].split()[19])
+        return process.start_time()
 
 
 def is_running(pid: int, started: int) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 from memvirt.live.command_line import CommandLine
 from memvirt.live.discovery import DiscoveredVm
 from memvirt.live.errors import CommandError, LiveError
+from memvirt.live.migration import outgoing
 from memvirt.live.process import Process
 from memvirt.live.qmp import Monitor
 from memvirt.live.ram import Backing, RamLayout
@@ -26,10 +27,6 @@ _HOW_TO_SHARE = (
     "start it with -object memory-backend-memfd,id=ram,size=SIZE,share=on -machine"
     " memory-backend=ram"
 )
-_MIGRATING = frozenset((
-    "setup", "active", "device", "pre-switchover", "postcopy-active", "postcopy-paused",
-    "postcopy-recover", "wait-unplug", "colo", "cancelling",
-))  # fmt: skip
 _CAPABILITIES = {
     "postcopy-ram": "postcopy migration",
     "background-snapshot": "background snapshots",
@@ -43,8 +40,7 @@ _DEVICE_FILES = {
 
 def migration_under_way(monitor: Monitor) -> str:
     """Why the VM must not be paged now because of a migration, or ""."""
-    status = monitor.execute("query-migrate").get("status", "")
-    if status in _MIGRATING:
+    if status := outgoing(monitor):
         return f"a migration is under way ({status})"
     for capability in monitor.execute("query-migrate-capabilities"):
         if capability["state"] and capability["capability"] in _CAPABILITIES:

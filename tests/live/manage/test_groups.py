@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Control groups as levers: what is asked of the kernel, in which order, and that it is put back.
+
+The kernel of these tests is a directory that looks like control groups; test_levers.py has the
+real one, of the version that this machine has.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from memvirt.cli.manage import host_plan
+from memvirt.live.manage import group_reclaim
+from memvirt.live.manage.cgroup import MemoryCgroup
+from memvirt.live.manage.group_reclaim import GroupReclaim, give_limits_back
+from memvirt.live.manage.ledger import Ledger
+from memvirt.live.manage.manager import Manager
+from memvirt.live.manage.protection import ReservationProtection
+from memvirt.live.page_states import LivePageState
+from memvirt.scenario.scenario import parse_scenario
+from memvirt.vmkernel.events import Mechanism
+
+from .model import ModelHost, ModelVm
+
+MIB = 256
+NONE_V1 = str(0x7FFFFFFFFFFFF000)
+
+
+def control_group(root: Path, name: str, pid: int, **files: object) -> MemoryCgroup:
+    """A group of version 2 below ``root``; two underscores in a file's name are a dot."""
+    directory = root / name
+    directory.mkdir(parents=True)
+    known = {"memory__current": 0, "memory__max": "max", "memory__low": 0, "memory__reclaim": "",
+             "cgroup__procs": pid}  # fmt: skip
+    for file, text in (known | files).items():
+        (directory / file.replace("__", ".")).write_text(f"{text}\n")
+    above = directory.parent
+    if above != root and not (above / "memory.low").exists():
+        (above / "memory.low").write_text("0\n")
+    return MemoryCgroup(name, root)
+
+
+class ModelKernel:
+    """Carries ``memory.reclaim`` out on a VM that is an array; ``most`` pages in all, then EAGAIN.
+
+    It takes the VM's first private pages, also those that advice does not move.
+    """
+
+    def __init__(self, vm: ModelVm, most: int = 1 << 30) -> None:
+        self.vm, self.most, self.asked = vm, most, 0
+
+    def write(self, file: Path, text: str) -> None:
+        assert file.name == "memory.reclaim"
+        pages = int(text) >> 12
+        self.asked += pages
+        taken = np.flatnonzero(self.vm.state == LivePageState.PRIVATE)[: min(pages, self.most)]
+        self.vm.state[taken] = LivePageState.SWAPPED
+        self.most -= taken.size
+        if taken.size < pages:
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+
+HOST = """
+[machine]
+memory = "240M"
+Mem.BalancePeriod = 2
+[live]
+scan_percent = 100
+{live}
+[[vm]]
+name = "vm"
+memory = "256M"
+reservation = "64M"
+live.cgroup = "machine.slice/vm.scope"
+"""
+
+
+class Run:
+    """A VM without a balloon that takes more memory than there is."""
+
+    def __init__(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, live: str = "", kept: int = 0,
+        most: int = 1 << 30, used: int = 250,
+    ) -> None:  # fmt: skip
+        self.vm = ModelVm("vm", 4711, 256 * MIB, gives=None, active=0.1, overhead=20 * MIB)
+        self.vm.kept[: kept * MIB] = True
+        self.kernel = ModelKernel(self.vm, most)
+        monkeypatch.setattr(group_reclaim, "_write", self.kernel.write)
+        self.group = control_group(tmp_path / "groups", "machine.slice/vm.scope", 4711)
+        self.low, self.low_above = self.group.protection, *self.group.bounding_protections()
+        host = ModelHost([self.vm])
+        plan = host_plan(parse_scenario(HOST.format(live=live), "host.toml"))
+        with host.in_place(), Ledger(tmp_path / "ledger") as ledger:
+            manager = Manager(plan, ledger, cgroups=tmp_path / "groups", **host.sources())
+            self.vm.touch(0, 60 * MIB)
+            for second in range(60):
+                host.seconds = float(second)
+                manager.step()
+                if second == 0:
+                    self.protected = (self.low.read_text(), self.low_above.read_text())
+                    self.vm.touch(0, used * MIB)
+            self.events = list(manager.kernel.events)
+            self.reasons = [event.reason for event in self.events]
+            self.resident = self.vm.count(LivePageState.PRIVATE)
+            assert manager.close()
+            assert ledger.record.empty
+
+    def swapped(self) -> int:
+        return sum(event.pages for event in self.events if event.mechanism == Mechanism.SWAP)
+
+
+def test_the_group_takes_what_advice_leaves_and_the_reservation_is_spared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path, monkeypatch, kept=256)
+    levers = "levers: advice on single pages (MADV_PAGEOUT), memory.reclaim of"
+    assert f"{levers} machine.slice/vm.scope" in run.reasons
+    told = next(reason for reason in run.reasons if "went to swap; advice left them" in reason)
+    assert told.startswith("memory.reclaim of machine.slice/vm.scope: ")
+    assert run.kernel.asked > 0
+    assert run.swapped() > 0
+    assert run.resident >= 64 * MIB
+    assert run.protected == (str(64 << 20), str(64 << 20))
+    assert (run.low.read_text().strip(), run.low_above.read_text().strip()) == ("0", "0")
+
+
+def test_advice_alone_where_it_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(tmp_path, monkeypatch)
+    assert run.swapped() > 0
+    assert run.kernel.asked == 0
+
+
+@pytest.mark.parametrize(
+    ("live", "asked"),
+    [("pageout = false", True), ("cgroup_reclaim = false", False),
+     ("pageout = false\ncgroup_reclaim = false", False)],
+)  # fmt: skip
+def test_levers_are_used_as_far_as_they_are_allowed(
+    live: str, asked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path, monkeypatch, live, kept=256)
+    assert bool(run.kernel.asked) == asked
+    assert bool(run.swapped()) == asked
+    if live == "pageout = false":
+        assert any("went to swap; pageout is off" in reason for reason in run.reasons)
+
+
+def test_a_group_that_gives_less_than_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path, monkeypatch, kept=256, most=100)
+    assert run.swapped() == 100
+
+
+@pytest.mark.parametrize("problem", ["another process", "another VM", "no file", "gone"])
+def test_a_group_that_is_not_the_vms_is_no_lever(
+    problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = control_group(tmp_path, "a/b", 4711)
+    vm: Any = ModelVm("vm", 4711, 16)
+    with Ledger(tmp_path / "ledger") as ledger:
+        reclaim = GroupReclaim(group, vm.process, ledger)
+        assert reclaim.impossible == ""
+        procs = group.directory / "cgroup.procs"
+        if problem == "another process":
+            procs.write_text("12\n")
+            assert reclaim.impossible == "control group a/b does not hold process 4711"
+        elif problem == "another VM":
+            below = group.directory / "libvirt" / "emulator"
+            below.mkdir(parents=True)
+            (below / "cgroup.procs").write_text("99\n100\n")
+            # Groups of threads cannot be read.
+            (group.directory / "libvirt" / "cgroup.procs").mkdir()
+            assert reclaim.impossible == ""  # helpers of its own
+            monkeypatch.setattr(group_reclaim, "runs_qemu", lambda pid: pid == 99)
+            assert reclaim.impossible == "control group a/b holds another VM, too (process 99)"
+        elif problem == "no file":
+            (group.directory / "memory.reclaim").unlink()
+            assert reclaim.impossible == "control group a/b has no memory.reclaim (Linux 5.19)"
+        else:
+            procs.unlink()
+            assert reclaim.impossible == "control group a/b: No such file or directory"
+
+
+def test_the_file_of_version_2_gets_parts_in_bytes(tmp_path: Path) -> None:
+    group = control_group(tmp_path, "vm", 4711, memory__reclaim="x" * 40)
+    vm: Any = ModelVm("vm", 4711, 16)
+    with Ledger(tmp_path / "ledger") as ledger:
+        GroupReclaim(group, vm.process, ledger).take(4096 + 10)
+        assert group.reclaim is not None
+        assert group.reclaim.read_text().startswith(f"{10 << 12}")  # after 16 MiB
+        assert ledger.record.empty
+    group.reclaim.write_text("untouched")
+    GroupReclaim(group, vm.process, None).take(10)  # a dry run
+    assert group.reclaim.read_text() == "untouched"
+
+
+def test_the_limit_of_version_1_is_as_it_was_also_if_it_cannot_be_lowered_or_memvirt_dies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / "memory" / "vm"
+    directory.mkdir(parents=True)
+    limit = directory / "memory.limit_in_bytes"
+    limit.write_text(NONE_V1)
+    (directory / "memory.usage_in_bytes").write_text(str(100 << 20))
+    (directory / "cgroup.procs").write_text("4711\n")
+    vm: Any = ModelVm("vm", 4711, 16)
+    group, written = MemoryCgroup("vm", tmp_path), []
+    reclaim: Path = limit
+    write_text = Path.write_text
+
+    def write(path: Path, text: str, *more: Any) -> int:
+        if path == limit:
+            written.append(text)
+            if refused and text != NONE_V1:
+                raise OSError(refused, os.strerror(refused))
+        return write_text(path, text, *more)
+
+    monkeypatch.setattr(Path, "write_text", write)
+    with Ledger(tmp_path / "ledger") as ledger:
+        refused = 0
+        lever = GroupReclaim(group, vm.process, ledger)
+        assert lever.lever == "memory.limit_in_bytes of vm"
+        assert lever.impossible == ""
+        lever.take(256)
+        assert written == [str(99 << 20), NONE_V1]
+        refused = errno.EBUSY
+        lever.take(256)
+        assert reclaim.read_text() == NONE_V1
+        refused = errno.EACCES
+        with pytest.raises(PermissionError):
+            lever.take(256)
+        assert ledger.record.empty
+        refused = 0
+        ledger.change_setting(limit, str(1 << 20))  # here it is killed
+    with Ledger(tmp_path / "ledger") as ledger:
+        assert give_limits_back(ledger) == [f"{limit}: {NONE_V1} again"]
+        assert ledger.record.empty
+    assert limit.read_text() == NONE_V1
+
+
+def test_protection_is_raised_above_the_vms_and_follows_them(tmp_path: Path) -> None:
+    groups = {name: control_group(tmp_path, f"machine.slice/{name}", 1) for name in ("a", "b")}
+    above = tmp_path / "machine.slice" / "memory.low"
+    above.write_text(f"{1000 << 12}\n")  # somebody has said so already
+    said: list[str] = []
+
+    def lows() -> list[int]:
+        files = (groups["a"].protection, groups["b"].protection, above)
+        return [int(file.read_text()) >> 12 for file in files]
+
+    with Ledger(tmp_path / "ledger") as ledger:
+        protection = ReservationProtection(ledger, lambda name, text: said.append(text))
+        protection.update({"a": (groups["a"], 600)})
+        assert lows() == [600, 0, 1000]
+        protection.update({"a": (groups["a"], 600), "b": (groups["b"], 900)})
+        assert lows() == [600, 900, 1500]
+        assert said[-1].endswith(f"{900 << 12}, its reservation")
+        protection.update({"b": (groups["b"], 900)})
+        assert lows() == [0, 900, 1000]
+        protection.update({})
+        assert lows() == [0, 0, 1000]
+        assert ledger.record.empty
+        protection.update({"a": (groups["a"], 0)})  # no reservation: left to its owner
+        assert ledger.record.empty
