@@ -144,8 +144,8 @@ class LiveGuest:
     @property
     def charged(self) -> int:
         """Frames of its process that count against the host's budget."""
-        if self._plugged:
-            return self._rss  # of pages that were plugged in no state is known
+        if self.unmeasured:
+            return self._rss  # that much is known, whatever is not
         return round(self._usage.consumed) + self._overhead
 
     @property
