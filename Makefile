@@ -67,9 +67,10 @@ fallback: $(DEV_STAMP)
 # The small suites with every raw access and every array index checked, then without compiled code.
 checked: $(DEV_STAMP) $(ENGINE_STAMP)
 	MEMVIRT_CHECKED=1 NUMBA_BOUNDSCHECK=1 $(BIN)/python -m pytest --capture=sys -q \
-		tests/mmu tests/vmm tests/test_checked_build.py tests/guests/test_differential.py
+		tests/machine tests/mmu tests/vmm tests/test_checked_build.py tests/guests/test_differential.py
 	MEMVIRT_CHECKED=1 NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -q \
-		tests/mmu/test_guest_walk.py tests/mmu/test_nested_walk.py tests/vmm/test_large_pages.py
+		tests/mmu/test_guest_walk.py tests/mmu/test_nested_walk.py tests/vmm/test_large_pages.py \
+		tests/machine/test_content.py
 
 test: packages lint types checked fallback unit
 

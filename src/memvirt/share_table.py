@@ -36,7 +36,7 @@ def _home(key: np.uint64, mask: int) -> np.int64:
 
 
 @compiled
-def _frame_slot(frame_keys: Keys, key: np.uint64) -> np.int64:
+def frame_slot(frame_keys: Keys, key: np.uint64) -> np.int64:
     """The slot of ``key``, or the empty one where it would go."""
     mask = frame_keys.size - 1
     at = _home(key, mask)
@@ -50,7 +50,7 @@ def _put_frames(frame_keys: Keys, frame_mpns: Mpns, keys: Keys, mpns: Mpns) -> i
     """Enter frames; returns how many keys were new."""
     new = 0
     for i in range(keys.size):
-        at = _frame_slot(frame_keys, keys[i])
+        at = frame_slot(frame_keys, keys[i])
         if frame_keys[at] == _NO_KEY:
             frame_keys[at] = keys[i]
             new += 1
@@ -64,7 +64,7 @@ def _drop_frames(frame_keys: Keys, frame_mpns: Mpns, keys: Keys) -> int:
     mask = frame_keys.size - 1
     dropped = 0
     for i in range(keys.size):
-        hole = _frame_slot(frame_keys, keys[i])
+        hole = frame_slot(frame_keys, keys[i])
         if frame_keys[hole] == _NO_KEY:
             continue
         dropped += 1
@@ -141,7 +141,7 @@ def _match(
         mpns[i], hints[i] = -1, -1
         if page_keys[page] != key:
             more -= _drop_hint(slots, page_keys, page)
-        at = _frame_slot(frame_keys, key)
+        at = frame_slot(frame_keys, key)
         if frame_keys[at] == key:
             more -= _drop_hint(slots, page_keys, page)
             mpns[i] = frame_mpns[at]
@@ -239,8 +239,13 @@ class ShareTable:
 
     def frame(self, key: int) -> int:
         """The MPN of the frame with ``key``, or -1."""
-        at = _frame_slot(self._frame_keys, np.uint64(key))
+        at = frame_slot(self._frame_keys, np.uint64(key))
         return int(self._frame_mpns[at]) if self._frame_keys[at] != _NO_KEY else -1
+
+    @property
+    def frame_arrays(self) -> tuple[Keys, Mpns]:
+        """What ``frame_slot`` looks keys up in, and the MPN by slot; until the table changes."""
+        return self._frame_keys, self._frame_mpns
 
     def all_frames(self) -> tuple[Keys, MpnArray]:
         """Keys and MPNs of all frames."""

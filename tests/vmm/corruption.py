@@ -140,7 +140,7 @@ class Subject:
 
     def link(self, mpn: int, following: int) -> None:
         """Let the frame after ``mpn`` on the list of free frames be ``following``."""
-        self.machine._free._links[mpn] = following
+        self.machine._free.links[mpn] = following
 
     def set_counter(self, name: str, value: int) -> None:
         """Change a count or an index that the VMM keeps in its state."""

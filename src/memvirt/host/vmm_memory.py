@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
 
 from memvirt.address import PAGE_BYTES, MachinePageNumber, MpnArray, PhysicalPageNumber, PpnArray
 from memvirt.machine.content import hash_pages
+from memvirt.share_table import ShareTable
 from memvirt.vmkernel.protocols import (
     Balloon,
     Eviction,
@@ -25,7 +27,10 @@ from memvirt.vmm.pmap import LARGE_PAGES, PageState
 from memvirt.vmm.stores.backing import BackingStoreError, PageCorrupted
 from memvirt.vmm.stores.swap_file import SwapFile
 
-_ZERO_HASH = int(hash_pages(np.zeros(PAGE_BYTES, np.uint8), np.zeros(1))[0])
+
+@functools.cache
+def _zero_hash() -> int:
+    return int(hash_pages(np.zeros(PAGE_BYTES, np.uint8), np.zeros(1))[0])
 
 
 class VmmMemory:
@@ -122,7 +127,9 @@ class VmmMemory:
 
     # Sharing
 
-    zero_hash = _ZERO_HASH
+    @property
+    def zero_hash(self) -> int:
+        return _zero_hash()
 
     def private(self, ppns: PpnArray) -> PpnArray:
         return ppns[self.vmm.pmap.state[ppns] == PageState.PRIVATE]
@@ -131,6 +138,12 @@ class VmmMemory:
         if self._notices_writes:
             self.vmm.notice_writes(ppns)
         return self.vmm.hash_pages(ppns)
+
+    def share_known(self, ppns: PpnArray, table: ShareTable) -> tuple[Hashes, Flags]:
+        hashes, shared = self.vmm.share_known(ppns, table)
+        if self._notices_writes:
+            self.vmm.notice_writes(ppns[~shared])
+        return hashes, shared
 
     def unwritten(self, ppns: PpnArray) -> Flags:
         if not self._notices_writes:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What page sharing would save, before it is switched on.
 
-Every resident page of the chosen VMs is hashed once (XXH64); pages of equal hash count as equal.
+Every resident page of the chosen VMs is hashed once (XXH3-64); pages of equal hash count as equal.
 With pages of zeroes aside, the distinct contents of one VM, of a group of VMs and of all together
 tell what sharing within a VM, and across VMs, gives. VMs of different *salts* never share (as
 Mem.ShareForceSalting has it); KSM knows no salts, it has one pool for the host.

@@ -32,12 +32,13 @@ def _follow(links: Links, first: int, out: Links) -> int:
 class FreeList:
     """The free frames, whose words in ``links`` (uint32 by MPN) it uses while they are on it.
 
-    ``mpns`` are put on it in order: the last of them is taken first.
+    ``first`` is the MPN that is taken first, END if there is none. ``mpns`` are put on it in order:
+    the last of them is taken first.
     """
 
     def __init__(self, links: Links, mpns: MpnArray) -> None:
-        self._links = links
-        self._first = END
+        self.links = links
+        self.first = END
         self.count = 0
         self.put(mpns)
 
@@ -45,17 +46,22 @@ class FreeList:
         """Put frames (distinct, none of them on the list) on it; the last is the first to go."""
         if mpns.size == 0:
             return
-        self._links[mpns[1:]] = mpns[:-1]
-        self._links[mpns[0]] = self._first
-        self._first = int(mpns[-1])
+        self.links[mpns[1:]] = mpns[:-1]
+        self.links[mpns[0]] = self.first
+        self.first = int(mpns[-1])
         self.count += int(mpns.size)
+
+    def pushed(self, first: int, count: int) -> None:
+        """Compiled code has put ``count`` frames on the list: ``first`` is its first now."""
+        self.first = first
+        self.count += count
 
     def take(self, count: int) -> MpnArray:
         """Take ``count`` frames off, which the caller knows there are."""
         taken = np.zeros(count, np.uint32)
         if count:
-            _follow(self._links, self._first, taken)
-            self._first = int(self._links[taken[-1]])
+            _follow(self.links, self.first, taken)
+            self.first = int(self.links[taken[-1]])
             self.count -= count
         return MpnArray(taken)
 
@@ -66,7 +72,7 @@ class FreeList:
         """
         rest = self.mpns()[::-1]
         rest = rest[~np.isin(rest, mpns)]
-        self._first = END
+        self.first = END
         self.count = 0
         self.put(rest)
 
@@ -76,5 +82,5 @@ class FreeList:
         Ends early, after a number that is no frame's, if a link is damaged.
         """
         found = np.zeros(self.count, np.uint32)
-        size = _follow(self._links, self._first, found)
+        size = _follow(self.links, self.first, found)
         return MpnArray(found[: size + 1] if size < self.count else found)

@@ -13,40 +13,32 @@ import mmap
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Any
 
 import numpy as np
 
 from memvirt.address import PAGE_BYTES, PAGE_SHIFT, MachinePageNumber, MpnArray
 from memvirt.errors import MemvirtError
+from memvirt.share_table import ShareTable
 from memvirt.size import format_size
 
+from .content import Hashes
+from .equal_frames import find_equal_frames
 from .frame_arrays import note_taken, zero_frames
 from .free_list import FreeList
+from .kinds import NOBODY, FrameKind
+from .references import add_references, drop_references, free_unreferenced
 
-__all__ = ["FrameKind", "MachineMemory", "MachineMemoryExhausted", "MachineMemoryStatistics"]
+__all__ = [
+    "NOBODY",
+    "FrameKind",
+    "MachineMemory",
+    "MachineMemoryExhausted",
+    "MachineMemoryStatistics",
+]
 
 MpnsLike = Sequence[MachinePageNumber] | MpnArray | MachinePageNumber
 FrameDetails = np.ndarray[tuple[int], np.dtype[np.int32]]
-NOBODY = -1
-
-
-class FrameKind(IntEnum):
-    """What a frame is used for. Its owner is a VM, or ``NOBODY`` for frames shared by VMs.
-
-    Each kind keeps one number a frame, in the same word (``MachineMemory``: ``guest_ppn`` and the
-    names beside it); in that of a FREE frame is the next one (``free_list``).
-    """
-
-    FREE = 0
-    GUEST = 1  # backs one PPN of its owner: ``guest_ppn``
-    SHARED = 2  # backs several PPNs, copy-on-write: ``share_salt`` of their VMs
-    SHADOW = 3  # a shadow page table: ``shadow_index`` in the VMM
-    NESTED = 4  # a nested page table: its ``table_level``
-    RESERVE = 5  # zeroed, owned by a VM, not used yet
-    VMKERNEL = 6  # the host's own
-    COMPRESSED = 7  # holds compressed pages of its owner, in blocks of ``block_bytes``
 
 
 class MachineMemoryExhausted(MemvirtError):
@@ -187,6 +179,23 @@ class MachineMemory:
         """Let SHARED frames be used by VMs of ``salt`` (0 or more) only."""
         self._detail[mpns] = -1 - salt
 
+    def find_equal(
+        self, mpns: MpnsLike, table: ShareTable, salt: int
+    ) -> tuple[Hashes, np.ndarray[tuple[int], np.dtype[np.int64]]]:
+        """Hash frames and find, for each, the frame in ``table`` that it equals in full.
+
+        Returns the hashes (``content.hash_pages``), and the MPN of a SHARED frame of ``salt`` for
+        each, or -1. Each frame is compared right after it was hashed: it is in the cache then.
+        Raises IndexError for an MPN that is no frame's.
+        """
+        frames = self._listed(mpns)
+        hashes, found = np.empty(frames.size, np.uint64), np.empty(frames.size, np.int64)
+        find_equal_frames(
+            self._host_address, frames, *table.frame_arrays,
+            self.kind, self._detail, -1 - salt, hashes, found,
+        )  # fmt: skip
+        return hashes, found
+
     # ----------------------------------------------------------------------------------------------
 
     def page(self, mpn: MachinePageNumber) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
@@ -253,39 +262,45 @@ class MachineMemory:
     def add_references(self, mpns: MpnsLike) -> None:
         """One more mapping of a SHARED frame for each time it is listed.
 
-        Raises ValueError, with nothing changed, if one is free or of another kind.
+        Raises ValueError, with nothing changed, if one is free or of another kind, IndexError
+        for an MPN that is no frame's.
         """
-        frames, times = np.unique(np.atleast_1d(np.asarray(mpns, np.uint32)), return_counts=True)
+        frames = self._listed(mpns)
         with self._lock:
-            others = frames[self.kind[frames] != FrameKind.SHARED]
-            if others.size:
-                mpn = int(others[0])
+            wrong = add_references(frames, self.kind, self.owner)
+            if wrong >= 0:
+                mpn = int(frames[wrong])
                 kind = FrameKind(int(self.kind[mpn])).name
                 raise ValueError(f"MPN {mpn:#x} is {kind}: it cannot gain a reference")
-            self.owner[frames] -= times.astype(np.int32)
             self.references.changes += 1
+
+    def _listed(self, mpns: MpnsLike) -> MpnArray:
+        """MPNs for compiled code. Raises IndexError for one that is no frame's."""
+        frames = np.ascontiguousarray(np.atleast_1d(np.asarray(mpns, np.uint32)))
+        if frames.size and frames.max() >= self.frames:
+            raise IndexError(f"MPN {frames.max():#x}: this machine has {self.frames} frames")
+        return MpnArray(frames)
 
     def release(self, mpns: MpnsLike) -> int:
         """Drop one reference of a frame each time it is listed; those without any become free.
 
-        Returns how many did. Raises ValueError, with nothing changed, for more references than
-        there are. Obligation: the caller has dropped every translation of these frames, and
-        translated code made from them, before this call.
+        Returns how many did; the last listed is the first to be allocated again. Raises
+        ValueError, with nothing changed, for more references than there are, IndexError for an MPN
+        that is no frame's. Obligation: the caller has dropped every translation of these frames,
+        and translated code made from them, before this call.
         """
-        frames, times = np.unique(np.atleast_1d(np.asarray(mpns, np.uint32)), return_counts=True)
+        frames = self._listed(mpns)
+        arrays = self.kind, self.owner
         with self._lock:
-            left = self.references[frames] - times
-            if left.size and left.min() < 0:
-                raise ValueError(f"MPN {int(frames[left < 0][0]):#x} is free already")
-            still = left > 0
-            if still.any():
-                self.references[frames[still]] = left[still]
-            freed = frames[~still]
-            self.kind[freed] = FrameKind.FREE
-            self.owner[freed] = NOBODY
-            self._free.put(freed)
-            self._frees += int(freed.size)
-            return int(freed.size)
+            wrong = drop_references(frames, *arrays)
+            if wrong >= 0:
+                raise ValueError(f"MPN {int(frames[wrong]):#x} is free already")
+            first, freed = free_unreferenced(frames, *arrays, self._free.links, self._free.first)
+            self._free.pushed(first, freed)
+            self._frees += freed
+            if freed < frames.size:
+                self.references.changes += 1
+            return freed
 
     def owned_by(self, owner: int) -> MpnArray:
         """MPNs of the frames that belong to VM ``owner``."""

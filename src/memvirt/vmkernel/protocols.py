@@ -31,6 +31,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from memvirt.address import MachinePageNumber, MpnArray, PpnArray
+from memvirt.share_table import ShareTable
 
 __all__ = [
     "ActivitySampling",
@@ -223,6 +224,14 @@ class FrameSharing(Protocol):
         """A 64-bit hash of the content of each page, all of them resident.
 
         Writes to those that are private are noticed from now on (``unwritten``).
+        """
+        ...
+
+    def share_known(self, ppns: PpnArray, table: ShareTable) -> tuple[Hashes, Flags]:
+        """As ``hash_pages`` for private pages (distinct), which also use frames of ``table``.
+
+        Returns the hashes, and which of ``ppns`` now use the frame that ``table`` has for their
+        hash, having been compared in full. Any of them may be left alone: the caller shares those.
         """
         ...
 

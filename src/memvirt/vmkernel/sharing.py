@@ -23,7 +23,8 @@ from memvirt.share_table import Keys, PageNumbers, ShareTable
 
 from .protocols import Flags, FrameSharing, GuestMemory, Hashes
 
-_BATCH = 4096  # pages hashed at a time
+_BATCH = 4096  # pages scanned at a time
+_FIRST_BATCH = 512  # of a scan; each is twice as large as the one before: see ``PageSharing.scan``
 _RUN = 64  # pages scanned one after the other
 _ROUNDS = 3  # a page meets a hint out of date, then one that is not, and a frame out of date
 _LEAST_PURGE = 1024  # frames in a table before those that are gone are looked for
@@ -75,12 +76,16 @@ class _Scan:
 
     def next(self, count: int) -> PpnArray:
         """The next ``count`` pages of the order."""
-        numbers = np.arange(self.position, self.position + count)
-        self.position += count
-        runs = self.guest.pages // _RUN
-        run, within = numbers // _RUN, numbers % _RUN
+        pages = self.guest.pages
+        runs = pages // _RUN
+        end = self.position + count
+        run = np.arange(self.position // _RUN, -(-end // _RUN))
         scattered = np.where(run < runs, run * self.stride % max(runs, 1), run)
-        return PpnArray((scattered * _RUN + within + self.start) % self.guest.pages)
+        ppns = ((scattered * _RUN + self.start)[:, np.newaxis] + np.arange(_RUN)).reshape(-1)
+        ppns = ppns[self.position % _RUN :][:count]
+        ppns[ppns >= pages] -= pages
+        self.position = end
+        return PpnArray(ppns)
 
 
 @dataclass
@@ -169,7 +174,11 @@ class PageSharing:
         return 0 if guest.sharing is None or not frames else guest.sharing.mapped_to(frames)
 
     def scan(self, guest: GuestMemory, pages: float) -> int:
-        """Scan the next ``pages`` pages of a VM (fractions add up); returns how many it shared."""
+        """Scan the next ``pages`` pages of a VM (fractions add up); returns how many it shared.
+
+        Pages that equal another of their batch, and none before, are compared when all of the batch
+        have been hashed and have left the cache. So the first batches are small.
+        """
         if guest.sharing is None:
             return 0
         scan = self._scans[guest.vm_id]
@@ -177,10 +186,12 @@ class PageSharing:
         count = min(int(scan.due), guest.pages)
         scan.due -= int(scan.due)
         shared = 0
+        most = _FIRST_BATCH
         while count > 0:
-            size = min(count, _BATCH, guest.pages - scan.position)
+            size = min(count, most, guest.pages - scan.position)
             shared += self.scan_pages(guest, scan.next(size))
             count -= size
+            most = min(2 * most, _BATCH)
             if scan.position == guest.pages:
                 scan.passes += 1
                 scan.shuffle(self._random)
@@ -199,13 +210,19 @@ class PageSharing:
             return 0
         self.scanned += int(pages.size)
         group = self._groups[sharing.share_salt]
-        unchanged = self._known_keys(group, self._scans[guest.vm_id], pages) != 0
+        scan = self._scans[guest.vm_id]
+        hinted = group.table.hint_keys(pages + scan.first) != 0
+        unchanged = hinted & sharing.unwritten(pages)
         self.unchanged += int(np.count_nonzero(unchanged))
-        pages = PpnArray(pages[~unchanged])
+        pages, hinted = PpnArray(pages[~unchanged]), hinted[~unchanged]
         if pages.size == 0:
             return 0
-        keys = _keys(sharing.hash_pages(pages))
-        shared = 0
+        hashes, known = sharing.share_known(pages, group.table)
+        keys = _keys(hashes)
+        shared = int(np.count_nonzero(known))
+        if shared:
+            scan.hints -= group.table.drop_hints(pages[known & hinted] + scan.first)
+            pages, keys = PpnArray(pages[~known]), keys[~known]
         for _ in range(_ROUNDS):  # entries that were out of date are gone in the next
             done, left = self._scan_once(group, guest, pages, keys)
             shared += done

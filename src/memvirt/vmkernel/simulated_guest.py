@@ -14,6 +14,7 @@ from enum import IntEnum
 import numpy as np
 
 from memvirt.address import MachinePageNumber, MpnArray, PpnArray
+from memvirt.share_table import ShareTable
 
 from .managed import MAXIMUM_GRANT
 from .protocols import (
@@ -330,6 +331,9 @@ class SimulatedGuest:
         common = (ppns * 0x85EBCA77 >> 9) % 1000 < self._common * 1000
         unique = _UNIQUE + (self.vm_id << 40) + ppns
         return np.where(common, ppns + 1, unique).astype(np.uint64)
+
+    def share_known(self, ppns: PpnArray, table: ShareTable) -> tuple[Hashes, Flags]:
+        return self.hash_pages(ppns), np.zeros(ppns.size, np.bool_)
 
     def unwritten(self, ppns: PpnArray) -> Flags:
         return np.asarray(self._state[ppns] == _PRIVATE)  # its pages are what they are by number

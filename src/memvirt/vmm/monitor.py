@@ -24,11 +24,7 @@ from memvirt.address import (
     physical_page_number,
 )
 from memvirt.machine.content import Hashes, equal_pages, hash_pages
-from memvirt.machine.memory import (
-    FrameKind,
-    MachineMemory,
-    MachineMemoryExhausted,
-)
+from memvirt.machine.memory import FrameKind, MachineMemory
 from memvirt.mmu.host_ranges import host_address
 from memvirt.mmu.page_state import (
     FLAG_BALLOONED,
@@ -39,10 +35,12 @@ from memvirt.mmu.page_state import (
     FLAG_WRITE_CACHED,
     FLAGS_UNTIL_TOUCHED,
 )
+from memvirt.share_table import ShareTable
 from memvirt.state_record import new_record, record_word
 
 from .content import SWAP, PageContents
 from .eviction import Eviction, EvictionOrder, default_order, evict
+from .large_pages import back_by_large_page
 from .memory_statistics import COUNTED, MemoryStatistics, memory_statistics
 from .paging.build import new_paging
 from .paging.mode import PagingMode
@@ -56,8 +54,8 @@ from .vmm_state import VMM_DTYPE, VmmState
 
 PpnsLike = Sequence[PhysicalPageNumber] | PpnArray
 MpnsLike = Sequence[MachinePageNumber] | MpnArray
+Flags = np.ndarray[Any, np.dtype[np.bool_]]
 _PRIVATE = (PageState.PRIVATE,)
-
 
 __all__ = ["PagingMode", "VirtualMachineMonitor"]
 
@@ -164,20 +162,8 @@ class VirtualMachineMonitor:
             raise ValueError(f"PPN {first_ppn:#x} cannot begin a large page in this VM")
         if self.pmap.pages < first_ppn + LARGE_PAGES or self.pmap.large[run]:
             return False
-        if (self.pmap.state[pages] != PageState.PRIVATE).any():
+        if not back_by_large_page(self.contents, self.page_tables, pages):
             return False
-        try:
-            first = self.machine.allocate_run(9, kind=FrameKind.GUEST, owner=self.vm_id)
-        except MachineMemoryExhausted:
-            return False
-        self._invalidate(pages)
-        old = self.pmap.mpns_of(pages)
-        run_mpns = MpnArray(np.arange(first, first + LARGE_PAGES, dtype=np.uint32))
-        self.contents.replace_frames(pages, run_mpns)
-        self.machine.release(old)
-        table = self.page_tables.release_table_below(first_ppn)
-        if table is not None:
-            self.machine.release(table)
         self.pmap.large[run] = 1
         self.counts["moved"] += LARGE_PAGES
         self.counts["large_made"] += 1
@@ -203,7 +189,7 @@ class VirtualMachineMonitor:
     # Sharing -----------------------------------------------------------------------------------
 
     def hash_pages(self, ppns: PpnsLike) -> Hashes:
-        """XXH64 of the content of resident pages, in the order of ``ppns``."""
+        """XXH3-64 of the content of resident pages, in the order of ``ppns``."""
         return hash_pages(self.machine.content, self.pmap.frame[np.asarray(ppns, np.int64)])
 
     def notice_writes(self, ppns: PpnsLike) -> None:
@@ -221,7 +207,7 @@ class VirtualMachineMonitor:
             self._stale.flush()  # or it would write through a translation it has
         self.pmap.flags[pages] = (flags | FLAG_UNWRITTEN) & np.uint8(0xFF ^ FLAG_WRITE_CACHED)
 
-    def unwritten(self, ppns: PpnsLike) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    def unwritten(self, ppns: PpnsLike) -> Flags:
         """Which of ``ppns`` nobody has written to since ``notice_writes``; all are private.
 
         Guest, devices and host count alike, also for a page that was moved meanwhile. One whose
@@ -242,16 +228,20 @@ class VirtualMachineMonitor:
 
         Raises ValueError, with nothing changed, if a page is not private.
         """
+        pages = self._private(ppns)
+        self.counts["shares"] += int(pages.size)
+        return self.contents.make_shared(pages, self.share_salt)
+
+    def _private(self, ppns: PpnsLike) -> PpnArray:
         pages = PpnArray(np.asarray(ppns, np.int64))
         self.pmap.check_all(pages)
         wrong = pages[self.pmap.state[pages] != PageState.PRIVATE]
         if wrong.size:
             state = self.pmap.state_of(PhysicalPageNumber(int(wrong[0])))
             raise ValueError(f"PPN {wrong[0]:#x} is {state.name.lower()}, not private")
-        self.counts["shares"] += int(pages.size)
-        return self.contents.make_shared(pages, self.share_salt)
+        return pages
 
-    def may_share(self, mpns: MpnsLike | MachinePageNumber) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    def may_share(self, mpns: MpnsLike | MachinePageNumber) -> Flags:
         """Which of ``mpns`` are shared frames of this VM's salt."""
         frames = MpnArray(np.asarray(mpns, np.int64))
         return np.asarray(
@@ -278,11 +268,27 @@ class VirtualMachineMonitor:
         fit = self.pmap.state[wanted] == PageState.PRIVATE
         pages, frames = wanted[fit], frames[fit]
         fit = equal_pages(self.machine.content, self.pmap.frame[pages], frames)
-        pages, frames = pages[fit], frames[fit]
+        pages = pages[fit]
+        self._share(pages, frames[fit])
+        return pages
+
+    def share_known(self, ppns: PpnsLike, table: ShareTable) -> tuple[Hashes, Flags]:
+        """As ``hash_pages`` for private pages (distinct), which share frames of ``table``.
+
+        Returns the hashes, and which pages now share: those for whose hash ``table`` has a shared
+        frame of this VM's salt, equal in full. Raises ValueError, with nothing changed, if a page
+        is not private.
+        """
+        pages = self._private(ppns)
+        hashes, mpns = self.machine.find_equal(self.pmap.mpns_of(pages), table, self.share_salt)
+        equal = mpns >= 0
+        self._share(pages[equal], MpnArray(mpns[equal]))
+        return hashes, equal
+
+    def _share(self, pages: PpnArray, frames: MpnArray) -> None:
         if pages.size:
             self.contents.share(pages, frames)
             self.counts["shares"] += int(pages.size)
-        return pages
 
     # Bringing pages back -----------------------------------------------------------------------
 
@@ -324,15 +330,15 @@ class VirtualMachineMonitor:
         self._invalidate(resident, breaking=False)
         self.pmap.flags[pages] |= np.uint8(flag)
 
-    def untouched(self, ppns: PpnsLike) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    def untouched(self, ppns: PpnsLike) -> Flags:
         """Which of ``ppns`` have been sampled and not been accessed since."""
         return self._has_flag(ppns, FLAG_SAMPLED)
 
-    def idle(self, ppns: PpnsLike) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    def idle(self, ppns: PpnsLike) -> Flags:
         """Which of ``ppns`` have been watched and not been accessed since."""
         return self._has_flag(ppns, FLAG_WATCHED)
 
-    def _has_flag(self, ppns: PpnsLike, flag: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    def _has_flag(self, ppns: PpnsLike, flag: int) -> Flags:
         return (self.pmap.flags[np.asarray(ppns, np.int64)] & np.uint8(flag)) != 0
 
     # The guest's memory as the host sees it ----------------------------------------------------
