@@ -24,11 +24,13 @@ from memvirt.plan.question import Question, apply_what_if
 from memvirt.plan.readers.detect import read_files
 from memvirt.plan.report_html import (
     HOST_HEADINGS,
-    VM_HEADINGS,
+    HOURS_MEAN,
     WHAT_IF_HEADINGS,
     advice,
     host_row,
+    length,
     plan_report,
+    vm_headings,
     vm_row,
     what_if_row,
 )
@@ -50,6 +52,7 @@ class PlanOptions:
     memory_per_worker: str = "auto"
     json: Path | None = None
     html: Path | None = None
+    clusters: tuple[str, ...] = ()
 
 
 @contextlib.contextmanager
@@ -75,7 +78,9 @@ def plan(question: Question, options: PlanOptions) -> int:
     """Answer; the exit status is 0 if the VMs fit in all draws, 1 if not."""
     check_results({"--json": options.json, "--html": options.html}, options.files)
     with Console(stderr=True).status("reading"):
-        fleet = assemble(read_files(options.files), interval=options.interval)
+        fleet = assemble(
+            read_files(options.files), interval=options.interval, clusters=options.clusters
+        )
     asked = [(apply_what_if(question, text), f"what if {text}") for text in options.what_ifs]
     work = fleet.in_use.size * question.draws * (1 + len(asked)) * _SECONDS_A_POINT
     workers = options.workers or suitable_workers(work)
@@ -146,18 +151,14 @@ def print_answer(found: PlanAnswer, fleet: Fleet) -> None:
     """The answer on a terminal."""
     out = console()
     print_findings(out, found.findings)
-    days = found.points * found.interval_s / 86400
-    length = f"{days:.1f} days" if days >= 1 else f"{days * 24:.2f} hours"
-    out.print(
-        f"{len(fleet.vms)} VMs, {found.points:,} intervals of {found.interval_s:g} s ({length}), "
-        f"{found.draws} draws, seed {found.seed}"
-    )
+    out.print(f"{len(fleet.vms)} VMs, {length(found)}, {found.draws} draws, seed {found.seed}")
     for name, text in found.assumptions.items():
         out.print(f"  {name}: {text}", style="dim", markup=False)
     out.print(f"\n{found.question}\n[bold]{found.verdict}[/bold]")
     if found.fewest_hosts is not None:
         bound, number = found.fewest_hosts
-        out.print(f"{number:.0f} hosts; no placement can do with less than {bound:.0f}")
+        word = "host" if number == 1 else "hosts"
+        out.print(f"{number:.0f} {word}; no placement can do with less than {bound:.0f}")
     for name, why in list(found.refused.items())[:_HOSTS_SHOWN]:
         out.print(f"  {name}: {why}", markup=False)
     if found.failover is not None:
@@ -171,8 +172,9 @@ def print_answer(found: PlanAnswer, fleet: Fleet) -> None:
         out.print(f"\n{host.name}, {host.limiting_hour}: {host.why}. {advice(host)}", markup=False)
     vms = touched(found.vms)
     if vms:
-        out.print("\nhours in which memory is taken, lowest to highest draw (part of the draws):")
-        print_table(out, VM_HEADINGS, [vm_row(vm) for vm in vms[:_VMS_SHOWN]])
+        out.print(f"\n{HOURS_MEAN[found.points == 1]}:")
+        rows = [vm_row(vm, moment=found.points == 1) for vm in vms[:_VMS_SHOWN]]
+        print_table(out, vm_headings(moment=found.points == 1), rows)
         if len(vms) > _VMS_SHOWN:
             out.print(f"and {len(vms) - _VMS_SHOWN} more VMs that lose less")
     if found.what_ifs:

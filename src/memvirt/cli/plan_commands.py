@@ -44,6 +44,9 @@ def plan_command(
     ] = None,
     grow: Annotated[str, typer.Option(help="VMs and their use grow by so much")] = "0%",
     failover: Annotated[int, typer.Option(min=0, help="so many hosts die")] = 0,
+    cluster: Annotated[
+        list[str] | None, typer.Option(help="only VMs and hosts of this cluster")
+    ] = None,
     allow: Annotated[
         Allowed, typer.Option(help="what may happen to VMs that are said to fit")
     ] = Allowed.none,
@@ -89,7 +92,7 @@ def plan_command(
             question,
             PlanOptions(
                 files, what_if or [], interval, workers, scheduler, memory_per_worker,
-                json_file, html,
+                json_file, html, tuple(cluster or ()),
             ),
         )  # fmt: skip
     sys.exit(status)

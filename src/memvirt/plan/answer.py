@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from memvirt.notebook import html_table, one_line
@@ -42,10 +42,12 @@ class VmAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Remedy:
-    """What would make a host fit: memory to add (MiB), or VMs to remove."""
+    """What would make a host fit: limits of VMs to raise (MiB), and then memory to add (MiB) or
+    VMs to remove, if that is not enough."""
 
     add_mib: Span
     remove: tuple[str, ...]
+    raise_limits_mib: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

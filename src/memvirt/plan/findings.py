@@ -36,11 +36,11 @@ class PlanDataError(MemvirtError):
 
 
 class Findings:
-    """Collects findings of one file; ``path`` heads them."""
+    """Collects findings of one file, in ``found`` if given; ``path`` heads them."""
 
-    def __init__(self, path: object) -> None:
+    def __init__(self, path: object, found: list[Finding] | None = None) -> None:
         self.path = str(path)
-        self.list: list[Finding] = []
+        self.list: list[Finding] = [] if found is None else found
 
     def note(self, what: str, where: str = "") -> None:
         self.list.append(Finding(Severity.NOTE, self._where(where), what))

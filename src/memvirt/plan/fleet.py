@@ -9,6 +9,7 @@ is -1: *unknown*, for the plan to try a range of values.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -77,16 +78,20 @@ class Fleet:
         return replace(self, vms=vms, in_use=self.in_use[chosen], active=self.active[chosen])
 
 
-def assemble(readings: list[Reading], *, interval: float | None = None) -> Fleet:
+def assemble(
+    readings: list[Reading], *, interval: float | None = None, clusters: Sequence[str] = ()
+) -> Fleet:
     """One fleet of all that was read; ``interval`` (seconds) overrides the series' own.
 
-    A VM of several files is found by its name. Raises PlanDataError if nothing can be planned.
+    A VM of several files is found by its name. ``clusters``: only VMs and hosts of these. Raises
+    PlanDataError if nothing can be planned.
     """
     findings = Findings("all files" if len(readings) > 1 else readings[0].path)
     merged: dict[str, VmReading] = {}
     for reading in readings:
         for key, vm in _by_distinct_name(reading, findings).items():
             merged[key] = _merge(merged[key], vm, findings) if key in merged else vm
+    merged = _of_clusters(merged, clusters, findings)
     for vm in merged.values():
         _drop_infinities(vm, findings)
     off = [name for name, vm in merged.items() if not vm.powered_on]
@@ -113,7 +118,10 @@ def assemble(readings: list[Reading], *, interval: float | None = None) -> Fleet
         _place(vm, in_use[row], active[row], start, step)
     return Fleet(
         tuple(_planned(vm, findings) for vm in kept), in_use, active, start, step,
-        tuple(host for reading in readings for host in reading.hosts),
+        tuple(
+            host for reading in readings for host in reading.hosts
+            if not clusters or not host.cluster or host.cluster in clusters
+        ),
         tuple(f for reading in readings for f in reading.findings) + tuple(findings.list),
     )  # fmt: skip
 
@@ -136,6 +144,29 @@ def _by_distinct_name(reading: Reading, findings: Findings) -> dict[str, VmReadi
     return out
 
 
+def _of_clusters(
+    vms: dict[str, VmReading], wanted: Sequence[str], findings: Findings
+) -> dict[str, VmReading]:
+    """The VMs of ``wanted`` clusters, or all, with a line about it. Raises PlanDataError."""
+    there = sorted({vm.cluster for vm in vms.values() if vm.cluster})
+    strange = [name for name in wanted if name not in there]
+    if strange:
+        raise PlanDataError(
+            f"{findings.path}: has no VM of cluster {strange[0]}; "
+            f"there are {name_some(there, 12) or 'none'}"
+        )
+    if not wanted:
+        if len(there) > 1:
+            findings.note(
+                f"VMs of {len(there)} clusters ({name_some(there)}) are planned together; "
+                "--cluster NAME takes those of one"
+            )
+        return vms
+    kept = {name: vm for name, vm in vms.items() if vm.cluster in wanted}
+    findings.note(f"{len(vms) - len(kept)} VMs of other clusters are left out")
+    return kept
+
+
 def _merge(one: VmReading, other: VmReading, findings: Findings) -> VmReading:
     """What two files tell of one VM: what the later one says counts, where it says anything."""
     amounts = {}
@@ -151,7 +182,8 @@ def _merge(one: VmReading, other: VmReading, findings: Findings) -> VmReading:
     return replace(
         other, **amounts, group=other.group or one.group, apart=other.apart or one.apart,
         together=other.together or one.together,
-        host=other.host or one.host, powered_on=one.powered_on and other.powered_on,
+        host=other.host or one.host, cluster=other.cluster or one.cluster,
+        powered_on=one.powered_on and other.powered_on,
         driver=one.driver if other.driver is None else other.driver,
         times=series[0], in_use=series[1], active=series[2],
         moment=all(vm.moment or not vm.times.size for vm in (one, other)),

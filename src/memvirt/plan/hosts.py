@@ -19,9 +19,8 @@ from .assumptions import Draw
 from .fleet import Fleet
 from .policy import PAGE_BYTES, SOFT_PERCENT, HostRules, HostState
 from .question import Allow
-from .rounds import MECHANISMS, HostRun, simulate_host
+from .rounds import MECHANISMS, THRASH, HostRun, simulate_host
 
-_MOST_STEPS = 4096  # of memory to add
 _PLOT_POINTS = 600
 _DATED = 1e8  # seconds: a series that starts later than 1973 has dates
 
@@ -48,18 +47,20 @@ def fits(run: HostRun, allow: Allow) -> bool:
         run.compressed.max(initial=0),
         run.swapped.max(initial=0),
     )
+    if allow is not Allow.SWAP and run.affected[THRASH].any():
+        return False
     worst = max((level + 1 for level, pages in enumerate(taken) if pages >= 1), default=0)
     return worst <= allow
 
 
-def run_host(task: HostTask) -> tuple[HostAnswer, list[VmAnswer]]:
-    """All draws of one host."""
+def run_host(task: HostTask) -> tuple[HostAnswer, list[VmAnswer], list[bool]]:
+    """All draws of one host: the answers, and in which draws its VMs fit."""
     runs = [simulate_host(task.rules, task.fleet, draw) for draw in task.draws]
     good = [fits(run, task.allow) for run in runs]
     worst = runs[min(1, len(runs) - 1)]
     states = sorted(run.worst for run in runs)
     remedy = None
-    if not all(good) and task.advise:
+    if task.advise and not (all(good) and _admitted(task.rules, task.fleet)):
         remedy = _remedy(task)
     free = [float(run.free.min(initial=run.managed)) for run in runs]
     demand = [float(run.demand.max(initial=0)) for run in runs]
@@ -77,7 +78,7 @@ def run_host(task: HostTask) -> tuple[HostAnswer, list[VmAnswer]]:
         remedy=remedy,
         series=_series(worst) if not all(good) or worst.worst > HostState.HIGH else {},
     )
-    return answer, _vm_answers(task, runs)
+    return answer, _vm_answers(task, runs), good
 
 
 def _vm_answers(task: HostTask, runs: list[HostRun]) -> list[VmAnswer]:
@@ -140,6 +141,13 @@ def _why(task: HostTask, run: HostRun) -> str:
         )
     else:
         text += f"; {format_size(-over * PAGE_BYTES)} more could be used"
+    held = _beyond_limits(fleet, task.draws[min(1, len(task.draws) - 1)])
+    if held:
+        name, pages = max(held.items(), key=lambda item: item[1])
+        text += (
+            f"; the limit of VM {name} holds it to {format_size(pages * PAGE_BYTES)} less than it "
+            "wants"
+        )
     draw = task.draws[min(1, len(task.draws) - 1)]
     if point:
         in_use = draw.demand(fleet)[0]
@@ -182,9 +190,21 @@ def memory_step(managed: int) -> int:
     return max(1 << max((managed // 64).bit_length() - 1, 0), 256)
 
 
+def _admitted(rules: HostRules, fleet: Fleet) -> bool:
+    """Whether admission control lets all VMs be powered on."""
+    return not rules.refusals((vm.settings, vm.overhead) for vm in fleet.vms)
+
+
 def _fits_with(task: HostTask, draw: Draw, extra: int) -> bool:
     rules = replace(task.rules, managed=task.rules.managed + extra)
+    if not _admitted(rules, task.fleet):
+        return False
     return fits(simulate_host(rules, task.fleet, draw), task.allow)
+
+
+def _memory_without_end(task: HostTask) -> int:
+    """Pages that all VMs of a host can never need."""
+    return 4 * int(sum(vm.settings.memory + vm.overhead for vm in task.fleet.vms)) + (1 << 20)
 
 
 def memory_to_add(task: HostTask, draw: Draw) -> int:
@@ -192,11 +212,9 @@ def memory_to_add(task: HostTask, draw: Draw) -> int:
     step = memory_step(task.rules.managed)
     if _fits_with(task, draw, 0):
         return 0
-    high = 1
-    while not _fits_with(task, draw, high * step):
+    high, most = 1, _memory_without_end(task)
+    while not _fits_with(task, draw, high * step) and high * step < most:
         high *= 2
-        if high > _MOST_STEPS:
-            break
     low = high // 2
     while high - low > 1:
         middle = (low + high) // 2
@@ -218,9 +236,10 @@ def vms_to_remove(task: HostTask, draw: Draw) -> list[str]:
         rest = np.setdiff1d(np.arange(len(task.fleet.vms)), gone)
         if rest.size == 0:
             return True
-        demand = (in_use[rest], active[rest])
-        run = simulate_host(task.rules, task.fleet.select(rest), draw, demand)
-        return fits(run, task.allow)
+        demand, fleet = (in_use[rest], active[rest]), task.fleet.select(rest)
+        if not _admitted(task.rules, fleet):
+            return False
+        return fits(simulate_host(task.rules, fleet, draw, demand), task.allow)
 
     low, high = 0, order.size
     while high - low > 1:
@@ -240,8 +259,33 @@ def vms_to_remove(task: HostTask, draw: Draw) -> list[str]:
     return [task.fleet.vms[row].name for row in [*gone[:-1], int(order[first])]]
 
 
+def _beyond_limits(fleet: Fleet, draw: Draw) -> dict[str, float]:
+    """VMs that want more than their limits let them have, and how many pages."""
+    peaks = draw.demand(fleet)[0].max(axis=1, initial=0)
+    return {
+        vm.name: float(peak - vm.settings.maximum)
+        for vm, peak in zip(fleet.vms, peaks, strict=True)
+        if peak - vm.settings.maximum >= 1
+    }
+
+
+def _without_limits(fleet: Fleet, names: dict[str, float]) -> Fleet:
+    vms = tuple(
+        replace(vm, settings=replace(vm.settings, limit=None)) if vm.name in names else vm
+        for vm in fleet.vms
+    )
+    return replace(fleet, vms=vms)
+
+
 def _remedy(task: HostTask) -> Remedy:
     hopeful, pessimistic = task.draws[0], task.draws[min(1, len(task.draws) - 1)]
+    raised: dict[str, float] = {}
+    if not _fits_with(task, pessimistic, _memory_without_end(task)):
+        # No memory helps a VM that its own limit holds down.
+        raised = _beyond_limits(task.fleet, pessimistic)
+        task = replace(task, fleet=_without_limits(task.fleet, raised))
     add = memory_to_add(task, pessimistic)
     least = memory_to_add(task, hopeful) if hopeful != pessimistic else add
-    return Remedy((_mib(least), _mib(add)), tuple(vms_to_remove(task, pessimistic)))
+    remove = tuple(vms_to_remove(task, pessimistic)) if add else ()
+    raised = {name: _mib(pages) for name, pages in raised.items()}
+    return Remedy((_mib(least), _mib(add)), remove, raised)

@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 
 from .fleet import Fleet
-from .policy import CLEAR_PERCENT, HostRules
+from .policy import CLEAR_PERCENT, SOFT_PERCENT, HostRules
+from .question import Allow
 from .rounds import Pages
 
 _PERIODS = 168  # hours of a week
 UNPLACED = -1
 _MANY = 5000  # items
+_BOUND_PERIODS = 8  # the fullest periods, for which a bound is computed
 
 Hosts = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -45,14 +47,13 @@ class Placement:
 class _Items:
     """What is placed: VMs, or groups of VMs that stay together."""
 
-    def __init__(self, rules: HostRules, fleet: Fleet, in_use: Pages) -> None:
+    def __init__(self, rules: HostRules, fleet: Fleet, profile: Pages) -> None:
         keys: dict[str, int] = {}
         self.of_vm = np.zeros(len(fleet.vms), np.int64)
         for row, vm in enumerate(fleet.vms):
             key = f"together {vm.together}" if vm.together else f"vm {row}"
             self.of_vm[row] = keys.setdefault(key, len(keys))
         count = len(keys)
-        profile = _profile(rules, fleet, in_use)
         self.profile = np.zeros((count, profile.shape[1]))
         np.add.at(self.profile, self.of_vm, profile)
         self.reserved = np.zeros(count)
@@ -74,11 +75,21 @@ class _Items:
         return fits & ~clash
 
 
-def _profile(rules: HostRules, fleet: Fleet, in_use: Pages) -> Pages:
-    """Demand of each VM with its overhead, the peak of each period: shape (VMs, periods)."""
+def demand_profile(
+    fleet: Fleet, in_use: Pages, shared: float = 0.0, may_be_taken: Pages | None = None
+) -> Pages:
+    """Demand of each VM with its overhead, the peak of each period: shape (VMs, periods).
+
+    ``shared``: part of memory in use that sharing saves. ``may_be_taken``: pages of each VM that
+    may be reclaimed, down to its reservation.
+    """
     maximum = np.array([vm.settings.maximum for vm in fleet.vms], np.float64)[:, None]
     overhead = np.array([vm.overhead for vm in fleet.vms])[:, None]
-    demand = np.minimum(in_use, maximum) + overhead * fleet.on()
+    backed = np.minimum(in_use, maximum) * (1 - shared)
+    if may_be_taken is not None:
+        reservation = np.array([vm.settings.reservation for vm in fleet.vms], np.float64)[:, None]
+        backed = np.maximum(backed - may_be_taken[:, None], np.minimum(reservation, backed))
+    demand = backed + overhead * fleet.on()
     starts = np.unique(np.linspace(0, fleet.points, min(_PERIODS, fleet.points) + 1).astype(int))
     return np.asarray(np.maximum.reduceat(demand, starts[:-1], axis=1))
 
@@ -177,37 +188,87 @@ def _empty_hosts(bins: _Bins) -> None:
     bins.used = len(alive)
 
 
-def lower_bound(rules: HostRules, fleet: Fleet, in_use: Pages) -> int:
-    """Hosts below which no placement can go: all demand of the fullest period, cut at will."""
-    items = _Items(rules, fleet, in_use)
+def lower_bound(
+    rules: HostRules, fleet: Fleet, in_use: Pages, *, shared: float = 0.0,
+    allow: Allow = Allow.NONE,
+) -> int:  # fmt: skip
+    """Hosts below which no placement can go, if no more than what ``allow`` names may happen.
+
+    The largest of: reservations; VMs that must be apart; and, for each of the fullest periods,
+    the bound L2 of bin packing (Martello, Toth, Discrete Applied Mathematics 28, 1990).
+    """
+    items = _Items(rules, fleet, demand_profile(fleet, in_use, shared))
     fits = items.possible()
     if not fits.any():
         return 0
-    demand = float(items.profile[fits].sum(axis=0).max()) / items.capacity
-    reserved = float(items.reserved[fits].sum()) / items.reservable
+    capacity = float(rules.managed - rules.border(SOFT_PERCENT))
+    profile = items.profile
+    if allow is not Allow.NONE:
+        taken = _reclaimable(rules, fleet, in_use, allow)
+        profile = _Items(rules, fleet, demand_profile(fleet, in_use, shared, taken)).profile
+        capacity = float(rules.managed)
+    fullest = np.argsort(-profile[fits].sum(axis=0), kind="stable")[:_BOUND_PERIODS]
+    bounds = [bin_packing_bound(profile[fits][:, period], capacity) for period in fullest]
+    bounds.append(bin_packing_bound(items.reserved[fits], items.reservable))
     names = np.zeros(max(items.names, 1), np.int64)
     for item in np.flatnonzero(fits):
         names[items.apart[item]] += 1
-    return max(int(np.ceil(max(demand, reserved) - 1e-9)), int(names.max()), 1)
+    return max(*bounds, int(names.max()), 1)
 
 
-def place(rules: HostRules, fleet: Fleet, in_use: Pages, hosts: int | None = None) -> Placement:
+def _reclaimable(rules: HostRules, fleet: Fleet, in_use: Pages, allow: Allow) -> Pages:
+    """Frames that the mechanisms of ``allow`` can take of each VM at most."""
+    if allow is Allow.SWAP:
+        return np.asarray(in_use.max(axis=1, initial=0))
+    memory = [vm.settings.memory for vm in fleet.vms]
+    taken = np.array([rules.balloon_max(pages) for pages in memory], np.float64)
+    taken *= [vm.driver for vm in fleet.vms]
+    if allow is Allow.COMPRESS:  # a full cache holds two pages in each of its frames
+        taken += [rules.cache_max(pages) for pages in memory]
+    return taken
+
+
+def bin_packing_bound(sizes: Pages, capacity: float) -> int:
+    """The bound L2 of one-dimensional bin packing: bins that ``sizes`` need at least.
+
+    For each threshold k up to half of a bin: items above capacity - k have a bin of their own but
+    for items below k, items above a half have one each too, and what items from k to a half do not
+    find in the rest of those needs further bins.
+    """
+    sizes = np.sort(sizes[sizes > 0])[::-1] * (1 - 1e-9)
+    sums = np.concatenate(([0.0], np.cumsum(sizes)))
+    half = int(np.searchsorted(-sizes, -capacity / 2, side="left"))  # items above a half
+    small = np.unique(np.concatenate(([0.0], sizes[half:])))
+    alone = np.searchsorted(-sizes, -(capacity - small), side="left")  # above capacity - k
+    alone = np.minimum(alone, half)
+    upto = np.searchsorted(-sizes, -small, side="right")  # at least k
+    rest = (half - alone) * capacity - (sums[half] - sums[alone])
+    further = np.ceil(np.maximum(sums[upto] - sums[half] - rest, 0) / capacity)
+    return int((half + further).max())
+
+
+def place(
+    rules: HostRules, fleet: Fleet, in_use: Pages, hosts: int | None = None, *,
+    shared: float = 0.0,
+) -> Placement:  # fmt: skip
     """Place a fleet on as few hosts as can be found, or evenly on ``hosts``.
 
-    ``in_use``: demand to place by, shape (VMs, points). With ``hosts`` too few, VMs that find no
-    room under the rules are still given to the host with most memory left that can admit them: the
-    policy then shows what that costs.
+    ``in_use``: demand to place by, shape (VMs, points), of which sharing saves the part
+    ``shared``. With ``hosts`` too few, VMs that find no room under the rules are still given to
+    the host with most memory left that can admit them: the policy then shows what that costs.
     """
-    items = _Items(rules, fleet, in_use)
+    items = _Items(rules, fleet, demand_profile(fleet, in_use, shared))
     fits = items.possible()
     peak, mean = items.profile.max(axis=1), items.profile.mean(axis=1)
     orders = [np.argsort(-key, kind="stable") for key in (peak, mean, items.reserved + peak)]
     orders = [order[fits[order]] for order in orders]
-    bound = lower_bound(rules, fleet, in_use)
+    bound = lower_bound(rules, fleet, in_use, shared=shared)
     if hosts is not None:
         bins = _balanced(items, orders[0], hosts)
         if (bins.host[fits] == UNPLACED).any():
-            bins = _pack(items, orders[0], hosts, best_fit=True)
+            fuller = _pack(items, orders[0], hosts, best_fit=True)
+            # What fits nowhere is shared out more evenly over hosts that are evenly full.
+            bins = bins if (fuller.host[fits] == UNPLACED).any() else fuller
         _overcommit(bins, hosts)
         bins.used = hosts
     else:
@@ -242,7 +303,7 @@ def _overcommit(bins: _Bins, hosts: int) -> None:
 
 def as_measured(fleet: Fleet) -> tuple[Placement, list[str]]:
     """The placement that the data tells of, and the names of its hosts."""
-    names = sorted({vm.host for vm in fleet.vms})
+    names = sorted({vm.host for vm in fleet.vms} | {host.name for host in fleet.hosts})
     number = {name: i for i, name in enumerate(names)}
     host = np.array([number[vm.host] for vm in fleet.vms], np.int64)
     return Placement(host, len(names), 0), names

@@ -16,11 +16,18 @@ from .failover import worst_failover
 from .findings import PlanDataError
 from .fleet import UNKNOWN, Fleet, PlannedVm
 from .hosts import HostTask, run_host
-from .placement import UNPLACED, Placement, as_measured, place
+from .placement import UNPLACED, Placement, as_measured, lower_bound, place
 from .policy import PAGE_BYTES, HostRules, VmSettings
-from .question import Question, QuestionError
+from .question import Allow, Question, QuestionError
 
 __all__ = ["answer"]
+
+_WITHOUT = {
+    Allow.NONE: "without taking memory from VMs",
+    Allow.BALLOON: "without compressing or swapping",
+    Allow.COMPRESS: "without swapping",
+    Allow.SWAP: "at all",
+}
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,7 @@ class _Laid:
     placement: Placement
     rules: list[HostRules]
     names: list[str]
+    clusters: list[str]  # of each host
 
 
 def answer(
@@ -41,7 +49,7 @@ def answer(
     fleet = changed(fleet, question)
     sample = tuple(draws(_relevant(fleet, question), question.draws, question.seed))
     worst = sample[min(1, len(sample) - 1)]
-    laid, failover = _lay(fleet, question, worst), None
+    laid, failover = _lay(fleet, question, worst, executor), None
     if question.failover:
         laid, failover = _with_failover(laid, fleet, question, worst, executor)
     tasks = []
@@ -51,15 +59,16 @@ def answer(
             chosen = fleet.select(members)
             tasks.append(HostTask(name, laid.rules[number], chosen, sample, question.allow))
     results = executor.map(run_host, tasks, progress)
-    hosts = tuple(host for host, _ in results)
-    vms = tuple(vm for _, found in results for vm in found)
+    hosts = tuple(host for host, _, _ in results)
+    vms = tuple(vm for _, found, _ in results for vm in found)
     refused = _refused(laid)
-    fitting = min((host.fits for host in hosts), default=1.0) if not refused else 0.0
+    good = np.array([good for _, _, good in results], bool).reshape(-1, len(sample))
+    fitting = float(good.all(axis=0).mean()) if not refused else 0.0
     if failover is not None and not failover.fits:
         fitting = 0.0
     return PlanAnswer(
         question=label or describe(question, laid.names),
-        verdict=_verdict(fitting, hosts, refused, failover),
+        verdict=_verdict(fitting, hosts, refused, failover, question.allow),
         fits=fitting,
         hosts=hosts,
         vms=vms,
@@ -145,26 +154,58 @@ def _host_rules(pages: float, question: Question) -> HostRules:
     return HostRules(managed, question.options)
 
 
-def _lay(fleet: Fleet, question: Question, worst: Draw) -> _Laid:
+def _lay(fleet: Fleet, question: Question, worst: Draw, executor: Executor) -> _Laid:
     if question.host_memory is None:
         placement, names = as_measured(fleet)
         sizes = {host.name: host.memory for host in fleet.hosts}
+        cluster = {host.name: host.cluster for host in fleet.hosts}
         missing = [name for name in names if name not in sizes]
         if missing:
             which = f"of host {missing[0]}" if missing[0] else "of the VMs' host"
             raise PlanDataError(
                 f"the data does not tell the memory {which}; name one with --host 512G"
             )
-        return _Laid(fleet, placement, [_host_rules(sizes[n], question) for n in names], names)
+        all_rules = [_host_rules(sizes[name], question) for name in names]
+        return _Laid(fleet, placement, all_rules, names, [cluster[name] for name in names])
     rules = _host_rules(question.host_memory, question)
     if question.hosts is None and not question.fit:
         placement = Placement(np.zeros(len(fleet.vms), np.int64), 1, 0)
-        return _Laid(fleet, placement, [rules], ["host"])
+        return _Laid(fleet, placement, [rules], ["host"], [""])
     in_use, _ = worst.demand(fleet)
-    placement = place(rules, fleet, in_use, question.hosts)
+    placement = place(rules, fleet, in_use, question.hosts, shared=worst.shared)
+    if question.fit and question.allow is not Allow.NONE:
+        placement = _fewest(fleet, rules, placement, worst, question.allow, executor)
     width = len(str(placement.hosts))
     names = [f"host-{number:0{width}}" for number in range(1, placement.hosts + 1)]
-    return _Laid(fleet, placement, [rules] * placement.hosts, names)
+    return _Laid(fleet, placement, [rules] * placement.hosts, names, [""] * placement.hosts)
+
+
+def _fewest(
+    fleet: Fleet, rules: HostRules, enough: Placement, worst: Draw, allow: Allow,
+    executor: Executor,
+) -> Placement:  # fmt: skip
+    """The fewest hosts on which no more happens to VMs than ``allow``, between a bound and
+    ``enough``, on which nothing happens. More hosts are taken to be never worse."""
+    in_use, _ = worst.demand(fleet)
+    bound = lower_bound(rules, fleet, in_use, shared=worst.shared, allow=allow)
+    placed = enough.host != UNPLACED
+    low, found = bound, enough
+    while low < found.hosts:
+        middle = (low + found.hosts) // 2
+        trial = place(rules, fleet, in_use, middle, shared=worst.shared)
+        members = [trial.on(number) for number in range(middle)]
+        tasks = [
+            HostTask("", rules, fleet.select(rows), (worst,), allow, advise=False)
+            for rows in members if rows.size
+        ]  # fmt: skip
+        good = not (trial.host[placed] == UNPLACED).any() and all(
+            host.fits == 1 for host, _, _ in executor.map(run_host, tasks, lambda done, total: None)
+        )
+        if good:
+            found = trial
+        else:
+            low = middle + 1
+    return replace(found, bound=bound)
 
 
 def _refused(laid: _Laid) -> dict[str, str]:
@@ -175,7 +216,11 @@ def _refused(laid: _Laid) -> dict[str, str]:
         refused[vm.name] = "no host has room for it under reservations and rules of placement"
     for number, rules in enumerate(laid.rules):
         vms = [laid.fleet.vms[row] for row in laid.placement.on(number)]
-        refused |= rules.refusals((vm.settings, vm.overhead) for vm in vms)
+        why = rules.refusals((vm.settings, vm.overhead) for vm in vms)
+        refused |= {
+            name: text.removeprefix(f"VM {name} cannot be powered on: ")
+            for name, text in why.items()
+        }
     return refused
 
 
@@ -186,8 +231,8 @@ def _failover(laid: _Laid, question: Question, worst: Draw, executor: Executor) 
             "ask with --hosts or --fit"
         )
     return worst_failover(
-        laid.fleet, laid.placement, laid.rules, laid.names, worst, question.failover,
-        question.allow, executor,
+        laid.fleet, laid.placement, laid.rules, laid.names, laid.clusters, worst,
+        question.failover, question.allow, executor,
     )  # fmt: skip
 
 
@@ -199,7 +244,7 @@ def _with_failover(
     if not question.fit:
         return laid, _failover(laid, question, worst, executor)
     for hosts in range(max(fewest, question.failover + 1), 2 * fewest + question.failover + 1):
-        laid = _lay(fleet, replace(question, fit=False, hosts=hosts), worst)
+        laid = _lay(fleet, replace(question, fit=False, hosts=hosts), worst, executor)
         laid = replace(laid, placement=replace(laid.placement, bound=bound))
         found = _failover(laid, question, worst, executor)
         if found.fits:
@@ -223,25 +268,26 @@ def describe(question: Question, names: list[str]) -> str:
     if question.grow:
         text += f", grown by {question.grow:.0%}"
     if question.failover:
-        text += f", also when {question.failover} of them fail"
+        text += f", also when {question.failover} of them fail{'s' * (question.failover == 1)}"
     return text + "?"
 
 
 def _verdict(
     fitting: float, hosts: tuple[HostAnswer, ...], refused: dict[str, str],
-    failover: FailoverAnswer | None,
+    failover: FailoverAnswer | None, allow: Allow,
 ) -> str:  # fmt: skip
     if refused:
         return f"no: {len(refused)} VMs cannot be powered on"
     bad = [host for host in hosts if host.fits < 1]
     if not bad:
         if failover is not None and not failover.fits:
-            return f"no: they fit, but not when {failover.worst_host} fails"
+            fails = "fail" if " and " in failover.worst_host else "fails"
+            return f"no: they fit, but not when {failover.worst_host} {fails}"
         return "yes"
     never = [host for host in bad if host.fits == 0]
     which = f"{len(bad)} of {len(hosts)} hosts" if len(hosts) > 1 else "the host"
     if never:
-        return f"no: {which} cannot hold them without taking memory from VMs"
+        return f"no: {which} cannot hold them {_WITHOUT[allow]}"
     return (
         f"it depends: {which} can hold them in {fitting:.0%} of the draws of what was not measured"
     )

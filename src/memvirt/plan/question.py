@@ -21,8 +21,8 @@ class Allow(IntEnum):
     """What may happen to VMs that are said to fit."""
 
     NONE = 0  # memory enough at all times
-    BALLOON = 1
-    COMPRESS = 2
+    BALLOON = 1  # as long as no VM has less than it actively uses
+    COMPRESS = 2  # the same
     SWAP = 3  # anything, as long as the host can go on at all
 
 

@@ -40,6 +40,7 @@ class VmReading:
     apart: str | None = None
     together: str | None = None
     host: str | None = None
+    cluster: str | None = None
     powered_on: bool = True
     driver: bool | None = None
     times: Floats = field(default_factory=_nothing)
@@ -50,10 +51,12 @@ class VmReading:
 
 @dataclass
 class HostReading:
-    """One host in one file; ``memory`` in 4 KiB pages."""
+    """One host in one file; ``memory`` in 4 KiB pages. VMs of a host that dies are restarted on
+    hosts of its ``cluster``."""
 
     name: str
     memory: float
+    cluster: str = ""
 
 
 @dataclass

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from html import escape
 
 from .answer import HostAnswer, PlanAnswer, VmAnswer
+from .findings import name_some
 from .planner import touched
 from .report_svg import Line, plot
 
@@ -120,18 +121,25 @@ def plan_report(answer: PlanAnswer) -> str:
 
 
 def _setting(answer: PlanAnswer) -> str:
-    days = answer.points * answer.interval_s / 86400
     when = ""
     if answer.start > 1e8:
         when = datetime.fromtimestamp(answer.start, UTC).strftime(" from %Y-%m-%d")
-    length = f"{days:.1f} days" if days >= 1 else f"{days * 24:.2f} hours"
     vms = sum(host.vms for host in answer.hosts)
     return (
         f'<p class="dim">{vms} VMs on {len(answer.hosts)} host{"s" * (len(answer.hosts) != 1)}; '
-        f"{answer.points:,} intervals of {answer.interval_s:g} s, {length}{when}; "
+        f"{length(answer)}{when}; "
         f"{answer.draws} draws of what was "
         f"not measured, seed {answer.seed}.</p>"
     )
+
+
+def length(answer: PlanAnswer) -> str:
+    """What the series of a plan cover, in words."""
+    if answer.points == 1:
+        return "one moment"
+    days = answer.points * answer.interval_s / 86400
+    span_text = f"{days:.1f} days" if days >= 1 else f"{days * 24:.2f} hours"
+    return f"{answer.points:,} intervals of {answer.interval_s:g} s ({span_text})"
 
 
 WHAT_IF_HEADINGS = ("", "verdict", "hosts", "worst state", "least free")
@@ -177,9 +185,18 @@ def advice(host: HostAnswer) -> str:
     """What would make a host fit, in words; empty if it does."""
     if host.remedy is None:
         return ""
-    remove = host.remedy.remove
-    shown = ", ".join(remove[:5]) + (f" and {len(remove) - 5} more" if len(remove) > 5 else "")
-    return f"Add {gib_span(*host.remedy.add_mib)} of memory, or remove {shown}."
+    steps = []
+    limits = host.remedy.raise_limits_mib
+    if limits:
+        most = max(limits.values())
+        upto = "up to " if len(limits) > 1 else ""
+        steps.append(f"Raise the limit of {name_some(list(limits))} by {upto}{gib(most)}.")
+    if host.remedy.remove:
+        steps.append(
+            f"Add {gib_span(*host.remedy.add_mib)} of memory, "
+            f"or remove {name_some(list(host.remedy.remove))}."
+        )
+    return " ".join(steps)
 
 
 def _advice(host: HostAnswer) -> str:
@@ -223,37 +240,43 @@ def _time_labels(answer: PlanAnswer, x: Sequence[float]) -> list[tuple[float, st
     return labels
 
 
-VM_HEADINGS = (
-    "VM",
-    "host",
-    "memory",
-    "balloon h",
-    "compressed h",
-    "swap h",
-    "thrash h",
-    "most taken",
-)
+# Without a series, and with one.
+HOURS_MEAN = {
+    False: "hours in which memory is taken, lowest to highest draw (part of the draws)",
+    True: "part of the draws in which memory is taken",
+}
 
 
-def vm_row(vm: VmAnswer) -> tuple[str, ...]:
+def vm_headings(*, moment: bool = False) -> tuple[str, ...]:
+    """Headings of ``vm_row``; ``moment``: the data is of one, and hours have no meaning."""
+    taken = ("ballooned", "compressed", "swapped", "thrashing")
+    kinds = taken if moment else tuple(f"{kind} h" for kind in taken)
+    return ("VM", "host", "memory", *kinds, "most taken")
+
+
+def vm_row(vm: VmAnswer, *, moment: bool = False) -> tuple[str, ...]:
     """One line about a VM."""
-    cells = [
-        f"{span(*vm.hours[name])} ({vm.probability[name]:.0%})" if vm.probability[name] else "-"
-        for name in ("balloon", "compress", "swap", "thrash")
-    ]
+
+    def cell(name: str) -> str:
+        part = vm.probability[name]
+        if not part:
+            return "-"
+        return f"{part:.0%}" if moment else f"{span(*vm.hours[name])} ({part:.0%})"
+
+    cells = [cell(name) for name in ("balloon", "compress", "swap", "thrash")]
     most = max(vm.peak_mib[name][1] for name in ("balloon", "compress", "swap"))
     return (vm.name, vm.host, gib(vm.memory_mib), *cells, gib(most))
 
 
 def _vms(answer: PlanAnswer) -> list[str]:
     found = touched(answer.vms)
+    shown, moment = found[:_MOST_ROWS], answer.points == 1
     if not found:
         return ["<h2>VMs</h2>", "<p>Nothing is taken from any VM.</p>"]
     out = [
         "<h2>VMs that memory is taken from</h2>",
-        '<p class="dim">hours (lowest to highest draw), and the part of the draws in which it '
-        "happens</p>",
-        table(VM_HEADINGS, (vm_row(vm) for vm in found[:_MOST_ROWS])),
+        f'<p class="dim">{HOURS_MEAN[moment]}</p>',
+        table(vm_headings(moment=moment), (vm_row(vm, moment=moment) for vm in shown)),
     ]
     if len(found) > _MOST_ROWS:
         out.append(f'<p class="dim">and {len(found) - _MOST_ROWS} more that lose less</p>')

@@ -29,7 +29,7 @@ def is_bitbrains(headings: list[str]) -> bool:
 def read_bitbrains(path: Path) -> Reading:
     """One VM, named as its file. Raises PlanDataError."""
     findings = Findings(path)
-    table = read_csv(path, findings)
+    table = read_csv(path, findings, is_bitbrains)
     # Numbers have a decimal point although ";" parts them.
     table.decimal_comma = False
     times = seconds_of(table.text(table.need(["Timestamp [ms]"], "time")), findings)

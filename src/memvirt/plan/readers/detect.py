@@ -18,17 +18,18 @@ from .own_record import read_own_record
 from .plain import is_plain, read_plain
 from .prometheus import read_prometheus
 from .rvtools import is_rvtools, read_rvtools
-from .tables import first_row, read_text
+from .tables import Belongs, after_titles, first_row, read_text
 
 __all__ = ["read_file", "read_files"]
 
 _MOST_BYTES = 16 << 30
+_START = 1 << 16  # bytes in which headings below titles are looked for
 _FORMATS = (
     "an RVTools export (xlsx, or CSV of vInfo, vMemory or vHost), esxtop's batch CSV, a "
     "Prometheus range query (JSON or Parquet), a Bitbrains trace, a record of memvirt run, or the "
     "plain CSV of docs/plan.md"
 )
-_CSV: tuple[tuple[object, Reader], ...] = (
+_CSV: tuple[tuple[Belongs, Reader], ...] = (
     (is_esxtop, read_esxtop),
     (is_bitbrains, read_bitbrains),
     (is_rvtools, read_rvtools),
@@ -36,24 +37,36 @@ _CSV: tuple[tuple[object, Reader], ...] = (
 )
 
 
+class UnknownFormatError(PlanDataError):
+    """A file of none of the formats that can be read."""
+
+
 def read_files(paths: list[Path]) -> list[Reading]:
     """Read files, and all files of folders (a Bitbrains trace is a folder).
 
-    Prometheus' answers are read together: one query asks for one metric. Raises PlanDataError.
+    Prometheus' answers are read together: one query asks for one metric. A file in a folder that
+    is no measurement is a warning. Raises PlanDataError.
     """
-    files: list[Path] = []
+    readers: list[tuple[Path, Reader]] = []
+    strange = Reading(paths[0], "nothing", [])
     for path in paths:
         if path.is_dir():
             inside = sorted(p for p in path.iterdir() if p.is_file() and not p.name.startswith("."))
             if not inside:
                 raise PlanDataError(f"{path}: is an empty folder; name a folder of measurements")
-            files += inside
+            for file in inside:
+                try:
+                    readers.append((file, _reader(file)))
+                except UnknownFormatError:
+                    Findings(file, strange.findings).warn("is no measurement; left out")
         else:
-            files.append(path)
-    readers = [(path, _reader(path)) for path in files]
+            readers.append((path, _reader(path)))
+    if not readers:
+        raise PlanDataError(f"{paths[0]}: holds none of the formats that can be read: {_FORMATS}")
     queries = [path for path, reader in readers if reader is read_prometheus]
     readings = [reader(path) for path, reader in readers if reader is not read_prometheus]
-    return readings + ([read_prometheus(*queries)] if queries else [])
+    readings += [read_prometheus(*queries)] if queries else []
+    return readings + ([strange] if strange.findings else [])
 
 
 def read_file(path: Path) -> Reading:
@@ -88,10 +101,12 @@ def _reader_of(path: Path) -> Reader:
         return read_prometheus
     with path.open("rb") as file:
         wide = file.readline()
-    headings, _ = first_row(wide.decode("utf-8-sig", errors="replace"))
+        text = wide.decode("utf-8-sig", errors="replace")
+        if len(wide) < _START:
+            text += file.read(_START).decode("utf-8", errors="replace")
     if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        headings, _ = first_row(read_text(path, findings))
+        text = read_text(path, findings)
     for belongs, reader in _CSV:
-        if belongs(headings):  # type: ignore[operator]
+        if belongs(first_row(after_titles(text, belongs)[0])[0]):
             return reader
-    raise findings.error(f"is not one of the formats that can be read: {_FORMATS}")
+    raise UnknownFormatError(f"{path}: is not one of the formats that can be read: {_FORMATS}")

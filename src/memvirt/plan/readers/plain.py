@@ -3,8 +3,8 @@
 
 ``vm`` and ``memory_UNIT`` are needed; ``time``, ``in_use_UNIT``, ``active_UNIT``,
 ``reservation_UNIT``, ``limit_UNIT``, ``overhead_UNIT``, ``shares``, ``group``, ``apart``,
-``together``, ``host``, ``power`` and ``balloon`` may be there. UNIT is bytes, kib, mib, gib or tib,
-or stands in each cell. Other columns are named in a note and not used.
+``together``, ``host``, ``cluster``, ``power`` and ``balloon`` may be there. UNIT is bytes, kib,
+mib, gib or tib, or stands in each cell. Other columns are named in a note and not used.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from memvirt.plan.readings import Reading, VmReading
 from memvirt.plan.units import split_heading
 
 from .series import make_series, seconds_of
-from .tables import Table, normal, read_csv
+from .tables import Table, is_total, normal, read_csv
 
 _AMOUNTS = ("memory", "reservation", "limit", "overhead")
-_WORDS = ("shares", "group", "apart", "together", "host", "power", "balloon")
+_WORDS = ("shares", "group", "apart", "together", "host", "cluster", "power", "balloon")
 _KNOWN = {"vm", "time", "inuse", "active", *_AMOUNTS, *_WORDS}
 _OFF = {"off", "poweredoff", "false", "0", "no", "suspended"}
 
@@ -36,13 +36,20 @@ def is_plain(headings: list[str]) -> bool:
 def read_plain(path: Path) -> Reading:
     """Raises PlanDataError."""
     findings = Findings(path)
-    table = read_csv(path, findings)
+    table = read_csv(path, findings, is_plain)
     other = [h for h in table.headings if normal(split_heading(h)[0]) not in _KNOWN]
     if other:
         findings.note(f"columns that are not used: {name_some(other)}")
     names = table.text(table.need(["vm"], "the VM's name"))
-    table.need(["memory"], "configured memory")
-    nameless = [row + 2 for row, name in enumerate(names) if not name]
+    memory = np.array(table.pages(table.need(["memory"], "configured memory")))
+    sums = [
+        row for row, name in enumerate(names)
+        if is_total(name) and memory[row] >= 0.99 * (np.nansum(memory) - memory[row])
+    ]  # fmt: skip
+    if sums:
+        table = table.without(sums, "is a sum, no VM")
+        names = table.text(table.find(["vm"]))
+    nameless = [row + table.first for row, name in enumerate(names) if not name]
     if nameless:
         findings.warn(f"rows without a VM name, left out: {name_some([str(r) for r in nameless])}")
     time_column = table.find(["time"])
@@ -97,6 +104,7 @@ def _describe(
         vm.apart = words["apart"][row] or vm.apart
         vm.together = words["together"][row] or vm.together
         vm.host = words["host"][row] or vm.host
+        vm.cluster = words["cluster"][row] or vm.cluster
         if words["power"][row]:
             vm.powered_on = normal(words["power"][row]) not in _OFF
         if words["balloon"][row]:

@@ -10,10 +10,12 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import polars as pl
 
 from memvirt.plan.findings import Findings, PlanDataError, name_some
@@ -21,18 +23,27 @@ from memvirt.plan.units import AmountError, pages_of, parse_amount, parse_number
 
 _SEPARATORS = ",;\t|"
 _MOST_SHOWN = 100
+_TITLE_ROWS = 20  # people write titles above the headings; none writes more
+_TOTALS = {"total", "totals", "grandtotal", "sum", "subtotal", "gesamt", "summe"}
 _UNITS_SHOWN = {1: "bytes", 1 << 10: "KiB", 1 << 20: "MiB", 1 << 30: "GiB", 1 << 40: "TiB"}
+
+
+Belongs = Callable[[list[str]], bool]  # whether headings are those of a format
 
 
 @dataclass
 class Table:
-    """Columns of text by their headings. ``where`` names the sheet, if there is one."""
+    """Columns of text by their headings. ``where`` names the sheet, if there is one.
+
+    ``first`` is the number of the first row of data in the file, as messages count.
+    """
 
     headings: list[str]
     frame: pl.DataFrame
     findings: Findings
     where: str = ""
     decimal_comma: bool = False
+    first: int = 2
 
     @property
     def rows(self) -> int:
@@ -80,7 +91,7 @@ class Table:
             try:
                 size, used = parse_amount(cell, named, decimal_comma=self.decimal_comma)
             except AmountError as error:
-                bad.append(f"row {row + 2}: {error}")
+                bad.append(f"row {row + self.first}: {error}")
                 out.append(math.nan)
                 continue
             units.add(used)
@@ -108,7 +119,7 @@ class Table:
                     parse_number(cell, decimal_comma=self.decimal_comma) if cell else math.nan
                 )
             except AmountError as error:
-                bad.append(f"row {row + 2}: {error}")
+                bad.append(f"row {row + self.first}: {error}")
                 out.append(math.nan)
         if bad:
             self.findings.warn(
@@ -116,6 +127,20 @@ class Table:
                 self.where,
             )
         return out
+
+    def without(self, rows: list[int], why: str) -> Table:
+        """The table without some rows, with a warning that names them; itself if there are none."""
+        if not rows:
+            return self
+        shown = name_some([str(row + self.first) for row in rows])
+        self.findings.warn(f"row {shown} {why}; left out", self.where)
+        kept = ~np.isin(np.arange(self.rows), rows)
+        return replace(self, frame=self.frame.filter(pl.Series(kept)))
+
+
+def is_total(name: str) -> bool:
+    """Whether a cell that should be a VM's name heads the sum below a list."""
+    return normal(name) in _TOTALS
 
 
 def normal(heading: str) -> str:
@@ -148,11 +173,33 @@ def first_row(text: str) -> tuple[list[str], str]:
     return [cell.strip() for cell in cells], separator
 
 
-def read_csv(path: Path, findings: Findings) -> Table:
-    """A CSV file, as text. Raises PlanDataError if it is none."""
+def after_titles(text: str, belongs: Belongs) -> tuple[str, int]:
+    """Text from the line on whose headings ``belongs`` to a format, and how many lines are above.
+
+    All of the text if there is none.
+    """
+    rest = text
+    for above in range(_TITLE_ROWS):
+        if not rest:
+            break
+        if belongs(first_row(rest)[0]):
+            return rest, above
+        rest = rest.partition("\n")[2]
+    return text, 0
+
+
+def read_csv(path: Path, findings: Findings, belongs: Belongs) -> Table:
+    """A CSV file, as text; lines above the headings are skipped, with a note.
+
+    Raises PlanDataError if it is none.
+    """
     text = read_text(path, findings)
+    above = 0
     if text.lower().startswith("sep="):
-        text = text.partition("\n")[2]
+        text, above = text.partition("\n")[2], 1
+    text, titles = after_titles(text, belongs)
+    if titles:
+        findings.note(f"{titles} lines above the headings are not read")
     headings, separator = first_row(text)
     if not any(headings):
         raise findings.error("is empty; the first line should name the columns")
@@ -173,24 +220,29 @@ def read_csv(path: Path, findings: Findings) -> Table:
         )
     except pl.exceptions.PolarsError as error:
         raise findings.error(f"is no CSV ({str(error).splitlines()[0]})") from error
-    return Table(headings, frame, findings, decimal_comma=separator == ";")
+    return Table(
+        headings, frame, findings, decimal_comma=separator == ";", first=2 + above + titles
+    )
 
 
-def read_sheets(path: Path, findings: Findings, wanted: Sequence[str]) -> dict[str, Table]:
-    """The sheets of a workbook that are ``wanted`` and there. Raises PlanDataError."""
+def read_sheets(
+    path: Path, findings: Findings, wanted: Sequence[str], belongs: Belongs
+) -> dict[str, Table]:
+    """The sheets of a workbook that are ``wanted`` and there, hidden or not.
+
+    ``belongs``: whether a row is that of the headings; rows above it are skipped, with a note.
+    Raises PlanDataError.
+    """
     import fastexcel  # noqa: PLC0415  only who reads a workbook needs it
 
     try:
-        book = fastexcel.read_excel(path)
+        book = fastexcel.read_excel(path.read_bytes())  # whatever its name ends in
         names = {normal(name): name for name in book.sheet_names}
         tables = {}
         for sheet in wanted:
             name = names.get(normal(sheet))
             if name is not None:
-                frame = book.load_sheet(name, dtypes="string").to_polars()
-                headings = [heading.strip() for heading in frame.columns]
-                frame.columns = headings
-                tables[sheet] = Table(headings, frame, findings, where=f"sheet {name}")
+                tables[sheet] = _sheet(book, name, findings, belongs)
     except fastexcel.FastExcelError as error:
         raise findings.error(f"is no workbook ({str(error).splitlines()[0]})") from error
     if not tables:
@@ -199,6 +251,20 @@ def read_sheets(path: Path, findings: Findings, wanted: Sequence[str]) -> dict[s
             f"its sheets are {name_some(list(names.values()), 12)}"
         )
     return tables
+
+
+def _sheet(book: Any, name: str, findings: Findings, belongs: Belongs) -> Table:
+    where = f"sheet {name}"
+    start = book.load_sheet(name, header_row=None, n_rows=_TITLE_ROWS, dtypes="string")
+    rows = [[(cell or "").strip() for cell in row] for row in start.to_polars().rows()]
+    header = next((number for number, row in enumerate(rows) if belongs(row)), 0)
+    # A sheet's rows are counted from its first that is not empty.
+    frame = book.load_sheet(name, header_row=header, dtypes="string").to_polars()
+    if header:
+        findings.note(f"{header} rows above the headings are not read", where)
+    headings = [heading.strip() for heading in frame.columns]
+    frame.columns = headings
+    return Table(headings, frame, findings, where=where, first=header + 2)
 
 
 def unique(headings: list[str], findings: Findings, where: str) -> list[str]:
@@ -214,4 +280,14 @@ def unique(headings: list[str], findings: Findings, where: str) -> list[str]:
     return out
 
 
-__all__ = ["PlanDataError", "Table", "first_row", "normal", "read_csv", "read_sheets", "read_text"]
+__all__ = [
+    "PlanDataError",
+    "Table",
+    "after_titles",
+    "first_row",
+    "is_total",
+    "normal",
+    "read_csv",
+    "read_sheets",
+    "read_text",
+]
