@@ -101,8 +101,12 @@ class SimulationSource:
             "can": [],
         }
 
-    def watch(self, viewers: int) -> None:
+    def watch(self, viewers: int, activity: int = 0) -> None:
         """It runs whoever looks."""
+
+    def events_since(self, position: int) -> list[dict[str, Any]]:
+        """There are none."""
+        return []
 
     def ask(self, question: Any) -> Future[Any]:
         future: Future[Any] = Future()

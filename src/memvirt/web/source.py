@@ -21,6 +21,10 @@ class SourceError(MemvirtError):
     """A question or a command that cannot be met; the message is for the user."""
 
 
+class NothingToSay(SourceError):
+    """A question that is right, and has no answer now: a VM that has ended, a moment not kept."""
+
+
 @dataclass(frozen=True, slots=True)
 class Frame:
     """One moment. ``number`` counts frames, ``header`` is JSON, ``parts`` the page classes.
@@ -44,8 +48,15 @@ class Source(Protocol):
         """What does not change: names of classes, columns, what can be done."""
         ...
 
-    def watch(self, viewers: int) -> None:
-        """So many pages are open: without any, nothing is captured."""
+    def watch(self, viewers: int, activity: int = 0) -> None:
+        """So many pages are open, and so many of them show activity.
+
+        Without any, nothing is captured; without one that shows it, no activity is observed.
+        """
+        ...
+
+    def events_since(self, position: int) -> list[dict[str, Any]]:
+        """Events from ``position`` on, each with its own as ``number``. From any thread."""
         ...
 
     def ask(self, question: Callable[[], Any]) -> Future[Any]:
