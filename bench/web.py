@@ -8,6 +8,7 @@ scenario at full speed, server and answers included, with a page open and with n
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import threading
@@ -84,7 +85,7 @@ class SimulationSource:
                 "marks": marks(sample.host.min_free, 400),
                 "events": 0,
             }
-            self._history.add(self.frames, header, parts)
+            self._history.add(self.frames, json.dumps(header).encode(), parts)
             self.latest = Frame(self.frames, header, parts)
             time.sleep(max(FRAME_SECONDS - (time.monotonic() - began), 0))
 

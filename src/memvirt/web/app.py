@@ -28,7 +28,7 @@ _TYPES = {
     ".css": "text/css",
     ".svg": "image/svg+xml",
 }
-_LOOK_SECONDS = 0.03  # between two looks for a new frame
+_LOOK_SECONDS = 0.06  # between two looks for a new frame
 _SEND_SECONDS = 20.0  # a client that takes longer over one message has vanished
 _MOST_BYTES_A_SECOND = 500_000  # to one client: what changes more is sent less often
 _ANSWER_SECONDS = 15.0
@@ -227,4 +227,5 @@ def _message(
     upto = frame.header.get("events", 0)
     news = [] if offsets.events in (None, upto) else events(offsets.events or 0)
     offsets.events = news[-1]["number"] + 1 if news else upto
-    return encode(frame.header | {"consoles": consoles, "news": news}, frame.parts, before)
+    more = {"consoles": consoles, "news": news}
+    return encode(more, frame.parts, before, text=frame.text)

@@ -98,8 +98,18 @@ def _life(source: HostSource, values: dict[str, str]) -> dict[str, Any]:
 def _about(source: HostSource, reader: Now | Then, values: dict[str, str]) -> dict[str, Any]:
     """All that is shown of a selection: ``kind`` is gva, ppn or mpn.
 
-    With ``brief`` no page behind an address; with ``bytes`` and ``life`` those of the page too.
+    With ``brief`` no page behind an address; with ``bytes`` and ``life`` those of the page too;
+    with ``virtual`` what the tables of that VM map, unless their digest is ``known``.
     """
+    virtual = {}
+    if "virtual" in values:
+        virtual["virtual"] = reader.virtual(_number(values, "virtual"))
+        if virtual["virtual"].get("digest") == values.get("known"):
+            virtual["virtual"] = {"same": True}
+    return _selected(source, reader, values) | virtual
+
+
+def _selected(source: HostSource, reader: Now | Then, values: dict[str, str]) -> dict[str, Any]:
     kind = values["kind"]
     if kind == "mpn":
         return {"frame": reader.frame(_number(values, "mpn"))}

@@ -26,7 +26,7 @@ from .wire import Parts, parts_of
 
 FRAME_SECONDS = 0.1  # between two frames at the most: ten a second
 READABLE = 5.0  # rounds a second to begin with: a person can follow
-MOST_OF_TIME = 0.02  # part of the host's processor time that frames may take while it runs
+MOST_OF_TIME = 0.015  # part of the host's processor time that frames may take while it runs
 FOR_GOOD = 1.0  # virtual seconds after which guests that do nothing wait for what is typed
 MOST_POINTS = 20_000  # of the time line, and events: the oldest go
 
@@ -239,7 +239,7 @@ class HostSource:
             for vm, of in zip(host.vms, pages.vms, strict=True)
             if vm.outcome is None
         }
-        self.history.add(frame.number, header, parts | frames)
+        self.history.add(frame.number, frame.text, parts | frames)
         self.series.append(point(header))
         del self.series[:-MOST_POINTS]
         self._before = sample

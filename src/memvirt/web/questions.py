@@ -21,6 +21,7 @@ from memvirt.vmm.pmap import PageState
 from .source import NothingToSay, SourceError
 
 _MOST_RUNS = 20_000
+_WORD = (1 << 64) - 1
 _MOST_MAPPINGS = 512  # PPNs listed for one frame: a frame of zeroes may have thousands
 
 
@@ -66,6 +67,7 @@ def virtual_answer(vm: VirtualMachine) -> dict[str, Any]:
         "vm": vm.vm_id,
         "runs": [run_json(run) for run in runs[:_MOST_RUNS]],
         "complete": complete and len(runs) <= _MOST_RUNS,
+        "digest": f"{hash(tuple(runs)) & _WORD:x}",
         "cr3": hex(vm.processor.get("cr3")),
     }
 

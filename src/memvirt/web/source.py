@@ -7,9 +7,11 @@ two rounds. ``latest`` is a finished, immutable frame that anybody may read.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 from memvirt.errors import MemvirtError
@@ -25,7 +27,7 @@ class NothingToSay(SourceError):
     """A question that is right, and has no answer now: a VM that has ended, a moment not kept."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Frame:
     """One moment. ``number`` counts frames, ``header`` is JSON, ``parts`` the page classes.
 
@@ -36,6 +38,11 @@ class Frame:
     header: dict[str, Any]
     parts: Parts
     consoles: dict[int, tuple[int, bytes]] = field(default_factory=dict)
+
+    @cached_property
+    def text(self) -> bytes:
+        """The header as JSON."""
+        return json.dumps(self.header).encode()
 
 
 class Source(Protocol):

@@ -6,7 +6,7 @@ import * as details from './details.js';
 import { ask } from './connection.js';
 import { store } from './store.js';
 
-const AGAIN = 500, RUNS_AGAIN = 1000, LIFE_AGAIN = 2000; // milliseconds between two askings for the same thing
+const AGAIN = 1000, LIFE_AGAIN = 2000; // milliseconds between two askings for the same thing
 
 let turn = 0, hovering = false;
 
@@ -32,21 +32,22 @@ export async function select(selection, { hover = false } = {}) {
   await inquire();
 }
 
-/** Ask (again) about what is selected. */
-export async function inquire() {
+/** Ask (again) about what is selected; `more` is asked for with it. */
+export async function inquire(more = {}) {
   const mine = ++turn, selection = store.selection;
   if (!selection) return;
   let answers = { error: unanswerable(selection) };
   if (!answers.error) {
-    try { answers = await questions(selection, hovering); } catch (error) { answers = { error: error.message }; }
+    try { answers = await questions(selection, hovering, more); } catch (error) { answers = { error: error.message }; }
   }
+  if (answers.virtual) mapped(answers.virtual, more.at);
   if (mine !== turn) return;
   store.answers = answers;
   store.changed('answers');
 }
 
-function questions(selection, hover) {
-  const tab = details.shown(), wanted = { ...selection, ...moment() };
+function questions(selection, hover, more) {
+  const tab = details.shown(), wanted = { ...selection, ...moment(), ...more };
   if (hover) wanted.brief = 1;
   if (tab === 'bytes') wanted.bytes = 1;
   if (tab === 'life') wanted.life = 1;
@@ -65,15 +66,22 @@ function throttled(every, question) {
 }
 
 /** What the chosen VM's tables map, or mapped. */
-const refreshRuns = throttled(() => (store.past ? 100 : RUNS_AGAIN), async () => {
+const refreshRuns = throttled(() => (store.past ? 100 : AGAIN), async () => {
   const vm = store.vms[store.position(store.vm)];
   if (!vm || !canAsk()) return;
   if (vm.outcome && !store.past) { empty(vm.vm_id, ''); return; }
   const asked = moment();
   let answer;
   try { answer = await ask('virtual', { vm: vm.vm_id, ...asked }); } catch (error) { if (store.past) empty(vm.vm_id, error.message); return; }
-  if (answer.vm === store.vm && asked.at === moment().at) { store.runs = answer; store.changed('runs'); }
+  mapped(answer, asked.at);
 });
+
+/** Take what the tables of a VM map, or mapped in frame `at`, if that is what is shown. */
+function mapped(answer, at) {
+  if (answer.same || answer.vm !== store.vm || at !== moment().at) return;
+  store.runs = answer;
+  store.changed('runs');
+}
 
 function empty(vm, past) {
   if (!store.runs.runs.length && store.runs.past === past) return;
@@ -87,7 +95,12 @@ async function earlierEvents() {
   try { store.happened(await ask('events', { since: 0 })); } catch { /* the time line goes without */ }
 }
 
-const refreshAnswers = throttled(() => (details.shown() === 'life' ? LIFE_AGAIN : AGAIN), inquire);
+/** What is selected and what the chosen VM's tables map, in one question. */
+const refresh = throttled(() => (details.shown() === 'life' ? LIFE_AGAIN : AGAIN), async () => {
+  if (!store.selection || store.past || unanswerable(store.selection)) { await refreshRuns(); return; }
+  await inquire({ virtual: store.vm, known: store.runs.digest ?? '' });
+  if (store.answers.error) await refreshRuns();
+});
 
 export function start() {
   let greeted = false;
@@ -96,9 +109,8 @@ export function start() {
   store.on('live', () => {
     if (greeted) { greeted = false; earlierEvents(); }
     if (store.past) return;
-    refreshRuns();
-    if (store.selection) refreshAnswers();
+    refresh();
   });
-  store.on('tab', inquire);
+  store.on('tab', () => inquire());
   store.on('looked', () => { refreshRuns(); inquire(); });
 }
