@@ -14,6 +14,7 @@ import shutil
 import threading
 import time
 from concurrent.futures import Future
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ from memvirt.web.source import Frame
 _VMS = 10
 _SECONDS = 20.0
 _MOMENTS = 30
-_REPEATS = 3
+_PAIRS = 9
 _ARGUMENTS = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader"]
 _CLASSES = np.array(
     [getattr(GuestClass, state.name, GuestClass.UNMAPPED) for state in PageState], np.uint8
@@ -211,18 +212,29 @@ def _run_default(playwright: Any) -> tuple[float, int, float]:
 
 
 def slowdown() -> None:
-    """CPU seconds of the default scenario with a page open and with none."""
+    """CPU seconds of the default scenario with a page open and with none.
+
+    In pairs, every other one the other way round, so that a machine that gets slower or faster
+    favours neither; the median of the pairs' ratios counts.
+    """
     if shutil.which("chromium") is None:
         return
+    pairs = []
     with sync_playwright() as playwright:
         _run_default(None)  # what is compiled or read from a cache
-        pairs = [(_run_default(None), _run_default(playwright)) for _ in range(_REPEATS)]
-    without = min(one[0] for one, _ in pairs)
-    spent, frames, taken = min(other for _, other in pairs)
+        for number in range(_PAIRS):
+            ways = [None, playwright] if number % 2 == 0 else [playwright, None]
+            runs = [_run_default(way) for way in ways]
+            pairs.append(runs if number % 2 == 0 else runs[::-1])
+    ratios = sorted(page[0] / none[0] for none, page in pairs)
+    percent = [f"{(ratio - 1) * 100:+.1f} %" for ratio in ratios]
+    frames = sum(page[1] for _, page in pairs)
+    taken = sum(page[2] for _, page in pairs)
     print(
-        f"  the default scenario: {without:.2f} CPU s, {spent:.2f} with a page open "
-        f"({(spent / without - 1) * 100:+.1f} %; "
-        f"{frames} frames, {taken / frames * 1e3:.1f} ms each)"
+        f"  the default scenario: {median(none[0] for none, _ in pairs):.2f} CPU s, "
+        f"{median(page[0] for _, page in pairs):.2f} with a page open: {percent[_PAIRS // 2]} "
+        f"(median of {_PAIRS} pairs, {percent[0]} to {percent[-1]}; "
+        f"{frames // _PAIRS} frames, {taken / frames * 1e3:.1f} ms each)"
     )
 
 

@@ -43,7 +43,17 @@ next:   mov     $0x3FD, %edx
 text:   .asciz  "ready: "
 """
 HALTS = """
-test:   sti
+test:   mov     $0xFF, %al              # nothing but the console may interrupt
+        out     %al, $0xA1
+        mov     $0xEF, %al
+        out     %al, $0x21
+        mov     $0x30, %al              # the timer counts once, and is still
+        out     %al, $0x43
+        mov     $1, %al
+        out     %al, $0x40
+        xor     %al, %al
+        out     %al, $0x40
+        sti
 1:      hlt
         jmp     1b
 """

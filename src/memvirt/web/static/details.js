@@ -31,6 +31,7 @@ export function show(tab) {
   current = tab;
   for (const button of tabs.children) button.setAttribute('aria-selected', button.id === `tab-${tab}`);
   drawn = '';
+  panel.scrollTop = 0;
   panel.closest('main').classList.toggle('columns80', WIDE.includes(tab));
   draw();
   store.changed('tab');
@@ -56,8 +57,9 @@ function screenNow() { const part = store.parts.get(`screen:${store.vm}`); retur
 /** The console's elements stay: who types keeps the focus, who reads further up is not moved. */
 function drawConsole() {
   const stay = panel.scrollTop + panel.clientHeight >= panel.scrollHeight - 8, element = consolePanel();
-  if (panel.firstChild !== element) panel.replaceChildren(element);
-  if (stay) panel.scrollTop = panel.scrollHeight;
+  const anew = panel.firstChild !== element;
+  if (anew) panel.replaceChildren(element);
+  if (stay || anew) panel.scrollTop = panel.scrollHeight;
 }
 
 const hint = text => [html('p', { class: 'quiet' }, text)];
