@@ -6,12 +6,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 from playwright.sync_api import expect
 
 from memvirt.observe.address_map import map_address
 from memvirt.observe.guest_tables import addresses_of, mapped_runs
 from memvirt.observe.view import live_view
 from memvirt.vmm.pmap import PageState
+from memvirt.web import past
 
 from .conftest import Opened, Served
 from .test_page import ARROWS, select, vm_of
@@ -127,3 +129,22 @@ def test_a_frame_of_a_moment_that_is_over(opened: Opened, served: Served) -> Non
     mappings = opened.js("() => memvirt.store.answers.frame.mappings")
     assert {(one["vm"], one["ppn"]) for one in mappings} == pages
     opened.js("() => memvirt.look(null)")
+
+
+def test_what_is_kept_of_answers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest go; an answer that says the same as the one before takes no room."""
+    monkeypatch.setattr(past, "_MOST_RUNS", 100)
+    monkeypatch.setattr(past, "_MOST_ANSWERS", 50)
+    asked = past.Asked()
+    for rounds in range(1, 41):
+        runs = [[hex(rounds << 12), rounds, 1, 4096, ""]] * 10
+        asked.keep_virtual(rounds, {"vm": 1, "runs": runs, "digest": str(rounds)})
+    assert asked.virtual(30, 1) is None
+    found = asked.virtual(40, 1)
+    assert found is not None
+    assert (found[0], found[1]["digest"]) == (40, "40")
+    for rounds in range(41, 200):
+        asked.keep_virtual(rounds, {"vm": 1, "runs": runs, "digest": "40"})
+    assert len(asked._virtual) == 50
+    assert asked.virtual(199, 1) == (199, found[1])
+    assert asked.virtual(199, 2) is None

@@ -181,6 +181,6 @@ def commands(source: HostSource) -> dict[str, Answer]:
 
     def typed(values: dict[str, str]) -> dict[str, Any]:
         vm = questions.find_vm(source.host.vms, _number(values, "vm"))
-        return {"waiting": source.consoles.type(vm, values["text"].encode())}
+        return {"waiting": source.consoles.type(vm, values["text"].encode(errors="replace"))}
 
     return {"control": control, "settings": settings, "type": typed}

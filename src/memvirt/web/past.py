@@ -21,8 +21,8 @@ from .source import NothingToSay, SourceError
 from .wire import Classes, Parts
 
 _MOST_MAPPINGS = 512
-_MOST_RUNS = 500_000  # runs of mapped pages that are kept, of all answers together
-_MOST_WALKS = 4000
+_MOST_RUNS = 100_000  # runs of mapped pages that are kept, of all answers together
+_MOST_ANSWERS, _MOST_WALKS = 20_000, 4000
 FRAMES = "mpn:"  # name of the part with the frames of a VM's pages: MPN plus one, 0 for none
 
 Run = list[Any]  # as ``questions.run_json`` makes it
@@ -37,23 +37,39 @@ def _frames(part: Classes) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     return part.view("<u4").astype(np.int64) - 1
 
 
+@dataclass(frozen=True, slots=True)
+class _Mapped:
+    """An answer, and its runs if no answer before it had the same."""
+
+    answer: dict[str, Any]
+    runs: int
+
+
 @dataclass(slots=True)
 class Asked:
     """Answers by the round in which they were true, oldest first, the newest of them bounded."""
 
-    _virtual: OrderedDict[tuple[int, int], dict[str, Any]] = field(default_factory=OrderedDict)
+    _virtual: OrderedDict[tuple[int, int], _Mapped] = field(default_factory=OrderedDict)
+    _newest: dict[int, dict[str, Any]] = field(default_factory=dict)  # by VM
     _walks: OrderedDict[tuple[int, int, int], dict[str, Any]] = field(default_factory=OrderedDict)
     _runs: int = 0
 
     def keep_virtual(self, rounds: int, answer: dict[str, Any]) -> None:
         """What a VM's tables mapped in round ``rounds``, as ``questions.virtual_answer``."""
-        key = rounds, int(answer["vm"])
-        if key in self._virtual:
+        vm_id = int(answer["vm"])
+        if (rounds, vm_id) in self._virtual:
             return
-        self._virtual[key] = answer
-        self._runs += len(answer["runs"])
-        while self._runs > _MOST_RUNS and len(self._virtual) > 1:
-            self._runs -= len(self._virtual.popitem(last=False)[1]["runs"])
+        before = self._newest.get(vm_id)
+        if before is not None and before["digest"] == answer["digest"]:
+            self._virtual[rounds, vm_id] = _Mapped(before, 0)
+        else:
+            self._virtual[rounds, vm_id] = _Mapped(answer, len(answer["runs"]))
+            self._newest[vm_id] = answer
+        self._runs += self._virtual[rounds, vm_id].runs
+        while len(self._virtual) > 1 and (
+            self._runs > _MOST_RUNS or len(self._virtual) > _MOST_ANSWERS
+        ):
+            self._runs -= self._virtual.popitem(last=False)[1].runs
 
     def keep_walk(self, rounds: int, vm_id: int, answer: dict[str, Any]) -> None:
         """A walk of round ``rounds``, as ``questions.map_answer``."""
@@ -64,7 +80,7 @@ class Asked:
     def virtual(self, rounds: int, vm_id: int) -> tuple[int, dict[str, Any]] | None:
         """The newest of a VM that is not newer than ``rounds``, and its round."""
         kept = [at for at, vm in self._virtual if vm == vm_id and at <= rounds]
-        return (max(kept), self._virtual[max(kept), vm_id]) if kept else None
+        return (max(kept), self._virtual[max(kept), vm_id].answer) if kept else None
 
     def walk(self, rounds: int, vm_id: int, gva: int) -> tuple[int, dict[str, Any]] | None:
         """As ``virtual``, for the walk of one address."""
