@@ -6,6 +6,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,10 +73,11 @@ class Served:
         return int(self.ask(lambda: self.host.rounds))
 
 
-@pytest.fixture(scope="session")
-def served() -> Iterator[Served]:
-    with Host(parse_scenario(SCENARIO, "test")) as host:
-        for _ in range(120):
+@contextmanager
+def serving(scenario: str, *, rounds: int = 0) -> Iterator[Served]:
+    """The host of a scenario, after so many rounds, behind the web server."""
+    with Host(parse_scenario(scenario, "test")) as host:
+        for _ in range(rounds):
             host.step()
         source = HostSource(host, title="test")
         server = WebServer(
@@ -86,9 +88,17 @@ def served() -> Iterator[Served]:
         )
         source.start()
         server.start()
-        yield Served(host, source, server)
-        server.close()
-        source.close()
+        try:
+            yield Served(host, source, server)
+        finally:
+            server.close()
+            source.close()
+
+
+@pytest.fixture(scope="session")
+def served() -> Iterator[Served]:
+    with serving(SCENARIO, rounds=120) as made:
+        yield made
 
 
 @pytest.fixture(scope="session")
@@ -134,8 +144,9 @@ class Opened:
         return number
 
 
-@pytest.fixture
-def opened(served: Served, browser: Browser) -> Iterator[Opened]:
+@contextmanager
+def opening(served: Served, browser: Browser) -> Iterator[Opened]:
+    """The page of a server, its host paused; at the end the browser's console has said nothing."""
     context = browser.new_context(viewport={"width": 1280, "height": 720})
     context.set_default_timeout(_SECONDS * 1000)
     page = context.new_page()
@@ -145,6 +156,14 @@ def opened(served: Served, browser: Browser) -> Iterator[Opened]:
     page.goto(served.server.url)
     made.until("globalThis.memvirt?.store.live.header != null")
     made.settled(served)
-    yield made
-    context.close()
+    try:
+        yield made
+    finally:
+        context.close()
     assert made.said == []
+
+
+@pytest.fixture
+def opened(served: Served, browser: Browser) -> Iterator[Opened]:
+    with opening(served, browser) as made:
+        yield made

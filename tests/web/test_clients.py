@@ -40,8 +40,11 @@ class RandomFrames:
     def hello(self) -> dict[str, Any]:
         return {"title": "random"}
 
-    def watch(self, viewers: int) -> None:
+    def watch(self, viewers: int, activity: int = 0) -> None:
         self.viewers = viewers
+
+    def events_since(self, position: int) -> list[dict[str, Any]]:
+        return []
 
     def ask(self, question: Callable[[], Any]) -> Future[Any]:
         future: Future[Any] = Future()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from unittest.mock import patch
 
 import numpy as np
@@ -57,7 +58,7 @@ def test_every_moment_and_life_is_kept(made: Changes, page: int) -> None:
     history, states = History(), _states(made)
     with patch("memvirt.web.history._SEGMENT_FRAMES", 6):
         for number, state in enumerate(states, 1):
-            history.add(number, {"number": number}, state)
+            history.add(number, json.dumps({"number": number}).encode(), state)
     for number in {1, len(states) // 2 + 1, len(states)}:
         header, parts = history.at(number)
         assert header == {"number": number}
@@ -73,8 +74,9 @@ def test_every_moment_and_life_is_kept(made: Changes, page: int) -> None:
 def test_the_oldest_goes_when_it_is_too_much() -> None:
     history, random = History(most_bytes=100_000), np.random.default_rng(2)
     for number in range(1, 400):
-        history.add(number, {"number": number}, {"machine": random.integers(0, 9, 999, np.uint8)})
-    assert history.bytes <= 100_000
+        header = json.dumps({"number": number}).encode()
+        history.add(number, header, {"machine": random.integers(0, 9, 999, np.uint8)})
+    assert history.size <= 100_000
     assert history.first is not None
     assert 1 < history.first <= 399
     with pytest.raises(KeyError):

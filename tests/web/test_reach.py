@@ -51,6 +51,8 @@ def test_runs_of_mapped_pages_are_what_addresses_map_to(served: Served) -> None:
 def test_everything_by_keyboard(opened: Opened, served: Served) -> None:
     vm, keyboard = vm_of(served, "shadowed"), opened.page.keyboard
     assert opened.js("() => memvirt.store.vm") == vm.vm_id
+    opened.until("memvirt.store.selection !== null")  # the example that is there at once
+    keyboard.press("Escape")
     for ppn in range(2):
         keyboard.press("ArrowRight" if ppn else "g")
         opened.until("p => memvirt.store.answers.page?.ppn === p", ppn)
@@ -67,7 +69,8 @@ def test_everything_by_keyboard(opened: Opened, served: Served) -> None:
     opened.until("p => memvirt.store.answers.page?.ppn === p", resident)
     keyboard.press("ArrowDown")
     assert opened.js("() => memvirt.store.vm") == vm_of(served, "nested").vm_id
-    for key, tab in zip("12345", ("walk", "life", "bytes", "console", "decisions"), strict=True):
+    tabs = ("walk", "life", "bytes", "console", "screen", "decisions")
+    for key, tab in zip("123456", tabs, strict=True):
         keyboard.press(key)
         expect(opened.page.locator(f"#tab-{tab}")).to_have_attribute("aria-selected", "true")
     for key, selected in (("c", "owner"), ("c", "activity"), ("c", "salt"), ("c", "state")):

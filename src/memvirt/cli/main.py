@@ -79,7 +79,7 @@ app.command("manage", short_help="Manage this host's live VMs as ESXi does.")(ma
 
 
 def main() -> None:
-    """Entry point of the console script."""
+    """Run the command that the arguments name."""
     status: int | str | None = 0
     try:
         app()

@@ -40,12 +40,13 @@ def serve_host(
     interruption: Interruption,
     columns: Sequence[str] = (),
     speed: float | None = None,
+    idles: bool = False,
 ) -> None:
     """Serve ``host``, which a page runs, until somebody interrupts.
 
     The host begins with the first page. ``on_sample`` is called every ``interval`` virtual
     seconds. ``speed`` is in rounds a second, 0 as fast as it goes, None what a person can follow.
-    Raises HostInterrupted if VMs still ran, ServerError.
+    ``idles`` is that of ``HostSource``. Raises HostInterrupted if VMs still ran, ServerError.
     """
     with web_tools():
         from memvirt.web import host_page  # noqa: PLC0415
@@ -63,6 +64,7 @@ def serve_host(
         host,
         title=title,
         columns=columns,
+        idles=idles,
         speed=READABLE if speed is None else speed,
         after_round=after_round,
     )
@@ -130,6 +132,7 @@ def boot_in_browser(
                 on_sample=lambda sample: None,
                 interval=1,
                 speed=0,
+                idles=True,
                 interruption=interruption,
             )
         except HostInterrupted:

@@ -204,6 +204,11 @@ class Host:
         running = ", ".join(entry.name for entry in self._live()) or "none"
         raise UnknownVm(f'no VM "{name}" is running; running are: {running}')
 
+    def listen(self) -> None:
+        """From now on guests that halt for good wait for what is typed on their consoles."""
+        for entry in self._entries:
+            entry.listen()
+
     # Running -----------------------------------------------------------------------------------
 
     @property

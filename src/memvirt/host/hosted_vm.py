@@ -56,6 +56,7 @@ class HostedVm:
         self.stores: dict[str, BackingStore] = {}
         self.remapper: Remapper | None = None
         self.refusal = ""
+        self._listens = False
 
     @property
     def swap(self) -> SwapFile | None:
@@ -70,6 +71,12 @@ class HostedVm:
     @property
     def to_come(self) -> bool:
         return self.vm is None and not self.refusal
+
+    def listen(self) -> None:
+        """Let the guest, once it runs, wait for what is typed when it halts for good."""
+        self._listens = True
+        if self.vm is not None:
+            self.vm.wakes_on_input = True
 
     def _files(self) -> tuple[Path, Path | None]:
         options = self.options
@@ -117,6 +124,7 @@ class HostedVm:
             raise
         vm.vmm.reserve.give_back(0)
         vm.vmm.reserve.managed = True
+        vm.wakes_on_input = self._listens
         self.vm, self.stores = vm, stores
         return vm
 

@@ -16,4 +16,6 @@ FLAG_SHADOWED = 8  # at least one shadow page table derives from this page
 FLAG_SAMPLED = 16  # the host took its translations back to see whether it is touched; not yet
 FLAG_BALLOONED = 32  # the guest's balloon driver gave the page up; it is unmapped
 FLAG_WATCHED = 64  # as FLAG_SAMPLED, for the choice of pages to reclaim
-FLAGS_UNTIL_TOUCHED = FLAG_SAMPLED | FLAG_WATCHED  # both end with the next access
+FLAG_OBSERVED = 128  # as FLAG_SAMPLED, for a person who looks at the VM
+# These end with the next access.
+FLAGS_UNTIL_TOUCHED = FLAG_SAMPLED | FLAG_WATCHED | FLAG_OBSERVED

@@ -115,8 +115,7 @@ def _owners(machine: MachineMemory, vms: Sequence[VirtualMachine]) -> Owners:
     for index, vm in enumerate(vms):
         position[vm.vm_id] = index
     # Owners are VM ids; negative ones are no VM, and VMs that left have no place: the last element.
-    known = (machine.owner >= 0) & (machine.owner < position.size - 1)
-    return np.asarray(position[np.where(known, machine.owner, -1)])
+    return np.asarray(position[np.clip(machine.owner, -1, position.size - 1)])
 
 
 def host_pages(machine: MachineMemory, vms: Sequence[VirtualMachine]) -> HostPages:

@@ -11,6 +11,7 @@ with VirtualMachine(machine, memory="64M", paging="nested") as vm:
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from itertools import count
@@ -23,7 +24,6 @@ from memvirt.cpu.factory import software_processor
 from memvirt.cpu.processor import ExitReason, Processor, ProcessorExit, ProcessorFactory
 from memvirt.errors import MemvirtError
 from memvirt.machine.memory import MachineMemory, MachineMemoryExhausted
-from memvirt.names import choose
 from memvirt.notebook import one_line
 from memvirt.platform.backdoor import complete_backdoor
 from memvirt.platform.balloon import BalloonDevice, complete_balloon
@@ -44,6 +44,7 @@ from memvirt.vmm.stores.backing import BackingStore, BackingStoreError, PageCorr
 
 from .host_time import WATCH, share_seconds
 from .outcome import EndReason, Outcome
+from .paging_choice import paging_mode
 from .panic import panic_message
 from .start_state import set_start_state
 
@@ -55,14 +56,6 @@ _vm_ids = count(1)
 
 class VirtualMachineError(MemvirtError):
     """A request about a virtual machine that cannot be met; the message says why."""
-
-
-def paging_mode(paging: PagingMode | str) -> PagingMode:
-    """A paging mode, or the one of that name in any case. Raises UnknownName."""
-    if isinstance(paging, PagingMode):
-        return paging
-    modes = {mode.name.lower(): mode for mode in PagingMode}
-    return choose(modes, str(paging).lower(), what="paging mode")
 
 
 class VirtualMachine:
@@ -108,6 +101,7 @@ class VirtualMachine:
             self.vmm.power_off()
             raise
         self._off = False
+        self.last_screen: TextScreen | None = None  # what the VGA showed when it was powered off
         self._fw_cfg_items: list[ItemBytes] = []  # the device reads from them
         self.boot_image: BootImage | None = None
         self.outcome: Outcome | None = None
@@ -392,6 +386,9 @@ class VirtualMachine:
 
     def power_off(self) -> None:
         """Stop the VM and give all its frames back. Calling again does nothing."""
+        if not self._off:
+            with contextlib.suppress(BackingStoreError, PageCorrupted):
+                self.last_screen = self.display
         self._off = True
         self.processor.close()
         self.vmm.power_off()

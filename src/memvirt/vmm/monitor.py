@@ -318,13 +318,14 @@ class VirtualMachineMonitor:
 
     def begin_sample(self, ppns: PpnsLike) -> None:
         """Take the translations of ``ppns`` back, so that the next access to each is noticed."""
-        self._notice(ppns, FLAG_SAMPLED)
+        self.notice_access(ppns, FLAG_SAMPLED)
 
     def watch(self, ppns: PpnsLike) -> None:
         """As ``begin_sample``, for the choice of pages to reclaim: the two do not disturb."""
-        self._notice(ppns, FLAG_WATCHED)
+        self.notice_access(ppns, FLAG_WATCHED)
 
-    def _notice(self, ppns: PpnsLike, flag: int) -> None:
+    def notice_access(self, ppns: PpnsLike, flag: int) -> None:
+        """Set ``flag``, one of FLAGS_UNTIL_TOUCHED, so that the next access to each clears it."""
         pages = PpnArray(np.unique(np.asarray(ppns, np.int64)))
         resident = self._select(pages, RESIDENT)
         self._invalidate(resident, breaking=False)

@@ -7,6 +7,7 @@ import asyncio
 import base64
 import json
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from .security import HEADERS, Door
-from .source import Frame, Source, SourceError
+from .source import Frame, NothingToSay, Source, SourceError
 from .wire import Parts, encode
 
 STATIC = Path(__file__).parent / "static"
@@ -27,7 +28,7 @@ _TYPES = {
     ".css": "text/css",
     ".svg": "image/svg+xml",
 }
-_LOOK_SECONDS = 0.03  # between two looks for a new frame
+_LOOK_SECONDS = 0.06  # between two looks for a new frame
 _SEND_SECONDS = 20.0  # a client that takes longer over one message has vanished
 _MOST_BYTES_A_SECOND = 500_000  # to one client: what changes more is sent less often
 _ANSWER_SECONDS = 15.0
@@ -61,6 +62,7 @@ class WebApplication:
         self._answers = answers
         self._commands = commands
         self._viewers = 0
+        self._activity = 0  # of the viewers, those that show activity
         self.asgi = Starlette(
             routes=[
                 Route("/", self._page),
@@ -97,6 +99,8 @@ class WebApplication:
         future = self._source.ask(lambda: table[name](values))
         try:
             answer = await asyncio.wait_for(asyncio.wrap_future(future), _ANSWER_SECONDS)
+        except NothingToSay as error:
+            return JSONResponse({"nothing": str(error)}, headers=HEADERS)
         except SourceError as error:
             return JSONResponse({"error": str(error)}, 400, HEADERS)
         except KeyError as error:
@@ -141,8 +145,8 @@ class WebApplication:
             return
         await socket.accept()
         self._viewers += 1
-        self._source.watch(self._viewers)
-        gone = asyncio.ensure_future(_until_gone(socket))
+        self._source.watch(self._viewers, self._activity)
+        gone = asyncio.ensure_future(self._until_gone(socket))
         try:
             await socket.send_text(json.dumps(self._source.hello()))
             await self._send_frames(socket, gone)
@@ -151,39 +155,77 @@ class WebApplication:
         finally:
             gone.cancel()
             self._viewers -= 1
-            self._source.watch(self._viewers)
+            self._source.watch(self._viewers, self._activity)
+
+    async def _until_gone(self, socket: WebSocket) -> None:
+        """Read what the client wishes until it closes: ``{"activity": true}``, or false."""
+        wished = False
+        try:
+            while True:
+                wish = _wish(await socket.receive_text())
+                if wish is not None and wish is not wished:
+                    wished = wish
+                    self._activity += 1 if wished else -1
+                    self._source.watch(self._viewers, self._activity)
+        except (WebSocketDisconnect, RuntimeError, KeyError):
+            return
+        finally:
+            self._activity -= wished
+            self._source.watch(self._viewers, self._activity)
 
     async def _send_frames(self, socket: WebSocket, gone: asyncio.Future[None]) -> None:
         """Send what is new, from what was sent last to what is true now."""
-        number, parts, offsets = 0, None, dict[int, int]()
+        number, parts, offsets = 0, None, Offsets()
         while not gone.done():
             frame = self._source.latest
             if frame is None or frame.number == number:
                 await asyncio.wait({gone}, timeout=_LOOK_SECONDS)
                 continue
-            message = await asyncio.to_thread(_message, frame, parts, offsets)
+            events = self._source.events_since
+            message = await asyncio.to_thread(_message, frame, parts, offsets, events)
             await asyncio.wait_for(socket.send_bytes(message), _SEND_SECONDS)
             number, parts = frame.number, frame.parts
             await asyncio.wait({gone}, timeout=len(message) / _MOST_BYTES_A_SECOND)
 
 
-def _message(frame: Frame, before: Parts | None, offsets: dict[int, int]) -> bytes:
-    """A frame for a client that has ``before``, and the consoles up to ``offsets``."""
+def _wish(text: str) -> bool | None:
+    """Whether a client wishes to see activity; None if it says nothing of it."""
+    try:
+        said = json.loads(text)
+    except ValueError:
+        return None
+    wish = said.get("activity") if isinstance(said, dict) else None
+    return wish if isinstance(wish, bool) else None
+
+
+@dataclass(slots=True)
+class Offsets:
+    """How far a client is: bytes of each console, and events (None before its first frame)."""
+
+    consoles: dict[int, int] = field(default_factory=dict)
+    events: int | None = None
+
+
+def _message(
+    frame: Frame,
+    before: Parts | None,
+    offsets: Offsets,
+    events: Callable[[int], list[dict[str, Any]]],
+) -> bytes:
+    """A frame for a client that has ``before``, and consoles and events up to ``offsets``.
+
+    Events before its first frame are asked for.
+    """
     consoles = {}
     for vm_id, (start, content) in frame.consoles.items():
-        seen = offsets.get(vm_id, 0)
+        seen = offsets.consoles.get(vm_id, 0)
         end = start + len(content)
         if end > seen:
             new = content[max(seen - start, 0) :]
             consoles[vm_id] = [end - len(new), base64.b64encode(new).decode()]
-            offsets[vm_id] = end
-    return encode(frame.header | {"consoles": consoles}, frame.parts, before)
-
-
-async def _until_gone(socket: WebSocket) -> None:
-    """Read what the client sends, which is nothing of interest, until it closes."""
-    try:
-        while True:
-            await socket.receive_text()
-    except (WebSocketDisconnect, RuntimeError, KeyError):
-        return
+            offsets.consoles[vm_id] = end
+    upto = frame.header.get("events", 0)
+    news = [] if offsets.events in (None, upto) else events(offsets.events or 0)
+    offsets.events = news[-1]["number"] + 1 if news else upto
+    more = {"consoles": consoles, "news": news}
+    return encode(more, frame.parts, before, text=frame.text)

@@ -2,9 +2,9 @@
 """What the page has shown, so that time can be dragged back: keyframes and differences, bounded.
 
 Moments are kept in *segments*: a keyframe and the differences after it. When they take more than
-``most_bytes`` the oldest segment goes. Each array of a moment is deflated by itself, and its lowest
-and highest changed index stand beside it, so that the life of one page is found without unpacking
-everything.
+``most_bytes`` the oldest segment goes. Each array of a moment is deflated by itself, if it is big,
+and its lowest and highest changed index stand beside it, so that the life of one page is found
+without unpacking everything.
 """
 
 from __future__ import annotations
@@ -21,18 +21,20 @@ from .wire import Change, Classes, Parts, changes, unpack
 
 _SEGMENT_FRAMES = 64
 _FAST = 1  # zlib's level
+_WORTH_DEFLATING = 4096  # bytes: most frames change little, and deflating costs more than it saves
 
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """A change, deflated. ``count`` is that of the values, ``width`` of a gap 0: a whole array."""
+    """A change, ``kept`` deflated if it is big. ``width`` of a gap 0: a whole array."""
 
     size: int
     count: int
     width: int
     lowest: int
     highest: int
-    deflated: bytes
+    kept: bytes
+    deflated: bool
 
     @classmethod
     def of(cls, change: Change) -> _Kept:
@@ -40,11 +42,17 @@ class _Kept:
         ends = (0, change.size - 1)
         if change.indices is not None:
             ends = (int(change.indices[0]), int(change.indices[-1]))
-        return cls(change.size, change.values.size, width, *ends, zlib.compress(raw, _FAST))
+        deflated = len(raw) >= _WORTH_DEFLATING
+        kept = zlib.compress(raw, _FAST) if deflated else raw
+        return cls(change.size, change.values.size, width, *ends, kept, deflated)
+
+    @property
+    def raw(self) -> bytes:
+        return zlib.decompress(self.kept) if self.deflated else self.kept
 
     def apply(self, array: Classes | None) -> Classes:
         """The array after the change; ``array`` before it may be changed."""
-        raw = zlib.decompress(self.deflated)
+        raw = self.raw
         if not self.width:
             return np.frombuffer(raw, np.uint8).copy()
         assert array is not None
@@ -56,7 +64,7 @@ class _Kept:
         """The new value of one element, None if it did not change."""
         if not self.lowest <= index <= self.highest:
             return None
-        raw = zlib.decompress(self.deflated)
+        raw = self.raw
         if not self.width:
             return raw[index]
         indices, values = unpack(raw, 0, self.count, self.width)
@@ -72,7 +80,7 @@ class _Moment:
 
     @property
     def bytes(self) -> int:
-        return len(self.header) + sum(len(kept.deflated) for kept in self.parts.values())
+        return len(self.header) + sum(len(kept.kept) for kept in self.parts.values())
 
     def opened(self) -> dict[str, Any]:
         opened: dict[str, Any] = json.loads(zlib.decompress(self.header))
@@ -95,8 +103,8 @@ class History:
         self._bytes = 0
 
     @property
-    def bytes(self) -> int:
-        """Bytes of what is kept, deflated."""
+    def size(self) -> int:
+        """Bytes of what is kept."""
         return self._bytes
 
     @property
@@ -104,14 +112,17 @@ class History:
         """The oldest frame that can still be had."""
         return self._segments[0].moments[0].number if self._segments else None
 
-    def add(self, number: int, header: dict[str, Any], parts: Parts) -> None:
-        """Keep frame ``number``, greater than all before. ``parts`` must not change any more."""
+    def add(self, number: int, header: bytes, parts: Parts) -> None:
+        """Keep frame ``number``, greater than all before, with its header (a JSON object).
+
+        ``parts`` must not change any more.
+        """
         if not self._segments or len(self._segments[-1].moments) >= _SEGMENT_FRAMES:
             self._segments.append(_Segment())
             self._last = None
         moment = _Moment(
             number,
-            zlib.compress(json.dumps(header).encode(), _FAST),
+            zlib.compress(header, _FAST),
             {change.name: _Kept.of(change) for change in changes(parts, self._last)},
         )
         segment, size = self._segments[-1], moment.bytes

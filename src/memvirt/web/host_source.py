@@ -13,18 +13,21 @@ from typing import Any
 from memvirt.errors import MemvirtError
 from memvirt.host.host import Host
 from memvirt.observe.esxtop import COLUMNS, Interval
-from memvirt.observe.page_classes import FrameClass, GuestClass, host_pages, names
+from memvirt.observe.page_classes import FrameClass, GuestClass, HostPages, host_pages, names
 from memvirt.vmkernel.samples import HostState, Sample
 
+from .consoles import Consoles
 from .history import History
 from .moment import marks, plain, point, sample_header
-from .source import Frame, SourceError
-from .wire import parts_of
+from .page_activity import PageActivity, UseClass
+from .past import FRAMES, Asked, Moment, frames_part
+from .source import Frame, NothingToSay, SourceError
+from .wire import Parts, parts_of
 
 FRAME_SECONDS = 0.1  # between two frames at the most: ten a second
-CONSOLE_BYTES = 64 << 10  # of each console, the end
 READABLE = 5.0  # rounds a second to begin with: a person can follow
-MOST_OF_TIME = 0.03  # part of the host's processor time that frames may take while it runs
+MOST_OF_TIME = 0.015  # part of the host's processor time that frames may take while it runs
+FOR_GOOD = 1.0  # virtual seconds after which guests that do nothing wait for what is typed
 MOST_POINTS = 20_000  # of the time line, and events: the oldest go
 
 
@@ -34,7 +37,9 @@ class HostSource:
     It runs, ``speed`` rounds a second (0: as fast as it goes), when the first page is opened, or,
     with ``wait_for_viewer`` false, at once. ``columns`` are those of the table that a page shows to
     begin with, none for its own choice. ``after_round`` is called after each round, in this
-    object's thread.
+    object's thread. Guests that halt for good wait for what is typed. ``idles``: while every VM is
+    idle its virtual time passes as the host's does, for somebody who uses a console; else idle
+    time is skipped at full speed, until only typing can end it.
     """
 
     def __init__(
@@ -45,6 +50,7 @@ class HostSource:
         wait_for_viewer: bool = True,
         speed: float = READABLE,
         columns: Sequence[str] = (),
+        idles: bool = False,
         after_round: Callable[[], object] = lambda: None,
     ) -> None:
         self.host = host
@@ -54,6 +60,11 @@ class HostSource:
         self._wake = threading.Event()
         self._closed = False
         self._viewers = 0
+        self._observed = False  # whether somebody looks at activity
+        self._activity: PageActivity | None = None
+        self._idles = idles
+        self._nothing = 0.0  # virtual seconds in which no VM has executed anything
+        self._clocks: dict[int, tuple[int, int]] = {}
         self._playing = not wait_for_viewer
         self._starts_when_watched = wait_for_viewer
         self._steps = 0
@@ -69,6 +80,9 @@ class HostSource:
         self._latest: Frame | None = None
         self._numbers = 0
         self.history = History()
+        self.asked = Asked()
+        self.consoles = Consoles(host)
+        self._moment: Moment | None = None
         self.series: list[dict[str, Any]] = []
         self.events: list[dict[str, Any]] = []
         self._events_seen = 0
@@ -93,8 +107,8 @@ class HostSource:
     def start(self) -> None:
         self._thread.start()
 
-    def watch(self, viewers: int) -> None:
-        self._viewers = viewers
+    def watch(self, viewers: int, activity: int = 0) -> None:
+        self._viewers, self._observed = viewers, activity > 0
         if viewers and self._starts_when_watched:
             self._starts_when_watched, self._playing = False, True
         self._dirty = True
@@ -124,7 +138,8 @@ class HostSource:
             "columns": [[column.name, column.meaning, column.decimals] for column in COLUMNS],
             "states": [state.name.lower() for state in HostState],
             "shown": self._columns,
-            "can": ["play", "step", "speed", "set", "ask", "history"],
+            "use_classes": names(UseClass),
+            "can": ["play", "step", "speed", "set", "ask", "history", "type", "activity"],
         }
 
     # The host's thread -------------------------------------------------------------------------
@@ -142,8 +157,9 @@ class HostSource:
             began = time.monotonic()
             self._step()
             self._capture_if_watched(force=not self._playing)
-            if self._playing and self._rounds_a_second:
-                self._pause_until(began + 1 / self._rounds_a_second)
+            pause = 1 / self._rounds_a_second if self._rounds_a_second else self._idle_seconds()
+            if self._playing and pause:
+                self._pause_until(began + pause)
 
     def _pause_until(self, deadline: float) -> None:
         """Keep the pace, answering meanwhile."""
@@ -153,6 +169,20 @@ class HostSource:
             self._wake.clear()
             self._waited += time.monotonic() - began
             self._answer()
+
+    def _idle_seconds(self) -> float:
+        """What to wait after the last round: virtual time in which no VM had anything to do."""
+        waited, nothing = [], True
+        for vm in self.host.vms:
+            if vm.outcome is not None:
+                continue
+            halted, time_ns = self._clocks.get(vm.vm_id, (0, 0))
+            self._clocks[vm.vm_id] = now = vm.halted_ns, vm.virtual_ns
+            waited.append(now[0] - halted)
+            nothing = nothing and now[0] - halted == now[1] - time_ns
+        idle = min(waited, default=0) / 1e9
+        self._nothing = self._nothing + idle if nothing else 0.0
+        return idle if self._idles or self._nothing > FOR_GOOD else 0.0
 
     def _spent(self) -> float:
         """What frames are a part of: the host's processor time and its waiting, in seconds."""
@@ -174,6 +204,7 @@ class HostSource:
     def _step(self) -> None:
         self._steps = max(self._steps - 1, 0)
         try:
+            self.consoles.feed()
             self._done = not self.host.step()
             self._after_round()
         except Exception as error:
@@ -199,15 +230,43 @@ class HostSource:
         sample = host.sample()
         self._take_events()
         pages = host_pages(host.machine, host.vms)
+        parts = parts_of(pages) | self.consoles.screens() | self._use(pages)
         self._numbers += 1
         header = self._header(sample)
-        frame = Frame(self._numbers, header, parts_of(pages), self._consoles())
-        self.history.add(frame.number, header, frame.parts)
+        frame = Frame(self._numbers, header, parts, self.consoles.tails())
+        frames = {
+            f"{FRAMES}{vm.vm_id}": frames_part(of.frames)
+            for vm, of in zip(host.vms, pages.vms, strict=True)
+            if vm.outcome is None
+        }
+        self.history.add(frame.number, frame.text, parts | frames)
         self.series.append(point(header))
         del self.series[:-MOST_POINTS]
         self._before = sample
         self._latest = frame
         return frame
+
+    def _use(self, pages: HostPages) -> Parts:
+        """When pages were used last, while somebody wants to know."""
+        if not self._observed:
+            self._activity = None
+            return {}
+        if self._activity is None:
+            self._activity = PageActivity()
+        return self._activity.look(self.host.vms, pages, self.host.rounds)
+
+    def moment(self, number: int) -> Moment:
+        """The moment of a frame that is over. Raises NothingToSay if it is not kept any more."""
+        if self._moment is None or self._moment.header["number"] != number:
+            try:
+                header, parts = self.history.at(number)
+            except KeyError:
+                oldest = self.history.first
+                raise NothingToSay(
+                    f"frame {number} is not kept any more: the oldest is {oldest}"
+                ) from None
+            self._moment = Moment(header, parts, self.asked, names(GuestClass))
+        return self._moment
 
     def _header(self, sample: Sample) -> dict[str, Any]:
         header = sample_header(sample, Interval(sample, self._before))
@@ -218,6 +277,7 @@ class HostSource:
                 row["outcome"] = vm.outcome.reason.value if vm.outcome else ""
                 row["pages"] = vm.vmm.pmap.pages
                 row["paging"] = vm.paging.name.lower()
+                row["console"] = len(vm.serial_log)
         return header | {
             "number": self._numbers,
             "round": self.host.rounds,
@@ -233,17 +293,14 @@ class HostSource:
 
     def _take_events(self) -> None:
         log = self.host.events
-        for event in log.since(self._events_seen):
-            self.events.append(plain(event) | {"mechanism": str(event.mechanism)})
+        kept = log.since(self._events_seen)
+        news = [
+            plain(event) | {"mechanism": str(event.mechanism), "number": number}
+            for number, event in enumerate(kept, log.recorded - len(kept))
+        ]
         self._events_seen = log.recorded
-        del self.events[:-MOST_POINTS]
-
-    def _consoles(self) -> dict[int, tuple[int, bytes]]:
-        consoles = {}
-        for vm in self.host.vms:
-            start = max(len(vm.serial_log) - CONSOLE_BYTES, 0)
-            consoles[vm.vm_id] = (start, bytes(vm.serial_log[start:]))
-        return consoles
+        # Another thread may read the list it has: a new one, where some go.
+        self.events = [*self.events, *news][-MOST_POINTS:] if news else self.events
 
     # Commands, in the host's thread through ``ask`` ----------------------------------------------
 
@@ -285,5 +342,8 @@ class HostSource:
 
     def events_since(self, position: int) -> list[dict[str, Any]]:
         """Events from ``position`` on (a count since power-on) that are still kept."""
-        first = self._events_seen - len(self.events)
-        return self.events[max(position - first, 0) :]
+        events = self.events
+        if not events:
+            return []
+        first = events[0]["number"]
+        return events[max(position - first, 0) :]

@@ -18,20 +18,21 @@ from memvirt.observe.view import PageUnavailable, live_view
 from memvirt.vm.virtual_machine import VirtualMachine
 from memvirt.vmm.pmap import PageState
 
-from .source import SourceError
+from .source import NothingToSay, SourceError
 
 _MOST_RUNS = 20_000
+_WORD = (1 << 64) - 1
 _MOST_MAPPINGS = 512  # PPNs listed for one frame: a frame of zeroes may have thousands
 
 
 def find_vm(vms: Sequence[VirtualMachine], vm_id: int) -> VirtualMachine:
-    """The VM with this id. Raises SourceError."""
+    """The VM with this id. Raises SourceError, NothingToSay if it does not run."""
     for vm in vms:
         if vm.vm_id == vm_id:
             if vm.outcome is not None:
-                raise SourceError(f"{vm.name} has ended: {vm.outcome.reason.value}")
+                raise NothingToSay(f"{vm.name} has ended: {vm.outcome.reason.value}")
             return vm
-    raise SourceError(f"no VM {vm_id}: it has not been started yet")
+    raise NothingToSay(f"no VM {vm_id}: it has not been started yet")
 
 
 def address_of(text: str, what: str = "address") -> int:
@@ -66,6 +67,7 @@ def virtual_answer(vm: VirtualMachine) -> dict[str, Any]:
         "vm": vm.vm_id,
         "runs": [run_json(run) for run in runs[:_MOST_RUNS]],
         "complete": complete and len(runs) <= _MOST_RUNS,
+        "digest": f"{hash(tuple(runs)) & _WORD:x}",
         "cr3": hex(vm.processor.get("cr3")),
     }
 
@@ -101,9 +103,10 @@ def page_answer(
 def frame_answer(vms: Sequence[VirtualMachine], mpn: int) -> dict[str, Any]:
     """One frame: every page of every VM that maps it, with its guest virtual addresses."""
     vms = [vm for vm in vms if vm.outcome is None]
-    machine = vms[0].machine if vms else None
-    if machine is None or not 0 <= mpn < machine.frames:
-        raise SourceError(f"MPN {mpn:#x} is beyond machine memory, or no VM runs")
+    if not vms:
+        raise NothingToSay("All VMs have ended: no frame backs a page.")
+    if not 0 <= mpn < vms[0].machine.frames:
+        raise SourceError(f"MPN {mpn:#x} is beyond machine memory")
     mappings: list[dict[str, Any]] = []
     total = 0
     for vm in vms:

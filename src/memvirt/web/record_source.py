@@ -122,8 +122,12 @@ class RecordSource:
     def close(self) -> None:
         """Nothing is held."""
 
-    def watch(self, viewers: int) -> None:
+    def watch(self, viewers: int, activity: int = 0) -> None:
         """Nothing depends on who looks."""
+
+    def events_since(self, position: int) -> list[dict[str, Any]]:
+        """A record has no events."""
+        return []
 
     def ask(self, question: Callable[[], Any]) -> Future[Any]:
         future: Future[Any] = Future()

@@ -7,9 +7,11 @@ two rounds. ``latest`` is a finished, immutable frame that anybody may read.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 from memvirt.errors import MemvirtError
@@ -21,7 +23,11 @@ class SourceError(MemvirtError):
     """A question or a command that cannot be met; the message is for the user."""
 
 
-@dataclass(frozen=True, slots=True)
+class NothingToSay(SourceError):
+    """A question that is right, and has no answer now: a VM that has ended, a moment not kept."""
+
+
+@dataclass(frozen=True)
 class Frame:
     """One moment. ``number`` counts frames, ``header`` is JSON, ``parts`` the page classes.
 
@@ -32,6 +38,11 @@ class Frame:
     header: dict[str, Any]
     parts: Parts
     consoles: dict[int, tuple[int, bytes]] = field(default_factory=dict)
+
+    @cached_property
+    def text(self) -> bytes:
+        """The header as JSON."""
+        return json.dumps(self.header).encode()
 
 
 class Source(Protocol):
@@ -44,8 +55,15 @@ class Source(Protocol):
         """What does not change: names of classes, columns, what can be done."""
         ...
 
-    def watch(self, viewers: int) -> None:
-        """So many pages are open: without any, nothing is captured."""
+    def watch(self, viewers: int, activity: int = 0) -> None:
+        """So many pages are open, and so many of them show activity.
+
+        Without any, nothing is captured; without one that shows it, no activity is observed.
+        """
+        ...
+
+    def events_since(self, position: int) -> list[dict[str, Any]]:
+        """Events from ``position`` on, each with its own as ``number``. From any thread."""
         ...
 
     def ask(self, question: Callable[[], Any]) -> Future[Any]:

@@ -86,8 +86,13 @@ def changes(now: Parts, before: Parts | None = None) -> list[Change]:
     return made
 
 
-def encode(header: Mapping[str, Any], now: Parts, before: Parts | None = None) -> bytes:
-    """One message: ``now`` as the difference to ``before``, or whole where there is none."""
+def encode(
+    header: Mapping[str, Any], now: Parts, before: Parts | None = None, *, text: bytes = b"{}"
+) -> bytes:
+    """One message: ``now`` as the difference to ``before``, or whole where there is none.
+
+    ``text`` is the part of the header that is JSON already, an object.
+    """
     heads, stream = [], []
     for change in changes(now, before):
         kind = "whole" if change.indices is None else "delta"
@@ -96,7 +101,8 @@ def encode(header: Mapping[str, Any], now: Parts, before: Parts | None = None) -
         head = {"name": change.name, "kind": kind, "size": change.size, "count": count}
         heads.append(head | {"width": width} if width else head)
         stream.append(raw)
-    text = json.dumps({**header, "version": VERSION, "parts": heads}).encode()
+    rest = json.dumps({**header, "version": VERSION, "parts": heads}).encode()
+    text = rest if text == b"{}" else text[:-1] + b"," + rest[1:]
     return struct.pack("<I", len(text)) + text + zlib.compress(b"".join(stream), _FAST)
 
 

@@ -3,9 +3,10 @@
 
 import * as arrows from './arrows.js';
 import { otherPalette, paletteName, usePalette } from './colors.js';
-import { ask, command, connect, frameAt } from './connection.js';
+import { ask, command, connect, frameAt, wish } from './connection.js';
 import * as details from './details.js';
 import { inquire, select, start as startInquiry } from './inquiry.js';
+import { introduce } from './introduction.js';
 import * as keys from './keys.js';
 import * as legend from './legend.js';
 import * as lesson from './lesson.js';
@@ -76,7 +77,7 @@ function top() {
   const over = !store.past && header.done && store.hello.can.includes('play');
   by('figures').replaceChildren(
     store.past ? bold('looking back · ') : '', over ? bold('all VMs have ended: drag time back, or press [ · ') : '',
-    bold(`${running.length}`), ' VMs, ', bold(`${(configured / 256).toFixed(0)} MB`), ' on ', bold(`${(host.total / 256).toFixed(0)} MB`),
+    bold(`${running.length}`), running.length === 1 ? ' VM, ' : ' VMs, ', bold(`${(configured / 256).toFixed(0)} MB`), ' on ', bold(`${(host.total / 256).toFixed(0)} MB`),
     ', ', bold(`${(configured / host.total).toFixed(2)} x`), html('span', { class: 'wide' }, ' overcommitted'), ' · ', bold(`${(host.time_ns / 1e9).toFixed(2)} s`), html('span', { class: 'wide' }, ' virtual'),
     html('span', { class: 'wide' }, ` · wall ${header.wall?.toFixed(1) ?? '–'} s`), ` · round ${header.round}`);
   by('figures').title = by('figures').textContent;
@@ -97,7 +98,7 @@ const otherTheme = () => theme(document.documentElement.dataset.theme === 'dark'
 
 function palette(name) {
   usePalette(name);
-  by('palette').setAttribute('aria-pressed', name === 'okabe');
+  by('palette').setAttribute('aria-pressed', name === 'distinct');
   try { localStorage.setItem('memvirt-palette', name); } catch { /* private browsing */ }
   store.changed('frame', { changed: [] });
 }
@@ -105,6 +106,7 @@ function palette(name) {
 function mode(name) {
   if (!MODES.some(([known]) => known === name)) return;
   store.mode = name;
+  wish('activity', name === 'activity');
   by('mode').value = name;
   place.remember();
   store.changed('frame', { changed: [] });
@@ -178,7 +180,7 @@ function begin() {
       store.receive(header, parts, changed);
       received.frames++;
       received.bytes += bytes;
-      if (first) { first = false; place.recall({ mode, look, found }); }
+      if (first) { first = false; place.recall({ mode, look, found }).then(introduce); }
     },
     onState: text => notice(text, 'connection'),
   });

@@ -3,9 +3,10 @@
 // the document: solid from guest virtual to guest physical (the guest's tables), solid from there to
 // machine memory (the pmap), dashed for what the processor walks (shadow or nested entries).
 
-import { allLanes, lanes, onLayout, virtualIndex, virtualPage } from './pagemap.js';
+import { allLanes, lanes, observed, onLayout, virtualIndex, virtualPage } from './pagemap.js';
 import { store } from './store.js';
 import { svg } from './svg.js';
+import { counted } from './words.js';
 
 const MOST = 96; // arrows drawn one by one; more are bundled into one
 const hex = number => '0x' + number.toString(16);
@@ -88,7 +89,7 @@ function draw() {
       class: `arrow ${kind}`, d: curve(start, end, bend), 'marker-end': `url(#head-${kind === 'nested' ? 'shadow' : kind})`,
       'data-from': `${from[0].key}:${from[1]}`, 'data-to': `${to[0].key}:${to[1]}`,
     }));
-    if (count > 1) parts.push(svg('text', { x: (start.x + end.x) / 2 + 6, y: (start.y + end.y) / 2 }, `${count} mappings`));
+    if (count > 1) parts.push(svg('text', { x: (start.x + end.x) / 2 + 6, y: (start.y + end.y) / 2 }, counted(count, 'mapping')));
     if (!start.outside) parts.push(lit(start));
     if (!end.outside) parts.push(lit(end));
   }
@@ -116,16 +117,34 @@ function names() {
   const vm = store.vms[store.position(store.vm)], made = [];
   const heading = (lane, title, more, shift = 0) => made.push(svg('text', { class: 'lane', x: 10, y: lane.y - 7 },
     title, svg('tspan', { class: 'quiet', dx: 10, 'font-weight': 400 }, more)));
-  heading(lanes.virtual, 'Guest virtual', vm ? `${vm.name.slice(0, 24)}: what its tables map` : '');
+  const known = store.past && store.runs.past ? ` (${store.runs.past})` : '';
+  heading(lanes.virtual, 'Guest virtual', vm ? `the addresses that programs in ${vm.name.slice(0, 24)} use${known}` : '');
   const first = lanes.physical.values().next().value;
   if (first) heading(first, 'Guest physical', '');
-  heading(lanes.machine, 'Machine', `${(store.hello?.frames ?? 0).toLocaleString('en')} frames`);
+  heading(lanes.machine, 'Machine', `${counted(store.hello?.frames ?? 0, 'frame')}: the host’s real memory`);
+  const source = store.mode === 'activity' && observed() ? '   · activity: each page’s next access is noticed, a hidden page fault, while this is shown' : '';
+  made.push(...kinds(lanes.virtual, [['guest', `the guest’s page tables${source}`]]));
+  const walked = vm?.paging === 'shadow' ? 'shadow tables: from virtual, what the processor walks' : 'nested tables: what the processor walks';
+  const last = [...lanes.physical.values()].at(-1);
+  if (last) made.push(...kinds(last, [['pmap', 'pmap: the hypervisor’s map'], ['shadow', walked]]));
   for (const [id, lane] of lanes.physical) {
     const one = store.vms[store.position(id)];
     if (!one || lane.h < 9) continue;
     const text = svg('text', { class: id === store.vm ? 'lane' : '', x: 10, y: lane.y + Math.min(lane.h / 2 + 4, line()) }, clip(one.name, lane.label));
     made.push(text);
     if (lane.h >= 2 * line()) made.push(svg('text', { class: 'quiet', x: 10, y: lane.y + 2 * line() }, one.outcome ? clip(one.outcome, lane.label) : clip(`${one.paging} ${one.condition}`, lane.label)));
+  }
+  return made;
+}
+
+/** What the arrows below a strip mean. */
+function kinds(lane, meanings) {
+  const made = [], y = lane.y + lane.rows * lane.cell + line() - 2, letter = line() * .48;
+  let x = 10;
+  for (const [kind, meaning] of meanings) {
+    made.push(svg('path', { class: `key ${kind}`, d: `M${x} ${y - 4}h${line() * 1.7}`, 'marker-end': `url(#head-${kind})` }),
+      svg('text', { class: 'quiet', x: x + line() * 2.3, y }, meaning));
+    x += line() * 3.4 + meaning.length * letter;
   }
   return made;
 }

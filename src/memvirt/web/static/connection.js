@@ -42,15 +42,23 @@ async function answer(response) {
 
 function authorized(extra = {}) { return { headers: { authorization: `Bearer ${token}` }, cache: 'no-store', ...extra }; }
 
+/** What an answer says; it may be why there is none, which is no fault. */
+async function said(response) {
+  const body = await (await answer(response)).json();
+  if (body?.nothing !== undefined) throw new Error(body.nothing);
+  return body;
+}
+
 /** The answer to a question, as JSON. Throws an Error whose message is for the user. */
 export async function ask(name, values = {}) {
   const query = new URLSearchParams(values);
-  return (await answer(await fetch(`api/${name}?${query}`, authorized()))).json();
+  return said(await fetch(`api/${name}?${query}`, authorized()));
 }
 
 /** The frame of a moment that is over: a header, and its arrays whole. */
 export async function frameAt(number) {
   const response = await answer(await fetch(`api/at?number=${number}`, authorized()));
+  if (response.headers.get('content-type')?.startsWith('application/json')) throw new Error((await response.json()).nothing);
   const parts = new Map();
   const { header } = await decode(await response.arrayBuffer(), parts);
   return { header, parts };
@@ -58,7 +66,17 @@ export async function frameAt(number) {
 
 export async function command(name, values) {
   const body = JSON.stringify(values);
-  return (await answer(await fetch(`api/${name}`, authorized({ method: 'POST', body })))).json();
+  return said(await fetch(`api/${name}`, authorized({ method: 'POST', body })));
+}
+
+let socket = null;
+const wishes = {};
+
+/** Tell the server what this page wishes to see, now and when the socket opens again. */
+export function wish(name, value) {
+  if (wishes[name] === value) return;
+  wishes[name] = value;
+  if (socket?.readyState === WebSocket.OPEN) socket.send(JSON.stringify(wishes));
 }
 
 /** Open the socket; it opens again by itself. Frames are decoded in order, one at a time. */
@@ -67,18 +85,18 @@ export function connect({ onHello, onFrame, onState }) {
   let wait = 500;
   const open = () => {
     const scheme = location.protocol === 'https:' ? 'wss' : 'ws';
-    const socket = new WebSocket(`${scheme}://${location.host}/live?token=${encodeURIComponent(token)}`);
-    socket.binaryType = 'arraybuffer';
+    const mine = socket = new WebSocket(`${scheme}://${location.host}/live?token=${encodeURIComponent(token)}`);
+    mine.binaryType = 'arraybuffer';
     let turn = Promise.resolve();
-    socket.onmessage = event => {
+    mine.onmessage = event => {
       if (typeof event.data === 'string') { parts.clear(); wait = 500; onHello(JSON.parse(event.data)); return; }
       turn = turn.then(async () => {
         const { header, changed } = await decode(event.data, parts);
         onFrame(header, parts, changed, event.data.byteLength);
       }).catch(error => onState(error.message));
     };
-    socket.onopen = () => onState('');
-    socket.onclose = event => {
+    mine.onopen = () => { onState(''); if (Object.keys(wishes).length) mine.send(JSON.stringify(wishes)); };
+    mine.onclose = event => {
       if (event.code === 4403) { onState('refused: use the address that memvirt printed'); return; }
       onState('memvirt is gone, or out of reach; trying again');
       setTimeout(open, wait);

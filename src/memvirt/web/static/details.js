@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // The right side: the walk of what is selected as a ladder, the life of the page, its bytes, a console.
 
+import { consolePanel, screenPanel } from './console.js';
 import { store } from './store.js';
 import { html } from './svg.js';
+import { counted } from './words.js';
 
-const TABS = { walk: 'walk', life: 'life', bytes: 'bytes', console: 'console', decisions: 'decisions' };
+const TABS = { walk: 'walk', life: 'life', bytes: 'bytes', console: 'console', screen: 'screen', decisions: 'decisions' };
+const WIDE = ['console', 'screen']; // 80 columns need room
 let panel, tabs, current = 'walk', select;
 
 export function start(elements, onSelect) {
@@ -15,6 +18,7 @@ export function start(elements, onSelect) {
   }
   for (const what of ['selection', 'answers', 'hello', 'vm']) store.on(what, draw);
   store.on('console', ({ id }) => { if (current === 'console' && id === store.vm) draw(); });
+  store.on('frame', () => { if (current === 'console' || (current === 'screen' && screenNow() !== drawn)) draw(); });
   store.on('events', () => { if (current === 'decisions') draw(); });
   show('walk');
 }
@@ -27,6 +31,8 @@ export function show(tab) {
   current = tab;
   for (const button of tabs.children) button.setAttribute('aria-selected', button.id === `tab-${tab}`);
   drawn = '';
+  panel.scrollTop = 0;
+  panel.closest('main').classList.toggle('columns80', WIDE.includes(tab));
   draw();
   store.changed('tab');
 }
@@ -35,15 +41,25 @@ let drawn = '';
 
 /** What is shown may be asked for again and be the same: then nothing is made anew under the pointer. */
 function draw() {
-  const draws = { walk, life, bytes, console: consoleText, decisions };
+  if (current === 'console') { drawConsole(); return; }
+  const draws = { walk, life, bytes, screen: screenPanel, decisions };
   if (current === 'walk' || current === 'life' || current === 'bytes') {
     const now = JSON.stringify([current, store.selection, store.answers, store.past?.header.number]);
     if (now === drawn) return;
     drawn = now;
-  }
-  const stay = panel.scrollTop + panel.clientHeight >= panel.scrollHeight - 8;
+  } else if (current === 'screen') drawn = screenNow();
   panel.replaceChildren(...draws[current]());
-  if (current === 'console' && stay) panel.scrollTop = panel.scrollHeight;
+}
+
+/** Which screen there is now: parts are changed in place, so it is their bytes that tell. */
+function screenNow() { const part = store.parts.get(`screen:${store.vm}`); return `${store.vm} ${part ? part.join() : ''}`; }
+
+/** The console's elements stay: who types keeps the focus, who reads further up is not moved. */
+function drawConsole() {
+  const stay = panel.scrollTop + panel.clientHeight >= panel.scrollHeight - 8, element = consolePanel();
+  const anew = panel.firstChild !== element;
+  if (anew) panel.replaceChildren(element);
+  if (stay || anew) panel.scrollTop = panel.scrollHeight;
 }
 
 const hint = text => [html('p', { class: 'quiet' }, text)];
@@ -59,7 +75,7 @@ function walk() {
   if (frame && store.selection.kind === 'mpn') return frameWalk(frame);
   if (!map && !page) return hint('Point at a page to see its mappings; click to see how an address gets to its frame.');
   const rows = map ? mapRows(map) : [];
-  if (page && !map) rows.push(html('p', {}, `PPN 0x${page.ppn.toString(16)}: ${page.state}; no guest virtual address leads to it now.`));
+  if (page && !map) rows.push(html('p', {}, `PPN 0x${page.ppn.toString(16)}: ${page.state}${page.mpn === null ? '' : `, in frame MPN 0x${page.mpn.toString(16)}`}; no guest virtual address ${store.past ? 'was known to lead to it' : 'leads to it now'}.`));
   if (page?.addresses.length) {
     rows.push(html('h2', {}, 'Guest virtual addresses of this page'), html('p', {},
       ...page.addresses.slice(0, 16).map(gva => go(gva, { kind: 'gva', vm: page.vm, gva }))));
@@ -67,9 +83,18 @@ function walk() {
   return rows;
 }
 
+/** A line that says whose entries come next. */
+const part = (kind, text) => html('li', { class: `part ${kind}` }, text);
+
+const SECOND = {
+  shadow: 'The shadow tables, which the hypervisor makes of both, and the processor walks:',
+  nested: 'The nested tables, which the processor walks after the guest’s:',
+};
+
 function mapRows(map) {
-  const vm = store.selection.vm, steps = [];
-  steps.push(html('li', { class: 'guest' }, html('b', {}, `gVA ${map.gva}`), html('span', { class: 'where' }, `  ${map.guest_mode} guest`)));
+  const vm = store.selection.vm, steps = [part('guest', 'A program in the guest uses the address:')];
+  steps.push(html('li', { class: 'guest' }, html('b', {}, `gVA ${map.gva}`), html('span', { class: 'where' }, map.guest_mode ? `  ${map.guest_mode} guest` : '')));
+  if (map.guest.length) steps.push(part('guest', 'The guest’s own page tables lead it to:'));
   for (const step of map.guest) {
     const target = step.points_to === null ? null : Number(BigInt(step.points_to) >> 12n);
     steps.push(html('li', { class: 'guest' }, html('b', {}, step.entry_name), ' ', html('code', {}, step.value), ' ', bits(step.flags),
@@ -78,14 +103,15 @@ function mapRows(map) {
   }
   if (map.ppn !== null) {
     const where = map.mpn !== null ? `frame MPN ${map.mpn} ` : map.slot !== null ? `slot ${Number(map.slot)} ` : '';
-    steps.push(html('li', { class: 'pmap' }, html('b', {}, `PPN ${map.ppn}`), ` ${map.state ?? 'no memory'} `, bits(map.pmap_flags),
+    steps.push(part('pmap', 'The guest takes this for its memory; the hypervisor’s pmap knows where it is:'), html('li', { class: 'pmap' }, html('b', {}, `PPN ${map.ppn}`), ` ${map.state ?? 'no memory'} `, bits(map.pmap_flags),
       html('div', { class: 'where' }, `pmap: ${where}`, map.mpn === null ? null : go('frame', { kind: 'mpn', mpn: Number(map.mpn) }))));
   }
+  if (map.second.length) steps.push(part(map.second[0].table, SECOND[map.second[0].table] ?? ''));
   for (const step of map.second) {
     steps.push(html('li', { class: step.table }, html('b', {}, `${step.table} ${step.entry_name}`), ' ', html('code', {}, step.value), ' ', bits(step.flags),
       html('div', { class: 'where' }, `at mA ${step.address} `, go('table', { kind: 'mpn', mpn: Number(BigInt(step.address) >> 12n) }), ' ', step.points_to === null ? 'absent: filled at the next access' : null)));
   }
-  if (map.machine_address !== null) steps.push(html('li', { class: 'pmap' }, html('b', {}, `mA ${map.machine_address}`)));
+  if (map.machine_address !== null) steps.push(part('pmap', 'In the host’s real memory it is:'), html('li', { class: 'pmap' }, html('b', {}, `mA ${map.machine_address}`)));
   const made = [html('ul', { class: 'ladder' }, ...steps)];
   if (map.note) made.push(html('p', { class: 'quiet' }, map.note));
   return made;
@@ -94,7 +120,7 @@ function mapRows(map) {
 function frameWalk(frame) {
   const made = [html('h2', {}, `Frame MPN 0x${frame.mpn.toString(16)}`)];
   if (!frame.total) return [...made, ...hint('No guest page is in this frame.')];
-  made.push(html('p', {}, frame.total === 1 ? 'backs one page:' : `backs ${frame.total} pages, copy-on-write:`));
+  made.push(html('p', {}, frame.total === 1 ? 'backs one page:' : `backs ${counted(frame.total, 'page')}, copy-on-write:`));
   const name = id => store.vms[store.position(id)]?.name ?? `VM ${id}`;
   made.push(html('ul', { class: 'ladder' }, ...frame.mappings.slice(0, 200).map(one => html('li', { class: 'pmap' },
     html('b', {}, name(one.vm)), ` PPN 0x${one.ppn.toString(16)} `, go('→', { kind: 'ppn', vm: one.vm, ppn: one.ppn }),
@@ -108,7 +134,7 @@ function life() {
   if (!page) return hint('Select a page of a VM.');
   const rows = (store.answers.life ?? []).map(change => html('li', { class: 'pmap' }, html('b', {}, change.state),
     html('div', { class: 'where' }, `${(change.time_ns / 1e9).toFixed(3)} s, round ${change.round}${reason(page.vm, change)}`)));
-  return [html('h2', {}, `PPN 0x${page.ppn.toString(16)}, since this page was opened`), html('ul', { class: 'ladder' }, ...rows),
+  return [html('h2', {}, `PPN 0x${page.ppn.toString(16)}, ${store.past ? 'up to this moment' : 'since this page was opened'}`), html('ul', { class: 'ladder' }, ...rows),
     html('p', { class: 'quiet' }, 'Reasons are the VMkernel’s decisions for this VM in the same moment.')];
 }
 
@@ -122,7 +148,7 @@ function reason(vm, change) {
 
 function bytes() {
   const content = store.answers.page?.bytes;
-  if (!content) return hint('Select a page of a VM.');
+  if (!content) return hint(store.answers.error ?? store.answers.page?.unavailable ?? 'Select a page of a VM.');
   const lines = [];
   for (let at = 0; at < content.length; at += 32) {
     const row = content.slice(at, at + 32), pairs = row.match(/../g);
@@ -132,20 +158,9 @@ function bytes() {
   return [html('pre', { class: 'bytes' }, lines.join('\n'))];
 }
 
-/** What the guest printed, without the terminal's control sequences. */
-export function plain(text) {
-  return text.replace(/\x1b(\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|.)/g, '').replace(/\r\n?/g, '\n').replace(/[^\n\t\x20-\x7e\xa0-\uffff]/g, '');
-}
-
-function consoleText() {
-  const vm = store.vms[store.position(store.vm)];
-  if (!vm) return hint('Choose a VM.');
-  return [html('h2', {}, `Console of ${vm.name}`), html('pre', { class: 'console', id: 'console' }, plain(store.consoles.get(store.vm) ?? ''))];
-}
-
 function decisions() {
   if (!store.events.length) return hint('The VMkernel has decided nothing yet.');
   return [html('ul', { class: 'ladder' }, ...store.events.slice(-300).reverse().map(event => html('li', { class: 'pmap' },
-    html('b', {}, event.mechanism), ` ${event.vm}${event.pages ? ` ${event.pages.toLocaleString('en')} pages` : ''}`,
+    html('b', {}, event.mechanism), ` ${event.vm}${event.pages ? ` ${counted(event.pages, 'page')}` : ''}`,
     html('div', { class: 'where' }, `${(event.time_ns / 1e9).toFixed(2)} s  ${event.reason}`))))];
 }

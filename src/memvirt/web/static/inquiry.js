@@ -4,10 +4,9 @@
 
 import * as details from './details.js';
 import { ask } from './connection.js';
-import * as pagemap from './pagemap.js';
 import { store } from './store.js';
 
-const AGAIN = 500, LIFE_AGAIN = 2000; // milliseconds between two askings for the same thing
+const AGAIN = 1000, LIFE_AGAIN = 2000; // milliseconds between two askings for the same thing
 
 let turn = 0, hovering = false;
 
@@ -16,12 +15,15 @@ const canAsk = () => Boolean(store.hello?.can.includes('ask'));
 /** Why nothing can be asked about a selection, or ''. */
 function unanswerable(selection) {
   if (!canAsk()) return 'A record has how many pages are in each state, not which: there is nothing to walk.';
-  if (store.past) return 'This moment is over: page states are kept, walks are not. Home is now again.';
+  if (store.past) return '';
   const running = store.vms.filter(vm => !vm.outcome);
   if (selection.kind === 'mpn') return running.length ? '' : 'All VMs have ended: no frame backs a page.';
   const vm = store.vms[store.position(selection.vm)];
   return vm?.outcome ? `${vm.name} has ended: ${vm.outcome}` : '';
 }
+
+/** The moment that a question is about: none for now. */
+const moment = () => (store.past ? { at: store.past.header.number } : {});
 
 /** Select a page or an address, and ask what is known of it. A pointer that only hovers asks less. */
 export async function select(selection, { hover = false } = {}) {
@@ -30,33 +32,26 @@ export async function select(selection, { hover = false } = {}) {
   await inquire();
 }
 
-/** Ask (again) about what is selected. */
-export async function inquire() {
+/** Ask (again) about what is selected; `more` is asked for with it. */
+export async function inquire(more = {}) {
   const mine = ++turn, selection = store.selection;
   if (!selection) return;
   let answers = { error: unanswerable(selection) };
   if (!answers.error) {
-    try { answers = await questions(selection, hovering); } catch (error) { answers = { error: error.message }; }
+    try { answers = await questions(selection, hovering, more); } catch (error) { answers = { error: error.message }; }
   }
+  if (answers.virtual) mapped(answers.virtual, more.at);
   if (mine !== turn) return;
   store.answers = answers;
   store.changed('answers');
 }
 
-async function questions(selection, hover) {
-  if (selection.kind === 'mpn') return { frame: await ask('frame', { mpn: selection.mpn }) };
-  let gva = selection.gva, page;
-  const pageOf = ppn => ask('page', { vm: selection.vm, ppn });
-  if (selection.kind === 'ppn') {
-    page = await pageOf(selection.ppn);
-    const inView = selection.vm === store.vm && page.addresses.find(address => pagemap.virtualIndex(address) !== null);
-    gva = inView || page.addresses[0];
-  }
-  const map = gva === undefined ? null : await ask('map', { vm: selection.vm, gva });
-  if (!page && !hover && map?.ppn != null && map.state) page = await pageOf(Number(map.ppn));
-  const frame = page?.mpn != null && page.state === 'shared' ? await ask('frame', { mpn: page.mpn }) : null;
-  const life = page && details.shown() === 'life' ? (await ask('life', { vm: page.vm, ppn: page.ppn })).life : null;
-  return { map, page, frame, life };
+function questions(selection, hover, more) {
+  const tab = details.shown(), wanted = { ...selection, ...moment(), ...more };
+  if (hover) wanted.brief = 1;
+  if (tab === 'bytes') wanted.bytes = 1;
+  if (tab === 'life') wanted.life = 1;
+  return ask('about', wanted);
 }
 
 /** A question that is asked at most every so often, and once more if it was wanted meanwhile. */
@@ -70,35 +65,52 @@ function throttled(every, question) {
   };
 }
 
-/** What the chosen VM's tables map. */
-const refreshRuns = throttled(() => AGAIN, async () => {
+/** What the chosen VM's tables map, or mapped. */
+const refreshRuns = throttled(() => (store.past ? 100 : AGAIN), async () => {
   const vm = store.vms[store.position(store.vm)];
-  if (!vm || store.past || !canAsk()) return;
-  if (vm.outcome) {
-    if (store.runs.runs.length) { store.runs = { vm: vm.vm_id, runs: [], complete: true }; store.changed('runs'); }
-    return;
-  }
-  const answer = await ask('virtual', { vm: vm.vm_id });
-  if (answer.vm === store.vm) { store.runs = answer; store.changed('runs'); }
+  if (!vm || !canAsk()) return;
+  if (vm.outcome && !store.past) { empty(vm.vm_id, ''); return; }
+  const asked = moment();
+  let answer;
+  try { answer = await ask('virtual', { vm: vm.vm_id, ...asked }); } catch (error) { if (store.past) empty(vm.vm_id, error.message); return; }
+  mapped(answer, asked.at);
 });
 
-let eventsSeen = 0;
+/** Take what the tables of a VM map, or mapped in frame `at`, if that is what is shown. */
+function mapped(answer, at) {
+  if (answer.same || answer.vm !== store.vm || at !== moment().at) return;
+  store.runs = answer;
+  store.changed('runs');
+}
 
-const refreshEvents = throttled(() => AGAIN, async () => {
-  const upTo = store.live.header.events;
-  if (upTo === eventsSeen) return;
-  const news = await ask('events', { since: eventsSeen });
-  eventsSeen = upTo;
-  store.events.push(...news);
-  store.events.splice(0, store.events.length - 20000);
-  store.changed('events');
+function empty(vm, past) {
+  if (!store.runs.runs.length && store.runs.past === past) return;
+  store.runs = { vm, runs: [], complete: true, past };
+  store.changed('runs');
+}
+
+/** Events from before the socket was opened; those after it come with the frames. */
+async function earlierEvents() {
+  if (!canAsk()) return;
+  try { store.happened(await ask('events', { since: 0 })); } catch { /* the time line goes without */ }
+}
+
+/** What is selected and what the chosen VM's tables map, in one question. */
+const refresh = throttled(() => (details.shown() === 'life' ? LIFE_AGAIN : AGAIN), async () => {
+  if (!store.selection || store.past || unanswerable(store.selection)) { await refreshRuns(); return; }
+  await inquire({ virtual: store.vm, known: store.runs.digest ?? '' });
+  if (store.answers.error) await refreshRuns();
 });
-
-const refreshAnswers = throttled(() => (details.shown() === 'life' ? LIFE_AGAIN : AGAIN), inquire);
 
 export function start() {
+  let greeted = false;
+  store.on('hello', () => { greeted = true; });
   store.on('vm', refreshRuns);
-  store.on('live', () => { refreshRuns(); refreshEvents(); if (!store.past && store.selection) refreshAnswers(); });
-  store.on('tab', inquire);
+  store.on('live', () => {
+    if (greeted) { greeted = false; earlierEvents(); }
+    if (store.past) return;
+    refresh();
+  });
+  store.on('tab', () => inquire());
   store.on('looked', () => { refreshRuns(); inquire(); });
 }

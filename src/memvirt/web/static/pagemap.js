@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // The centre of the page: guest virtual, guest physical (a lane a VM) and machine memory.
 
-import { activityColour, frameColours, guestColours, rgb, vmColour } from './colors.js';
+import { activityColour, frameColours, guestColours, rgb, useColours, vmColour } from './colors.js';
 import { Lane } from './lane.js';
 import { painterFor } from './painter.js';
 import { store } from './store.js';
 
 const HEADING = 20, MARGIN = 10, GAP = 34; // room for the arrows between strips
+const VIRTUAL = ['virtual', 'use:virtual']; // parts that are made here
+/** When a page was touched last, by use class. */
+export const USES = ['not in memory', 'not seen yet', 'longer ago', '64 rounds ago', '8 rounds ago', 'touched just now'];
 const hex = number => '0x' + number.toString(16);
 
 export const lanes = { virtual: new Lane('virtual', 'virtual', 1), physical: new Map(), machine: new Lane('machine', 'machine', 1) };
@@ -25,8 +28,8 @@ export function start(element) {
   painter = made;
   painter.onrestore = () => redraw();
   new ResizeObserver(redraw).observe(canvas);
-  store.on('frame', ({ changed }) => { painter.stale(changed); painter.stale(['virtual']); update(); });
-  store.on('runs', () => { painter.stale(['virtual']); update(); });
+  store.on('frame', ({ changed }) => { painter.stale(changed); painter.stale(VIRTUAL); update(); });
+  store.on('runs', () => { painter.stale(VIRTUAL); update(); });
   store.on('vm', update);
   return webgl;
 }
@@ -52,9 +55,9 @@ export function virtualPage(index) {
   return null;
 }
 
-/** Classes of the row: each page has that of the guest-physical page behind it. */
-function virtualClasses() {
-  const physical = store.parts.get(`vm:${store.vm}`) ?? new Uint8Array(0);
+/** Classes of the row: each page has that of the guest-physical page behind it, from one of its parts. */
+function virtualClasses(part) {
+  const physical = store.parts.get(part) ?? new Uint8Array(0);
   const total = store.runs.runs.reduce((sum, run) => sum + run[2], 0);
   const classes = new Uint8Array(total);
   let at = 0;
@@ -132,30 +135,42 @@ function paint() {
   if (canvas.width !== Math.round(width * ratio)) canvas.width = Math.round(width * ratio);
   if (canvas.height !== Math.round(height * ratio)) canvas.height = Math.round(height * ratio);
   const parts = new Map(store.parts);
-  parts.set('virtual', virtualClasses());
+  parts.set('virtual', virtualClasses(`vm:${store.vm}`));
   lanes.virtual.resize(Math.max(parts.get('virtual').length, 1));
   layout(width, height);
   const guest = guestColours().map(rgb), frame = frameColours().map(rgb);
-  const drawn = [scaled(lanes.virtual, ratio, { colours: guest })];
-  const owned = store.mode === 'state' ? null : ownerColours();
+  const use = store.mode === 'activity' && observed(), owned = store.mode === 'state' || use ? null : ownerColours();
+  const uses = useColours().map(rgb), none = guest.map(() => uses[0]);
+  if (use) parts.set('use:virtual', virtualClasses(`use:${store.vm}`));
+  const used = part => ({ colours: none, second: part, secondColours: uses });
+  const drawn = [scaled(lanes.virtual, ratio, use ? used('use:virtual') : { colours: guest })];
   for (const [id, lane] of lanes.physical) {
     const colours = owned ? [guest[0], ...guest.slice(1).map(() => owned[store.position(id) + 1])] : guest;
-    drawn.push(scaled(lane, ratio, { colours }));
+    drawn.push(scaled(lane, ratio, use ? used(`use:${id}`) : { colours }));
   }
-  drawn.push(scaled(lanes.machine, ratio, { colours: frame, second: owned ? 'owners' : null, secondColours: owned ?? [] }));
+  drawn.push(scaled(lanes.machine, ratio, use ? used('use:machine') : { colours: frame, second: owned ? 'owners' : null, secondColours: owned ?? [] }));
   painter.draw(drawn, parts, rgb(panelColour()));
   for (const listener of listeners) listener();
 }
 
 function panelColour() { return getComputedStyle(document.documentElement).getPropertyValue('--panel').trim().replace(/^#(.)(.)(.)$/, '#$1$1$2$2$3$3'); }
 
+/** Whether it is known of single pages when they were touched. */
+export function observed() { return store.parts.has('use:machine'); }
+
+/** When a page was touched last, where that is shown. */
+function used(part, page) {
+  const value = store.mode === 'activity' ? store.parts.get(part)?.[page] ?? 0 : 0;
+  return value ? `  touched: ${USES[value]}` : '';
+}
+
 /** What a page is, for people. */
 export function describe(lane, page) {
   const classes = store.parts.get(lane.key), hello = store.hello;
-  if (lane.kind === 'machine') return `MPN ${hex(page)}  ${hello.frame_classes[classes?.[page] ?? 0]}${ownerName(page)}`;
+  if (lane.kind === 'machine') return `MPN ${hex(page)}  ${hello.frame_classes[classes?.[page] ?? 0]}${ownerName(page)}${used('use:machine', page)}`;
   if (lane.kind === 'physical') {
     const vm = store.vms[store.position(lane.vm)];
-    return `${vm?.name ?? ''}  PPN ${hex(page)}  ${hello.guest_classes[classes?.[page] ?? 0]}`;
+    return `${vm?.name ?? ''}  PPN ${hex(page)}  ${hello.guest_classes[classes?.[page] ?? 0]}${used(`use:${lane.vm}`, page)}`;
   }
   const found = virtualPage(page);
   return found ? `gVA 0x${found[0].toString(16)}  →  PPN ${hex(found[1])}  ${found[2]}` : '';

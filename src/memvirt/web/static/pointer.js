@@ -4,6 +4,7 @@
 import { select } from './inquiry.js';
 import { selectionAt } from './keys.js';
 import * as pagemap from './pagemap.js';
+import { counted } from './words.js';
 
 const LINGER = 60; // milliseconds before a pointer that hovers asks
 
@@ -65,7 +66,7 @@ function turned(event) {
 function say(event, lane, page) {
   tip.hidden = page === null;
   if (page === null) return;
-  const many = lane.perCell > 1 ? `  (a cell is ${Math.ceil(lane.perCell)} pages)` : '';
+  const many = lane.perCell > 1 ? `  (a cell is ${counted(Math.ceil(lane.perCell), 'page')})` : '';
   tip.textContent = pagemap.describe(lane, page) + many;
   const room = canvas.clientWidth - tip.offsetWidth - 6;
   tip.style.left = `${Math.max(Math.min(event.offsetX + 14, room), 4)}px`;

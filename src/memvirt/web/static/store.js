@@ -2,13 +2,15 @@
 // What the page knows: the live frame, the moment that is looked at, what is selected. One object,
 // changed through its methods; who draws listens.
 
+import { Transcript } from './transcript.js';
+
 class Store extends EventTarget {
   hello = null;
   live = { header: null, parts: new Map() };
   past = null; // { header, parts } of a moment that is over, or null
   series = [];
   events = [];
-  consoles = new Map(); // vm_id -> text
+  consoles = new Map(); // vm_id -> Transcript
   selection = null; // { kind: 'gva' | 'ppn' | 'mpn', vm, ... }
   vm = null; // id of the VM whose guest virtual memory is shown
   runs = { vm: null, runs: [], complete: true };
@@ -26,6 +28,7 @@ class Store extends EventTarget {
 
   greet(hello) {
     this.hello = hello;
+    this.consoles.clear(); // a socket that opens again sends them again
     this.changed('hello');
   }
 
@@ -33,17 +36,26 @@ class Store extends EventTarget {
     this.live = { header, parts };
     this.series.push(point(header));
     if (this.series.length > 20000) this.series.splice(0, this.series.length - 20000);
-    for (const [id, [end, text]] of Object.entries(header.consoles ?? {})) this.console(Number(id), text);
+    for (const [id, [start, content]] of Object.entries(header.consoles ?? {})) this.console(Number(id), start, content);
+    if (header.news?.length) this.happened(header.news);
     if (this.vm === null && header.vms.length) this.vm = header.vms[0].vm_id;
     this.changed('live', { changed });
     if (!this.past) this.changed('frame', { changed });
   }
 
-  console(id, encoded) {
-    const bytes = Uint8Array.from(atob(encoded), c => c.charCodeAt(0));
-    const text = (this.consoles.get(id) ?? '') + new TextDecoder().decode(bytes);
-    this.consoles.set(id, text.slice(-65536));
+  console(id, start, encoded) {
+    if (!this.consoles.has(id)) this.consoles.set(id, new Transcript());
+    this.consoles.get(id).add(start, Uint8Array.from(atob(encoded), c => c.charCodeAt(0)));
     this.changed('console', { id });
+  }
+
+  /** Events, each with its number; some may be known already. */
+  happened(news) {
+    if (!news.length) return;
+    const first = news[0].number, last = news.at(-1).number;
+    const before = this.events.filter(event => event.number < first), after = this.events.filter(event => event.number > last);
+    this.events = [...before, ...news, ...after].slice(-20000);
+    this.changed('events');
   }
 
   /** Show a moment that is over, or, with null, what is true now. */

@@ -4,6 +4,7 @@
 
 import { guestColours } from './colors.js';
 import { store } from './store.js';
+import { counted } from './words.js';
 
 const MIB = 256, LEFT = 66, RIGHT = 10, TOP = 6, BOTTOM = 16;
 const STATES = ['#16794c', '#4d7c0f', '#a16207', '#c2410c', '#b91c1c'];
@@ -59,7 +60,7 @@ function say() {
   const [from, to] = span(), near = (to - from) / Math.max(canvas.clientWidth, 1) * 6, name = store.vms[store.position(store.vm)]?.name;
   const marked = event => event.vm === name && event.mechanism in MARKS && Math.abs(event.time_ns - at) <= near;
   const found = (hover !== null && store.events.findLast(marked)) || store.events.findLast(event => event.time_ns <= at);
-  const pages = found?.pages ? ` ${found.pages.toLocaleString('en')} pages` : '';
+  const pages = found?.pages ? ` ${counted(found.pages, 'page')}` : '';
   decision.textContent = `${(at / 1e9).toFixed(2)} s` + (found ? `   ${found.mechanism} ${found.vm}${pages}: ${found.reason}` : '');
 }
 
