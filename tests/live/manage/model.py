@@ -146,6 +146,11 @@ class ModelAdviser:
             part = self.vm.state[pages]
             part[(part == _PRIVATE) & ~self.vm.kept[pages]] = _SWAPPED
 
+    def __enter__(self) -> ModelAdviser:
+        return self
+
+    def __exit__(self, *exception: object) -> None: ...
+
     def close(self) -> None: ...
 
 
