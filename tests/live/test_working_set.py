@@ -161,6 +161,9 @@ def test_a_failed_period_is_not_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sets.activity("vm").periods == 1
     assert sets.error("vm") == "DAMON gave no answer"
     assert sets.activity("other").estimate is None
+    sets.forget("vm")  # it has ended, and the next of its name begins anew
+    assert sets.activity("vm").estimate is None
+    assert sets.error("vm") != "DAMON gave no answer"
     sets.close()
 
 
