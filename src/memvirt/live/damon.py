@@ -28,7 +28,7 @@ from .errors import KernelFeatureMissing, LiveError
 ADMIN = Path("/sys/kernel/mm/damon/admin")
 NOTE = Path("/run/memvirt-damon.json")
 SAMPLE_MICROSECONDS = 100_000  # between two looks at a frame; 5 ms was found to go wrong
-_NEVER = 10**9
+_NEVER = 10**9  # microseconds between updates of regions; also tells ours from others'
 _BEFORE_END_SECONDS = 0.4
 _LARGEST = (1 << 63) - 1
 
@@ -105,9 +105,15 @@ class Damon:
             return "unknown"
 
     def _restore_after_crash(self) -> None:
-        """The claim was free: a note there is of a memvirt that has ended without giving it back."""
+        """The claim was free: a note is of a memvirt that ended without giving DAMON back.
+
+        Unless somebody else has set DAMON up anew since then: theirs stays.
+        """
         if self._note.exists():
-            _stop(self._kdamonds)
+            with contextlib.suppress(OSError, ValueError):
+                intervals = self._context / "monitoring_attrs" / "intervals"
+                if int((intervals / "update_us").read_text()) == _NEVER:
+                    _stop(self._kdamonds)
             self._note.unlink(missing_ok=True)
 
     def _prepare(self) -> None:
@@ -119,6 +125,7 @@ class Damon:
                 "this kernel's DAMON has no physical-address mode (CONFIG_DAMON_PADDR)"
             )
         self._write(self._context / "operations", "paddr")
+        self._write(self._context / "monitoring_attrs" / "intervals" / "update_us", _NEVER)
         self._write(self._context / "targets" / "nr_targets", 1)
         self._write(self._context / "schemes" / "nr_schemes", 1)
         scheme = self._context / "schemes" / "0"
@@ -162,7 +169,6 @@ class Damon:
         intervals = self._context / "monitoring_attrs" / "intervals"
         self._write(intervals / "aggr_us", int(seconds * 1e6))
         self._write(intervals / "sample_us", SAMPLE_MICROSECONDS)
-        self._write(intervals / "update_us", _NEVER)
         bounds = self._context / "monitoring_attrs" / "nr_regions"
         self._write(bounds / "max", max(20, 2 * len(frames)))
         self._write(bounds / "min", max(10, len(frames)))
