@@ -209,7 +209,7 @@ class ModelHost:
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(manager, "open_kernel_pages", lambda: (SimpleNamespace(close=int), ""))
-            patch.setattr(manager, "open_sampler", lambda *anything: (ModelSampler(), ""))
+            patch.setattr(manager, "open_sampler", lambda *anything: ModelSampler())
             for module in (eviction, restore):
                 patch.setattr(module, "Adviser", lambda of: ModelAdviser(self.vms[of.pid]))
                 patch.setattr(module, "bring_back", bring_back)
