@@ -205,8 +205,11 @@ def test_a_way_that_is_free_later_is_used_from_then_on() -> None:
         return (None, "none", "DAMON is in use on this host") if held else (watcher, "damon", "")
 
     sampler = Sampler(choose, None, 1.0, said.append, clock=lambda: seconds)
-    for seconds in (1.0, 61.0, 100.0):  # the clock reads it
-        sampler.begin()
+    sampler.begin()
+    seconds = 61.0
+    sampler.begin()
+    seconds = 100.0
+    sampler.begin()
     assert said == ["working sets are unknown: DAMON is in use on this host; all count as active"]
     held = False
     seconds = 110.0

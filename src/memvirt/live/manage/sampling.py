@@ -78,7 +78,8 @@ class Sampler:
 
     ``choose`` gives a watcher, the name of its way, and why there is none (``choose_watcher``).
     Without one nothing is sampled, and one is looked for again now and then: whoever holds DAMON
-    may let it go. ``say`` gets a line whenever that changes. Raises what ``choose`` raises at first.
+    may let it go. ``say`` gets a line whenever that changes. Raises what ``choose`` raises when it
+    is first called.
     """
 
     def __init__(
