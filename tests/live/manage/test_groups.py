@@ -121,7 +121,7 @@ def test_the_group_takes_what_advice_leaves_and_the_reservation_is_spared(
     run = Run(tmp_path, monkeypatch, kept=256)
     levers = "levers: advice on single pages (MADV_PAGEOUT), memory.reclaim of"
     assert f"{levers} machine.slice/vm.scope" in run.reasons
-    told = next(reason for reason in run.reasons if "went to swap; advice left them" in reason)
+    told = next(reason for reason in run.reasons if "asked for since advice left them; " in reason)
     assert told.startswith("memory.reclaim of machine.slice/vm.scope: ")
     assert run.kernel.asked > 0
     assert run.swapped() > 0
@@ -148,7 +148,7 @@ def test_levers_are_used_as_far_as_they_are_allowed(
     assert bool(run.kernel.asked) == asked
     assert bool(run.swapped()) == asked
     if live == "pageout = false":
-        assert any("went to swap; pageout is off" in reason for reason in run.reasons)
+        assert any("asked for since pageout is off; " in reason for reason in run.reasons)
 
 
 def test_a_group_that_gives_less_than_was_asked_for(
