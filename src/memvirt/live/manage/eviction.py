@@ -162,10 +162,12 @@ class KernelReclaim:
             return Eviction(refused=wanted)
         self.trouble = ""
         gone = freed = 0
+        self._guest.expect_out(self.out + int(taken.size))
         try:
-            self._guest.expect_out(self.out + int(taken.size))
-            if self._advice:
-                gone = self._advise(taken)
+            gone = self._advise(taken) if self._advice else 0
+        except (LiveError, OSError) as error:
+            self.trouble = str(error)  # the group may still give them
+        try:
             if gone < taken.size:
                 by_group, freed = self._by_group(int(taken.size) - gone)
                 gone += by_group
