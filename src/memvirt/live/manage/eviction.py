@@ -162,7 +162,11 @@ class KernelReclaim:
             return Eviction(refused=wanted)
         self.trouble = ""
         gone = freed = 0
-        self._guest.expect_out(self.out + int(taken.size))
+        try:
+            self._guest.expect_out(self.out + int(taken.size))
+        except OSError as error:  # what is not on record is not done
+            self.trouble = str(error)
+            return Eviction(refused=wanted)
         try:
             gone = self._advise(taken) if self._advice else 0
         except (LiveError, OSError) as error:
