@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Paging a process that is not ours: pages/s out and in, and what a fault costs beside an evictor.
+Before it, the kernel's own way with the same memory: advice (MADV_PAGEOUT) to swap in zram.
 
 A child process plays the VM: shared memory, half of its pages compressible. It gets its userfaultfd
 by an injected system call, as QEMU does, but there is no monitor to drain: with QEMU a batch costs
@@ -17,10 +18,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import memvirt.live.pager.ptrace as injected
 from memvirt.address import PAGE_BYTES, HostVirtualAddress
+from memvirt.live.host_memory import read_host_pages
+from memvirt.live.manage.pageout import PAGEOUT, Adviser
 from memvirt.live.pager.attachment import Role, RoleLock, Way, find_attachment, take_descriptor
 from memvirt.live.pager.collisions import refuse_kernel
 from memvirt.live.pager.evictor import Supervision
@@ -33,6 +37,8 @@ from memvirt.live.pager.supervisor import Policy, Supervisor
 from memvirt.live.pager.transport import Offer
 from memvirt.live.pager.victims import Goal
 from memvirt.live.process import Process
+
+from .zram import NoZram, zram_swap
 
 _PAGES = 1 << 15
 _SECONDS = 5.0
@@ -133,6 +139,24 @@ def _cpu_seconds(directory: Path, role: Role) -> float:
         return process.cpu_seconds()
 
 
+def _beside_zram(pid: int, start: int, ask: Callable[[str], dict[str, float]]) -> None:
+    """The kernel's pages/s out and in, with the same memory of the same process."""
+    try:
+        with zram_swap("512M"), Process(pid) as process, Adviser(process) as adviser:
+            before, begun = time.process_time(), time.perf_counter()
+            adviser.advise([(start, _PAGES * PAGE_BYTES)], PAGEOUT)
+            seconds, cost = time.perf_counter() - begun, time.process_time() - before
+            out = read_host_pages().swap_used
+            answer = ask("all")
+            print(
+                f"zram out: {out / seconds:,.0f} pages/s; processor time for a page: "
+                f"{cost / max(out, 1) * 1e6:.1f} us; in: {out / answer['seconds']:,.0f} pages/s, "
+                "one thread, in order"
+            )
+    except NoZram as problem:
+        print(f"zram: {problem}")
+
+
 def main() -> None:
     """Print the figures."""
     arguments = [sys.executable, "-c", "from bench.paging_live import play_vm; play_vm()"]
@@ -146,6 +170,7 @@ def main() -> None:
         return dict(json.loads(child.stdout.readline()))
 
     start = int(child.stdout.readline())
+    _beside_zram(child.pid, start, ask)
     with tempfile.TemporaryDirectory() as directory:
         os.environ["MEMVIRT_RUNTIME_DIR"] = f"{directory}/runtime"
         transport = ChildTransport(child.pid, start)

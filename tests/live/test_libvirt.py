@@ -45,6 +45,12 @@ class Connection:
                 return domain
         raise libvirtError(f"Domain not found: {name}")
 
+    def lookupByUUIDString(self, uuid: str) -> Domain:  # noqa: N802
+        for domain in self.domains:
+            if domain.UUIDString() == uuid:
+                return domain
+        raise libvirtError(f"Domain not found: {uuid}")
+
     def close(self) -> None:
         self.closed = True
 
@@ -97,6 +103,28 @@ def test_commands_go_through_libvirt(bindings: list[Connection]) -> None:
         with pytest.raises(MonitorError, match="web: hang: libvirt says: Timed out"):
             monitor.execute("hang")
     assert bindings[-1].closed
+
+
+def test_of_two_domains_of_one_name_the_one_that_is_meant(
+    bindings: list[Connection], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system's daemon has a "web", too, and is asked first."""
+    library: Any = sys.modules["libvirt"]
+    session = library.open
+
+    def connect(uri: str) -> Connection:
+        return Connection([Domain("web", "u-9")]) if uri.endswith("system") else session(uri)
+
+    monkeypatch.setattr(library, "open", connect)
+    monkeypatch.setattr(library, "openReadOnly", connect)
+    assert domain_names() == {"u-9": "web", "u-1": "web"}
+    monkeypatch.setattr(
+        sys.modules["libvirt_qemu"], "qemuMonitorCommand",
+        lambda domain, text, flags: json.dumps({"return": domain.UUIDString()}),
+    )  # fmt: skip
+    for uuid in ("u-1", "u-9"):
+        with LibvirtMonitor("web", uuid) as monitor:
+            assert monitor.execute("query-uuid") == uuid
 
 
 def test_a_domain_that_cannot_be_opened(bindings: list[Connection]) -> None:

@@ -135,8 +135,11 @@ def test_modes_before_long_mode(
 
 
 @pytest.mark.parametrize("stopped", ["anonymous_vm", "memfd_vm"], indirect=True)
-def test_there_and_back(stopped: LiveVm) -> None:
-    """gVA -> PFN, and from the PFN back to a page and all addresses that map it."""
+def test_there_and_back(host_state: None, stopped: LiveVm) -> None:
+    """gVA -> PFN, and from the PFN back to a page and all addresses that map it.
+
+    Nobody's test of KSM runs meanwhile: the page would be merged with another's.
+    """
     kernel, problem = open_kernel_pages()
     if kernel is None:
         pytest.skip(problem)
@@ -179,7 +182,7 @@ def test_an_unmapped_half_of_the_address_space_is_skipped(memfd_vm: Qemu) -> Non
         assert first.bytes >= 1 << 45
 
 
-def test_a_walk_reads_no_holes(anonymous_vm: Qemu) -> None:
+def test_a_walk_reads_no_holes(host_state: None, anonymous_vm: Qemu) -> None:
     """Whatever is asked, QEMU has no page more than before."""
     with anonymous_vm.open() as vm:
         stop_in_kernel(vm)

@@ -127,7 +127,10 @@ def _qemu_rss(pid: int) -> int:
 
 @pytest.mark.qemu
 @pytest.mark.parametrize("fixture", ["anonymous_vm", "memfd_vm"])
-def test_watching_a_guest_touches_nothing(fixture: str, request: pytest.FixtureRequest) -> None:
+def test_watching_a_guest_touches_nothing(
+    host_state: None, fixture: str, request: pytest.FixtureRequest
+) -> None:
+    """Nobody's test of KSM runs meanwhile: it would merge pages of the guest."""
     qemu: Qemu = request.getfixturevalue(fixture)
     kernel, _ = open_kernel_pages()
     with qemu.open() as vm:

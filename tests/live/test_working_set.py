@@ -161,6 +161,9 @@ def test_a_failed_period_is_not_idle(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sets.activity("vm").periods == 1
     assert sets.error("vm") == "DAMON gave no answer"
     assert sets.activity("other").estimate is None
+    sets.forget("vm")  # it has ended, and the next of its name begins anew
+    assert sets.activity("vm").estimate is None
+    assert sets.error("vm") != "DAMON gave no answer"
     sets.close()
 
 
@@ -238,10 +241,20 @@ def test_damon_is_not_taken_from_others(admin: Path, tmp_path: Path) -> None:
 
 def test_damon_of_a_memvirt_that_was_killed_is_given_back(admin: Path, tmp_path: Path) -> None:
     note = tmp_path / "note"
-    note.write_text(json.dumps({"pid": 1 << 22 | 1, "start": 12345}))
+    note.write_text(json.dumps({"pid": 1 << 22 | 1}))
     (admin / "kdamonds/nr_kdamonds").write_text("1\n")
+    update = admin / "kdamonds/0/contexts/0/monitoring_attrs/intervals/update_us"
+    update.write_text("1000000000\n")
     Damon(admin, note).close()
     assert (admin / "kdamonds/nr_kdamonds").read_text() == "0"
+    assert not note.exists()
+    # But not if somebody else has taken it since.
+    note.write_text(json.dumps({"pid": 1 << 22 | 1}))
+    (admin / "kdamonds/nr_kdamonds").write_text("1\n")
+    update.write_text("60000000\n")
+    with pytest.raises(DamonBusy, match="memvirt does not take it away"):
+        Damon(admin, note)
+    assert (admin / "kdamonds/nr_kdamonds").read_text() == "1\n"
 
 
 def test_waiting_for_damon_can_be_interrupted(admin: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ after a crash, by the next user of this module, who finds the note of a process 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import threading
@@ -23,12 +24,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .errors import KernelFeatureMissing, LiveError
-from .process import Process
 
 ADMIN = Path("/sys/kernel/mm/damon/admin")
 NOTE = Path("/run/memvirt-damon.json")
 SAMPLE_MICROSECONDS = 100_000  # between two looks at a frame; 5 ms was found to go wrong
-_NEVER = 10**9
+_NEVER = 10**9  # microseconds between updates of regions; also tells ours from others'
 _BEFORE_END_SECONDS = 0.4
 _LARGEST = (1 << 63) - 1
 
@@ -61,16 +61,17 @@ class Damon:
         self._lock = threading.Lock()
         self._interrupted = threading.Event()
         self._held = False
-        self._restore_after_crash()
-        count = int((self._kdamonds / "nr_kdamonds").read_text())
-        if count:
-            raise DamonBusy(
-                f"DAMON is in use on this host ({self._kdamonds}/nr_kdamonds is {count}); memvirt "
-                "does not take it away"
-            )
-        self._note.write_text(json.dumps({"pid": os.getpid(), "start": _start_time(os.getpid())}))
-        self._held = True
+        self._claim = self._claim_it()
         try:
+            self._restore_after_crash()
+            count = int((self._kdamonds / "nr_kdamonds").read_text())
+            if count:
+                raise DamonBusy(
+                    f"DAMON is in use on this host ({self._kdamonds}/nr_kdamonds is {count}); "
+                    "memvirt does not take it away"
+                )
+            self._note.write_text(json.dumps({"pid": os.getpid()}))
+            self._held = True
             self._prepare()
         except BaseException:
             self.close()
@@ -85,15 +86,35 @@ class Damon:
     def _write(self, path: Path, value: object) -> None:
         path.write_text(str(value))
 
-    def _restore_after_crash(self) -> None:
+    def _claim_it(self) -> int:
+        """A lock that ends with this process, however that ends. Raises DamonBusy."""
+        claim = os.open(self._kdamonds, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            owner = json.loads(self._note.read_text())
-        except (OSError, ValueError):
-            return
-        if _start_time(int(owner["pid"])) == owner["start"]:
-            raise DamonBusy(f"DAMON is used by memvirt already (process {owner['pid']})")
-        _stop(self._kdamonds)
-        self._note.unlink(missing_ok=True)
+            fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(claim)
+            raise DamonBusy(
+                f"DAMON is used by memvirt already (process {self._owner()})"
+            ) from error
+        return claim
+
+    def _owner(self) -> str:
+        try:
+            return str(json.loads(self._note.read_text())["pid"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return "unknown"
+
+    def _restore_after_crash(self) -> None:
+        """The claim was free: a note is of a memvirt that ended without giving DAMON back.
+
+        Unless somebody else has set DAMON up anew since then: theirs stays.
+        """
+        if self._note.exists():
+            with contextlib.suppress(OSError, ValueError):
+                intervals = self._context / "monitoring_attrs" / "intervals"
+                if int((intervals / "update_us").read_text()) == _NEVER:
+                    _stop(self._kdamonds)
+            self._note.unlink(missing_ok=True)
 
     def _prepare(self) -> None:
         self._write(self._kdamonds / "nr_kdamonds", 1)
@@ -104,6 +125,7 @@ class Damon:
                 "this kernel's DAMON has no physical-address mode (CONFIG_DAMON_PADDR)"
             )
         self._write(self._context / "operations", "paddr")
+        self._write(self._context / "monitoring_attrs" / "intervals" / "update_us", _NEVER)
         self._write(self._context / "targets" / "nr_targets", 1)
         self._write(self._context / "schemes" / "nr_schemes", 1)
         scheme = self._context / "schemes" / "0"
@@ -147,7 +169,6 @@ class Damon:
         intervals = self._context / "monitoring_attrs" / "intervals"
         self._write(intervals / "aggr_us", int(seconds * 1e6))
         self._write(intervals / "sample_us", SAMPLE_MICROSECONDS)
-        self._write(intervals / "update_us", _NEVER)
         bounds = self._context / "monitoring_attrs" / "nr_regions"
         self._write(bounds / "max", max(20, 2 * len(frames)))
         self._write(bounds / "min", max(10, len(frames)))
@@ -191,6 +212,9 @@ class Damon:
                 _stop(self._kdamonds)
                 self._note.unlink(missing_ok=True)
                 self._held = False
+        if self._claim >= 0:
+            os.close(self._claim)
+            self._claim = -1
 
 
 def _stop(kdamonds: Path) -> None:
@@ -203,12 +227,3 @@ def _stop(kdamonds: Path) -> None:
         except OSError:
             time.sleep(0.02)
     raise LiveError(f"DAMON cannot be stopped: write 0 to {kdamonds}/nr_kdamonds")
-
-
-def _start_time(pid: int) -> int:
-    """When a process started, in clock ticks since boot; 0 if it is gone."""
-    try:
-        with Process(pid) as process:
-            return process.start_time()
-    except (OSError, LiveError):
-        return 0

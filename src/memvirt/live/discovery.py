@@ -90,7 +90,15 @@ def _absolute(path: str, process: Process) -> str:
     return inside if os.path.exists(inside) else full
 
 
+def _listens(properties: dict[str, str]) -> bool:
+    """True if QEMU is the server of a socket. Where it is the client, as of Proxmox's event daemon,
+    somebody else listens there, whom we have nothing to say to."""
+    return properties.get("server", "off") in ("on", "yes", "true")
+
+
 def _socket_address(properties: dict[str, str], process: Process) -> MonitorAddress | None:
+    if not _listens(properties):
+        return None
     if "path" in properties and properties.get("abstract", "off") != "on":
         return UnixAddress(_absolute(properties["path"], process))
     if "port" in properties and properties["port"].isdigit():
@@ -101,7 +109,10 @@ def _socket_address(properties: dict[str, str], process: Process) -> MonitorAddr
 def _old_style_address(value: str, process: Process) -> MonitorAddress | None:
     """The address in ``-qmp unix:PATH,...`` or ``-qmp tcp:HOST:PORT,...``."""
     kind, _, rest = value.partition(":")
-    place = next(iter(parse_properties(rest, implied="place").values()), "")
+    properties = parse_properties(rest, implied="place")
+    if not _listens(properties):
+        return None
+    place = properties.get("place", "")
     if kind == "unix" and place:
         return UnixAddress(_absolute(place, process))
     if kind == "tcp":

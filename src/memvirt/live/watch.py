@@ -123,6 +123,7 @@ class LiveHost:
     def _drop(self, pid: int) -> None:
         watched = self._vms.pop(pid)
         if watched.vm is not None:
+            self._working_sets.forget(watched.vm.name)
             watched.vm.close()
 
     def sample(self) -> LiveSample:

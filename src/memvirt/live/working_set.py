@@ -341,6 +341,12 @@ class WorkingSets:
             known = self._activity.get(name, LiveActivity())
             return LiveActivity(known.slow, known.fast, known.periods)
 
+    def forget(self, name: str) -> None:
+        """A VM has ended: another one of its name is not as active as it was."""
+        with self._lock:
+            self._activity.pop(name, None)
+            self._errors.pop(name, None)
+
     def error(self, name: str) -> str:
         """Why the last period of a VM could not be measured; "" if it was, or none has ended."""
         with self._lock:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,10 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from bench import zram
 
 from memvirt.live.discovery import find_vm
 from memvirt.live.errors import CommandError
-from memvirt.live.host_memory import read_host_pages
 from memvirt.live.kernel_pages import PAGEMAP_FRAME
 from memvirt.live.vm import LiveVm
 from tests.live.conftest import host_state
@@ -27,7 +26,6 @@ from tests.waiting import until
 
 __all__ = ["host_state", "verifying_guest"]
 
-CONTROL = Path("/sys/class/zram-control")
 StartVm = Callable[..., VerifyingVm]
 
 
@@ -83,34 +81,12 @@ def actual(vm: VerifyingVm) -> int | None:
 @pytest.fixture
 def zram_swap(host_state: None, needs_root: None) -> Iterator[int]:
     """Swap of 512 MiB in a zram device of the test's own; yields its pages."""
-    if not (CONTROL / "hot_add").exists():
-        pytest.skip("this kernel has no zram")
-    if read_host_pages().swap_total:
-        pytest.skip("this host has swap already: what a test sends there could stay")
-    number = (CONTROL / "hot_add").read_text().strip()
-    device, knobs = Path(f"/dev/zram{number}"), Path(f"/sys/block/zram{number}")
-    made = not device.exists()
-    try:
-        if made:  # no udev here
-            major, minor = (knobs / "dev").read_text().strip().split(":")
-            os.mknod(device, 0o60600, os.makedev(int(major), int(minor)))
-        (knobs / "disksize").write_text("512M")
-        tools = {tool: shutil.which(tool, path="/usr/sbin:/sbin:/usr/bin") for tool in
-                 ("mkswap", "swapon", "swapoff")}  # fmt: skip
-        if None in tools.values():
-            pytest.skip("mkswap, swapon and swapoff are not installed")
-        subprocess.run([str(tools["mkswap"]), device], check=True, capture_output=True)
-        subprocess.run([str(tools["swapon"]), device], check=True)
+    with contextlib.ExitStack() as stack:
         try:
-            yield read_host_pages().swap_total
-        finally:
-            subprocess.run([str(tools["swapoff"]), device], check=True)
-    finally:
-        with contextlib.suppress(OSError):
-            (knobs / "reset").write_text("1")
-        (CONTROL / "hot_remove").write_text(number)
-        if made:
-            device.unlink(missing_ok=True)
+            pages = stack.enter_context(zram.zram_swap("512M"))
+        except zram.NoZram as problem:
+            pytest.skip(str(problem))
+        yield pages
 
 
 def ops(vm: VerifyingVm) -> int:

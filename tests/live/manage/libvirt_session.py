@@ -85,18 +85,33 @@ def actual() -> int:
     return int(match[1]) >> 10
 
 
-def manage_domain(directory: Path) -> None:
-    """Watch, press, and let go."""
+def ready(serial: Path) -> bool:
+    return serial.exists() and "verify: ready" in serial.read_text("latin1")
+
+
+def foretell() -> str:
+    """The sharing forecast of the domain, by its name."""
+    command = [sys.executable, "-m", "memvirt", "watch", NAME, "--forecast"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def restart(directory: Path, description: Path) -> None:
+    """Another QEMU under the same name and UUID."""
+    virsh("destroy", NAME)
+    (directory / "serial.log").unlink()
+    virsh("create", str(description))
+
+
+def manage_domain(directory: Path, description: Path) -> None:
+    """Watch, press, start it anew meanwhile, and let go."""
     serial = directory / "serial.log"
-    until(
-        lambda: serial.exists() and "verify: ready" in serial.read_text("latin1"),
-        "the guest is ready", 300,
-    )  # fmt: skip
+    until(lambda: ready(serial), "the guest is ready", 300)
     found = find_vm(NAME)
     assert found.domain == NAME
     with LiveVm(found) as vm:
         assert isinstance(vm.ask(), LibvirtMonitor)
         assert vm.layout.pages == MIB << 8
+    assert re.search(rf"^{NAME}\b", foretell(), re.MULTILINE), foretell()
     until(lambda: "verify: churn" in serial.read_text("latin1"), "it uses its memory", 300)
     resident = int(Path(f"/proc/{found.pid}/statm").read_text().split()[1]) >> 8
     file = directory / "host.toml"
@@ -109,6 +124,12 @@ def manage_domain(directory: Path) -> None:
         used = re.search(r"^Used memory: +(\d+) KiB$", configured, re.MULTILINE)
         assert used is not None
         assert int(used[1]) >> 10 < MIB, configured
+        restart(directory, description)
+        until(lambda: len(re.findall("levers: balloon", command.text)) > 1, "the next is managed")
+        assert find_vm(NAME).pid != found.pid
+        until(lambda: ready(serial), "the guest is ready again", 300)
+        command.wait_for(r"(?s)levers: balloon.*levers: balloon.*guest +balloon +\+")
+        until(lambda: actual() < MIB, "the next guest gives memory")
     finally:
         assert command.end(signal.SIGTERM) == 0, command.text
     assert "has its 192.0 MiB again" in command.text
@@ -137,7 +158,7 @@ def main() -> None:
         )
         virsh("create", str(description))
         try:
-            manage_domain(directory)
+            manage_domain(directory, description)
         finally:
             virsh("destroy", NAME)
     finally:

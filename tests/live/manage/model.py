@@ -146,6 +146,11 @@ class ModelAdviser:
             part = self.vm.state[pages]
             part[(part == _PRIVATE) & ~self.vm.kept[pages]] = _SWAPPED
 
+    def __enter__(self) -> ModelAdviser:
+        return self
+
+    def __exit__(self, *exception: object) -> None: ...
+
     def close(self) -> None: ...
 
 
@@ -204,7 +209,7 @@ class ModelHost:
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(manager, "open_kernel_pages", lambda: (SimpleNamespace(close=int), ""))
-            patch.setattr(manager, "open_sampler", lambda *anything: (ModelSampler(), ""))
+            patch.setattr(manager, "open_sampler", lambda *anything: ModelSampler())
             for module in (eviction, restore):
                 patch.setattr(module, "Adviser", lambda of: ModelAdviser(self.vms[of.pid]))
                 patch.setattr(module, "bring_back", bring_back)

@@ -4,6 +4,8 @@ of the manager at the worst moment. On VMs that are arrays."""
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -193,6 +195,26 @@ def test_pages_are_on_record_before_they_go(
         assert ledger.record.vms[0].paged_out >= away
         assert restore_all(ledger, lambda line: None, lambda seconds: None)
     assert managed.vm.count(LivePageState.SWAPPED) == 0
+
+
+def test_what_cannot_be_put_on_record_is_not_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    managed = Managed(tmp_path, gives=None, pageout=True)
+
+    def full() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(managed.directory))
+
+    with managed.host.in_place(), Ledger(managed.directory) as ledger:
+        manager = managed.manager(ledger)
+        with monkeypatch.context() as patch:
+            patch.setattr(ledger, "save", full)
+            managed.steps(manager, 10)
+            assert managed.vm.count(LivePageState.SWAPPED) == 0
+            assert "No space left" in manager.guests["vm"].trouble
+        managed.steps(manager, 10)
+        assert managed.vm.count(LivePageState.SWAPPED) > 0
+        assert manager.close()
 
 
 def test_what_was_stopped_by_a_manager_that_died_goes_on_even_if_it_cannot_be_asked_at_once(

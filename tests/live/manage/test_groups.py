@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from memvirt.cli.manage import host_plan
+from memvirt.live.errors import KernelFeatureMissing
 from memvirt.live.manage import group_reclaim
 from memvirt.live.manage.cgroup import MemoryCgroup
 from memvirt.live.manage.group_reclaim import GroupReclaim, give_limits_back
@@ -26,7 +27,7 @@ from memvirt.live.page_states import LivePageState
 from memvirt.scenario.scenario import parse_scenario
 from memvirt.vmkernel.events import Mechanism
 
-from .model import ModelHost, ModelVm
+from .model import ModelAdviser, ModelHost, ModelVm
 
 MIB = 256
 NONE_V1 = str(0x7FFFFFFFFFFFF000)
@@ -121,7 +122,7 @@ def test_the_group_takes_what_advice_leaves_and_the_reservation_is_spared(
     run = Run(tmp_path, monkeypatch, kept=256)
     levers = "levers: advice on single pages (MADV_PAGEOUT), memory.reclaim of"
     assert f"{levers} machine.slice/vm.scope" in run.reasons
-    told = next(reason for reason in run.reasons if "went to swap; advice left them" in reason)
+    told = next(reason for reason in run.reasons if "asked for since advice left them; " in reason)
     assert told.startswith("memory.reclaim of machine.slice/vm.scope: ")
     assert run.kernel.asked > 0
     assert run.swapped() > 0
@@ -148,7 +149,19 @@ def test_levers_are_used_as_far_as_they_are_allowed(
     assert bool(run.kernel.asked) == asked
     assert bool(run.swapped()) == asked
     if live == "pageout = false":
-        assert any("went to swap; pageout is off" in reason for reason in run.reasons)
+        assert any("asked for since pageout is off; " in reason for reason in run.reasons)
+
+
+def test_the_group_gives_what_a_kernel_without_advice_cannot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(adviser: ModelAdviser, runs: Any, advice: int) -> None:
+        raise KernelFeatureMissing("this kernel has no process_madvise with MADV_PAGEOUT")
+
+    monkeypatch.setattr(ModelAdviser, "advise", refuse)
+    run = Run(tmp_path, monkeypatch)
+    assert run.swapped() > 0
+    assert run.kernel.asked >= run.swapped()
 
 
 def test_a_group_that_gives_less_than_was_asked_for(

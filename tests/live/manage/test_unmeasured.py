@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from memvirt.live.errors import AccessDenied
 from memvirt.live.manage import manager as manager_module
 from memvirt.live.manage.ledger import Ledger
 from memvirt.live.manage.manager import MANAGE, Manager
-from memvirt.live.manage.sampling import open_sampler
+from memvirt.live.manage.sampling import Sampler, open_sampler
 from memvirt.live.page_states import LivePageState, PageStates
 from memvirt.live.working_set import WatchedPages, WorkingSetWay, choose_watcher
 from memvirt.scenario.scenario import parse_scenario
@@ -93,7 +95,7 @@ class Run:
         host = ModelHost(list(self.vms))
         plan = host_plan(parse_scenario(HOST.format("auto"), "host.toml"))
         with host.in_place(), Ledger(directory) as ledger, pytest.MonkeyPatch.context() as patch:
-            patch.setattr(manager_module, "open_sampler", lambda *of: (Recorded(records), ""))
+            patch.setattr(manager_module, "open_sampler", lambda *of: Recorded(records))
             manager = Manager(plan, ledger, **host.sources())
             for second in range(SECONDS):
                 host.seconds = float(second)
@@ -170,8 +172,9 @@ def test_damon_in_other_hands_is_named_with_every_fallback(
     monkeypatch.setattr(
         working_set, "idle_pages_problem", lambda: idle_pages.idle_pages_problem(bitmap)
     )
-    sampler, problem = open_sampler(WorkingSetWay.AUTO, None, 1.0)
-    assert sampler is None
+    said: list[str] = []
+    open_sampler(WorkingSetWay.AUTO, None, 1.0, said.append).close()
+    (problem,) = said
     assert "DAMON is in use on this host" in problem
     assert "CONFIG_IDLE_PAGE_TRACKING" in problem
     with pytest.raises(damon.DamonBusy):
@@ -186,7 +189,34 @@ def test_damon_in_other_hands_is_named_with_every_fallback(
         with Manager(plan, ledger, **(host.sources() | {"watcher": None})) as manager:
             manager.step()
             (event,) = [e for e in manager.kernel.events if "working sets are unknown" in e.reason]
-            assert problem in event.reason
+            assert event.reason == problem
             assert event.reason.endswith("all count as active")
             assert [vm.active for vm in manager.kernel.vms] == [1.0, 1.0]
             assert manager.kernel.sample().vms[0].active_percent == 100
+
+
+def test_a_way_that_is_free_later_is_used_from_then_on() -> None:
+    """Somebody holds DAMON, and lets it go."""
+    held, seconds, said = True, 0.0, list[str]()
+    closed = []
+    watcher: Any = SimpleNamespace(interrupt=lambda: None, close=lambda: closed.append(True))
+
+    def choose() -> tuple[Any, str, str]:
+        return (None, "none", "DAMON is in use on this host") if held else (watcher, "damon", "")
+
+    sampler = Sampler(choose, None, 1.0, said.append, clock=lambda: seconds)
+    sampler.begin()
+    seconds = 61.0
+    sampler.begin()
+    seconds = 100.0
+    sampler.begin()
+    assert said == ["working sets are unknown: DAMON is in use on this host; all count as active"]
+    held = False
+    seconds = 110.0
+    sampler.begin()
+    assert len(said) == 1  # it looks once a minute
+    seconds = 200.0
+    sampler.begin()
+    assert said[1:] == ["working sets are sampled, by damon"]
+    sampler.close()
+    assert closed == [True]

@@ -16,7 +16,10 @@ import pytest
 
 from memvirt.live.discovery import UnixAddress, find_vm
 from memvirt.live.errors import LiveError
+from memvirt.live.pager import collisions
 from memvirt.live.pager.attachment import PagerError
+from memvirt.live.pager.evictor import NotNow
+from memvirt.live.pager.page_states import PageTableFile
 from memvirt.live.pager.ptrace import InjectionError, run_system_call
 from memvirt.live.pager.qemu import QemuTransport
 from memvirt.live.pager.session import StoreOptions, attach
@@ -123,6 +126,39 @@ def test_postcopy_switched_on_is_refused(start_idle: StartIdle, tmp_path: Path) 
 def test_an_incoming_vm_is_refused(start_idle: StartIdle, tmp_path: Path) -> None:
     transport = start_idle(*SHARED, *BACKEND, "-incoming", "defer")
     assert "inmigrate" in _refusal(transport, tmp_path)
+
+
+def test_memory_that_can_be_plugged_out_is_refused(start_idle: StartIdle, tmp_path: Path) -> None:
+    module = ("-object", "memory-backend-memfd,id=more,size=64M,share=on")
+    transport = start_idle(
+        *SHARED, *BACKEND, "-m", "64M,slots=2,maxmem=256M", *module, "-device",
+        "pc-dimm,memdev=more",
+    )  # fmt: skip
+    assert "memory that can be plugged out (dimm)" in _refusal(transport, tmp_path)
+
+
+def test_a_device_that_is_plugged_in_later_ends_evictions_and_paging(
+    start_idle: StartIdle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device is played by a file that QEMU opens when it is told to."""
+    transport = start_idle(*SHARED, *BACKEND)
+    file = tmp_path / "vfio" / "12"
+    file.parent.mkdir()
+    file.write_bytes(bytes(1 << 20))
+    monkeypatch.setitem(collisions._DEVICE_FILES, f"{file.parent}/", "VFIO")
+    table = PageTableFile.create(tmp_path / "pages", 16)
+    supervision = transport.supervision(table)
+    try:
+        supervision.drain()
+        assert supervision.migrating() == ""
+        node = {"driver": "file", "node-name": "device", "filename": str(file)}
+        supervision._monitor().execute("blockdev-add", node)
+        with pytest.raises(NotNow, match=rf"nothing is evicted: it has {file} open: VFIO"):
+            supervision.drain()
+        assert supervision.migrating() == f"it has {file} open: VFIO"
+    finally:
+        supervision.close()
+    assert "VFIO; this is not proved yet" in _refusal(transport, tmp_path)
 
 
 def test_another_tracer_is_refused(start_idle: StartIdle, tmp_path: Path) -> None:

@@ -161,16 +161,23 @@ class KernelReclaim:
             self.trouble = "the host's swap space is full"
             return Eviction(refused=wanted)
         self.trouble = ""
-        gone = 0
+        gone = freed = 0
         try:
             self._guest.expect_out(self.out + int(taken.size))
-            if self._advice:
-                gone = self._advise(taken)
+        except OSError as error:  # what is not on record is not done
+            self.trouble = str(error)
+            return Eviction(refused=wanted)
+        try:
+            gone = self._advise(taken) if self._advice else 0
+        except (LiveError, OSError) as error:
+            self.trouble = str(error)  # the group may still give them
+        try:
             if gone < taken.size:
-                gone += self._by_group(int(taken.size) - gone)
+                by_group, freed = self._by_group(int(taken.size) - gone)
+                gone += by_group
         except (LiveError, OSError) as error:
             self.trouble = str(error)
-        if gone == 0 and not self.trouble:
+        if gone == freed == 0 and not self.trouble:
             self.trouble = "the host's kernel keeps the pages it was asked to send away"
         self.put_total += gone
         self.out += gone
@@ -184,21 +191,23 @@ class KernelReclaim:
         assert states is not None
         return int(np.count_nonzero(states.state[taken] == LivePageState.SWAPPED))
 
-    def _by_group(self, left: int) -> int:
-        """Have the VM's group reclaim what is left; how many of its pages went to swap.
-
-        Raises LiveError, OSError.
+    def _by_group(self, left: int) -> tuple[int, int]:
+        """Have the VM's group reclaim what is left; how many of its pages went to swap, and by how
+        many pages the group's use fell in all. Raises LiveError, OSError.
         """
         group = self._guest.group
         if group is None or group.impossible:
-            return 0
+            return 0, 0
         before = self._in_swap()
-        group.take(left)
+        freed = group.take(left)
         self._guest.rescan()
         gone = max(self._in_swap() - before, 0)
         why = "advice left them" if self._advice else "pageout is off"
-        self._guest.note(f"{group.lever}: {left} pages asked for, {gone} went to swap; {why}")
-        return gone
+        self._guest.note(
+            f"{group.lever}: {left} pages asked for since {why}; {gone} went to swap, its use fell "
+            f"by {freed}"
+        )
+        return gone, freed
 
     def _in_swap(self) -> int:
         states = self._guest.states

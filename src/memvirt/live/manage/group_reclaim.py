@@ -61,11 +61,17 @@ class GroupReclaim:
             return f"control group {group.name} has no memory.reclaim (Linux 5.19)"
         return ""
 
-    def take(self, pages: int) -> None:
-        """Have the kernel take about ``pages`` pages, as far as it can.
+    def take(self, pages: int) -> int:
+        """Have the kernel take about ``pages`` pages, as far as it can; by how many its use fell.
 
-        Only page states tell what became of the VM. Raises OSError if the kernel refuses.
+        Those are page cache, too: only page states tell what became of the VM. Raises OSError if
+        the kernel refuses.
         """
+        before = self._group.used_bytes
+        self._take(pages)
+        return max(before - self._group.used_bytes, 0) // PAGE_BYTES
+
+    def _take(self, pages: int) -> None:
         left = pages * PAGE_BYTES
         while left > 0 and self._ledger is not None:
             part = min(left, _PART_BYTES)

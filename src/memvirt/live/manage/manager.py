@@ -110,13 +110,9 @@ class Manager:
             raise ManageError("working_set clear-refs tells nothing of single pages: watch has it")
         # The answer has to be there when the VMkernel asks for it.
         seconds = max(plan.options.sample_period - 2 * plan.interval, 1.0)
-        self._sampler, self.sampling_problem = open_sampler(
-            plan.working_set, self._pages, seconds, watcher
+        self._sampler = open_sampler(
+            plan.working_set, self._pages, seconds, lambda text: self._note("", text), watcher
         )
-        if self._sampler is None:
-            self._note(
-                "", f"working sets are unknown: {self.sampling_problem}; all count as active"
-            )
         if self.swap.total == 0 and plan.evicts:
             self._note("", "this host has no swap space: only balloons reclaim; zram gives it some")
         for line in give_limits_back(ledger) if ledger is not None else ():
@@ -191,7 +187,7 @@ class Manager:
             plan.balloon, plan.pageout, plan.group_reclaim, plan.scan_share, plan.balloon_patience,
             plan.balloon_retry, self.dry_run,
         )  # fmt: skip
-        sampling = self._sampler.add(vm) if self._sampler is not None else None
+        sampling = self._sampler.add(vm)
         entry.group, group_problem = find_group(entry.plan.cgroup, self._cgroups)
         group = None
         if entry.group is not None:
@@ -241,8 +237,7 @@ class Manager:
         self._note(guest.name, "taken over from a manager that ended without a word")
 
     def _leave(self, guest: LiveGuest) -> None:
-        if self._sampler is not None:
-            self._sampler.remove(guest.vm)
+        self._sampler.remove(guest.vm)
         guest.close()
 
     def _gone(self, entry: _Entry) -> None:
@@ -268,8 +263,7 @@ class Manager:
         self._measure(now)
         self.kernel.balance(int(elapsed * 1e9))
         self._act(now)
-        if self._sampler is not None:
-            self._sampler.begin()
+        self._sampler.begin()
         self.ksm.adjust(self.kernel.state.state)
 
     def _measure(self, now: float) -> None:
@@ -373,8 +367,7 @@ class Manager:
         if self._closed:
             return True
         self._closed = True
-        if self._sampler is not None:
-            self._sampler.close()
+        self._sampler.close()
         if self._ledger is not None:
             for guest in self.guests.values():
                 if (record := self._on_record(guest)) is not None:

@@ -12,7 +12,7 @@ import ctypes
 import errno
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -46,6 +46,12 @@ class Adviser:
         except ProcessGone:
             self.close()
             raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Give the descriptor back; may be called again."""

@@ -147,11 +147,8 @@ def _bring_back(vm: LiveVm, pages: int) -> tuple[int, int]:
         before = vm.page_states(kernel).where(LivePageState.SWAPPED)
         spare = int(read_host_pages().available * _MOST_BACK)
         chosen = before[: min(pages, spare)]
-        adviser = Adviser(vm.process)
-        try:
+        with Adviser(vm.process) as adviser:
             bring_back(adviser, vm.layout, chosen)
-        finally:
-            adviser.close()
         after = vm.page_states(kernel).state[chosen]
     finally:
         if kernel is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -29,6 +30,7 @@ from memvirt.live.working_set_way import WorkingSetWay
 from memvirt.vmkernel.protocols import Flags
 
 _KNOWN_PART = 0.5  # of a sample that has to be known
+_LOOK_AGAIN_SECONDS = 60.0  # for a watcher, while there is none
 
 
 class VmSampling:
@@ -72,18 +74,40 @@ class VmSampling:
 
 
 class Sampler:
-    """Carries rounds out in the background. ``close`` gives the watcher back."""
+    """Carries rounds out in the background. ``close`` gives the watcher back.
+
+    ``choose`` gives a watcher, the name of its way, and why there is none (``choose_watcher``).
+    Without one nothing is sampled, and one is looked for again now and then: whoever holds DAMON
+    may let it go. ``say`` gets a line whenever that changes. Raises what ``choose`` raises when it
+    is first called.
+    """
 
     def __init__(
         self,
-        watcher: FrameWatcher,
+        choose: Callable[[], tuple[FrameWatcher | None, str, str]],
         kernel: KernelPages | None,
         seconds: float,
+        say: Callable[[str], object],
+        *,
         watch: Callable[..., list[WatchedPages]] = watch_pages,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._watcher, self._kernel, self._seconds, self._watch = watcher, kernel, seconds, watch
+        self._choose, self._kernel, self._seconds, self._say = choose, kernel, seconds, say
+        self._watch, self._clock = watch, clock
         self._vms: list[VmSampling] = []
         self._thread: threading.Thread | None = None
+        self._watcher: FrameWatcher | None = None
+        self._problem = ""
+        self._look_for_watcher()
+
+    def _look_for_watcher(self) -> None:
+        self._look_at = self._clock() + _LOOK_AGAIN_SECONDS
+        self._watcher, way, problem = self._choose()
+        if self._watcher is not None:
+            self._say(f"working sets are sampled, by {way}")
+        elif problem != self._problem:
+            self._say(f"working sets are unknown: {problem}; all count as active")
+        self._problem = problem
 
     def add(self, vm: LiveVm) -> VmSampling:
         """Watch a VM's samples from now on."""
@@ -99,6 +123,10 @@ class Sampler:
         """Start a round with all samples that were drawn, unless one runs."""
         if self._thread is not None and self._thread.is_alive():
             return
+        if self._watcher is None and self._clock() >= self._look_at:
+            self._look_for_watcher()
+        if self._watcher is None:
+            return
         drawn: list[tuple[VmSampling, SampledVm, PpnArray]] = []
         for sampling in self._vms:
             if sampling.drawn is not None:
@@ -109,17 +137,22 @@ class Sampler:
                     sampling.error = str(error)
         if drawn:
             self._thread = threading.Thread(
-                target=self._round, args=(drawn,), name="memvirt-sampling", daemon=True
+                target=self._round,
+                args=(self._watcher, drawn),
+                name="memvirt-sampling",
+                daemon=True,
             )
             self._thread.start()
 
-    def _round(self, drawn: list[tuple[VmSampling, SampledVm, PpnArray]]) -> None:
+    def _round(
+        self, watcher: FrameWatcher, drawn: list[tuple[VmSampling, SampledVm, PpnArray]]
+    ) -> None:
         with contextlib.ExitStack() as handles:
             for _, vm, _ in drawn:
                 handles.enter_context(vm)
             try:
                 results = self._watch(
-                    self._watcher, [(vm, pages) for _, vm, pages in drawn], self._seconds,
+                    watcher, [(vm, pages) for _, vm, pages in drawn], self._seconds,
                     self._kernel,
                 )  # fmt: skip
             except (LiveError, OSError) as error:
@@ -130,6 +163,8 @@ class Sampler:
 
     def close(self) -> None:
         """Stop, and leave the kernel as it was; may be called again."""
+        if self._watcher is None:
+            return
         self._watcher.interrupt()
         if self._thread is not None:
             self._thread.join()
@@ -141,15 +176,14 @@ def open_sampler(
     way: WorkingSetWay,
     kernel: KernelPages | None,
     seconds: float,
+    say: Callable[[str], object],
     watcher: FrameWatcher | None = None,
-) -> tuple[Sampler | None, str]:
-    """What samples working sets here, in rounds of ``seconds``; or None and why there is nothing.
+) -> Sampler:
+    """What samples working sets here, in rounds of ``seconds``; ``say`` gets what it is.
 
     With ``watcher`` that is used, and not what the host has. Raises LiveError only for a way that
     was asked for by name.
     """
-    if watcher is None:
-        watcher, _, problem = choose_watcher(way)
-        if watcher is None:
-            return None, problem
-    return Sampler(watcher, kernel, seconds), ""
+    if watcher is not None:
+        return Sampler(lambda: (watcher, "the watcher that was given", ""), kernel, seconds, say)
+    return Sampler(lambda: choose_watcher(way), kernel, seconds, say)

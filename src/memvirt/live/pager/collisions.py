@@ -82,15 +82,28 @@ def refuse_process(name: str, pid: int) -> None:
                 f"{name}: {locked} KiB of its memory are locked (mem-lock=on); locked pages cannot "
                 "be evicted"
             )
+    if device := device_open(pid):
+        raise PagerError(f"{name}: {device}; this is not proved yet")
     for link in _open_files(pid):
-        for prefix, what in _DEVICE_FILES.items():
-            if link.startswith(prefix):
-                raise PagerError(f"{name}: it has {link} open: {what}; this is not proved yet")
         if link == USERFAULTFD_LINK:
             raise PagerError(
                 f"{name}: its memory has a userfaultfd already (a migration, a snapshot or another "
                 "pager)"
             )
+
+
+def device_open(pid: int) -> str:
+    """Which device that reaches the VM's memory without its page tables a process has open, or "".
+
+    Such a device may be plugged in at any time. Its file is open before it pins the first page, and
+    a page that is pinned for writing after it was write-protected causes a fault: so an evictor
+    that looks between protecting and punching takes no page that such a device writes to.
+    """
+    for link in _open_files(pid):
+        for prefix, what in _DEVICE_FILES.items():
+            if link.startswith(prefix):
+                return f"it has {link} open: {what}"
+    return ""
 
 
 def _open_files(pid: int) -> Iterator[str]:
@@ -178,7 +191,22 @@ def refuse_collisions(vm: DiscoveredVm, monitor: Monitor, layout: RamLayout) -> 
     refuse_layout(vm.name, layout)
     refuse_other_mappings(vm.name, vm.pid, layout)
     refuse_monitor_state(vm.name, monitor)
+    _refuse_pluggable_memory(vm.name, monitor)
     _refuse_plugged_devices(vm.name, monitor)
+
+
+def _refuse_pluggable_memory(name: str, monitor: Monitor) -> None:
+    """Memory that can be plugged out would vanish under its pager. Memory that is plugged in later
+    is not paged, and may go again."""
+    try:
+        devices: list[dict[str, Any]] = monitor.execute("query-memory-devices")
+    except CommandError:
+        return  # a machine without any
+    if devices:
+        kinds = ", ".join(sorted({str(device.get("type")) for device in devices}))
+        raise PagerError(
+            f"{name}: it has memory that can be plugged out ({kinds}): not proved with paging yet"
+        )
 
 
 def _refuse_plugged_devices(name: str, monitor: Monitor) -> None:

@@ -51,7 +51,7 @@ class Supervision(Protocol):
         """
 
     def migrating(self) -> str:
-        """Why paging must end (a migration), or ""."""
+        """Why paging must end (a migration, a device that was plugged in), or ""."""
 
     def close(self) -> None:
         """Give the monitor back: others may want it."""

@@ -19,7 +19,7 @@ from memvirt.live.qmp import Monitor, QmpMonitor, open_monitor
 from memvirt.live.ram import read_ram_layout
 
 from .attachment import PagerError, Way, take_descriptor
-from .collisions import migration_under_way, refuse_collisions
+from .collisions import device_open, migration_under_way, refuse_collisions
 from .evictor import NotNow
 from .page_states import PageIndex, PageTableFile, Stopped, Word
 from .paged_memory import Region
@@ -131,8 +131,14 @@ class QemuSupervision:
         """Stop the VM and let it go on: QEMU's ``stop`` returns when all its I/O is done.
 
         A VM that its user continues or stops in this very millisecond ends up running. Raises
-        NotNow if the VM is in a state of which this is not known.
+        NotNow if the VM is in a state of which this is not known, or if a device was plugged in
+        that does not keep to it.
         """
+        self._drain()
+        if device := device_open(self._vm.pid):
+            raise NotNow(f"{self._vm.name}: nothing is evicted: {device}")
+
+    def _drain(self) -> None:
         try:
             monitor = self._monitor()
             status = monitor.execute("query-status")["status"]
@@ -164,7 +170,7 @@ class QemuSupervision:
         """Why paging must end, or "". Raises LiveError."""
         try:
             self.recover()
-            return migration_under_way(self._monitor())
+            return device_open(self._vm.pid) or migration_under_way(self._monitor())
         except LiveError:
             self.close()
             raise
