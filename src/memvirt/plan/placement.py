@@ -4,8 +4,9 @@
 VMs that peak at different hours share a host well, so a VM is not a size but its demand in each of
 some hundred periods (the peak of each). First-fit decreasing is the baseline (Johnson 1973); it is
 tried in several orders, and best fit beside it, and then hosts are emptied one by one where their
-VMs find room on others. No host takes VMs whose reservations and overhead it cannot admit, no two
-of one ``apart`` name, and VMs of one ``together`` name stay with each other.
+VMs find room on others. Where that is above the lower bound, more orders are drawn around the
+first. No host takes VMs whose reservations and overhead it cannot admit, no two of one ``apart``
+name, and VMs of one ``together`` name stay with each other.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from .rounds import Pages
 _PERIODS = 168  # hours of a week
 UNPLACED = -1
 _MANY = 5000  # items
+_MORE_ORDERS, _MANY_FOR_MORE = 32, 1000
 _BOUND_PERIODS = 8  # the fullest periods, for which a bound is computed
 
 Hosts = np.ndarray[Any, np.dtype[np.int64]]
@@ -160,6 +162,23 @@ def _balanced(items: _Items, order: Any, hosts: int) -> _Bins:
     return bins
 
 
+def _better(items: _Items, peak: Pages, fits: Any, found: _Bins, bound: int) -> _Bins:
+    """Best fit in orders around that of falling peaks; equal each time it is asked."""
+    random = np.random.default_rng(peak.size)
+    for number in range(_MORE_ORDERS):
+        noise = (0.1, 0.3)[number % 2] * random.standard_normal(peak.size)
+        order = np.argsort(-peak * np.exp(noise), kind="stable")
+        trial = _pack(items, order[fits[order]], found.used, best_fit=True)
+        if (trial.host[fits] == UNPLACED).any():
+            continue
+        _empty_hosts(trial)
+        if trial.used < found.used:
+            found = trial
+        if found.used <= bound:
+            break
+    return found
+
+
 def _empty_hosts(bins: _Bins) -> None:
     """Empty the least loaded host into the others, as long as that works."""
     alive = list(range(bins.used))
@@ -284,6 +303,8 @@ def place(
         bins = min(whole, key=lambda b: b.used)
         if bins.used > bound:
             _empty_hosts(bins)
+        if bins.used > bound and fits.sum() <= _MANY_FOR_MORE:
+            bins = _better(items, peak, fits, bins, bound)
     return Placement(bins.host[items.of_vm], bins.used, bound)
 
 
