@@ -277,7 +277,7 @@ def _verdict(
     failover: FailoverAnswer | None, allow: Allow,
 ) -> str:  # fmt: skip
     if refused:
-        return f"no: {len(refused)} VMs cannot be powered on"
+        return f"no: {len(refused)} VM{'s' * (len(refused) != 1)} cannot be powered on"
     bad = [host for host in hosts if host.fits < 1]
     if not bad:
         if failover is not None and not failover.fits:

@@ -126,11 +126,16 @@ def _setting(answer: PlanAnswer) -> str:
         when = datetime.fromtimestamp(answer.start, UTC).strftime(" from %Y-%m-%d")
     vms = sum(host.vms for host in answer.hosts)
     return (
-        f'<p class="dim">{vms} VMs on {len(answer.hosts)} host{"s" * (len(answer.hosts) != 1)}; '
+        f'<p class="dim">{counted(vms, "VM")} on {counted(len(answer.hosts), "host")}; '
         f"{length(answer)}{when}; "
         f"{answer.draws} draws of what was "
         f"not measured, seed {answer.seed}.</p>"
     )
+
+
+def counted(number: int, what: str) -> str:
+    """ "1 host", "2 hosts"."""
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def length(answer: PlanAnswer) -> str:
@@ -192,10 +197,13 @@ def advice(host: HostAnswer) -> str:
         upto = "up to " if len(limits) > 1 else ""
         steps.append(f"Raise the limit of {name_some(list(limits))} by {upto}{gib(most)}.")
     if host.remedy.remove:
-        steps.append(
-            f"Add {gib_span(*host.remedy.add_mib)} of memory, "
-            f"or remove {name_some(list(host.remedy.remove))}."
+        low, high = host.remedy.add_mib
+        much = gib_span(low, high) if low else f"{'up to ' if high > low else ''}{gib(high)}"
+        names = host.remedy.remove
+        which = (
+            f"{len(names)} VMs: {name_some(list(names))}" if len(names) > 1 else f"VM {names[0]}"
         )
+        steps.append(f"Add {much} of memory, or remove {which}.")
     return " ".join(steps)
 
 
