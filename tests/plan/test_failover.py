@@ -135,6 +135,10 @@ def test_fewest_hosts_by_what_is_allowed(allow: Allow) -> None:
     bound, hosts = found.fewest_hosts
     assert bound <= hosts
     assert hosts == len(found.hosts)
+    if allow in (Allow.BALLOON, Allow.COMPRESS):
+        busy = replace(fleet, active=fleet.in_use)  # nothing may be taken
+        found = asked(busy, Question(host_memory=128 * GIB, fit=True, allow=allow, draws=2))
+        assert found.fewest_hosts == (4, 5)  # the bound leaves no memory free
     # A balloon takes 65 %, and of what is left nothing that is active.
     assert hosts == {Allow.NONE: 5, Allow.BALLOON: 2, Allow.COMPRESS: 2, Allow.SWAP: 1}[allow]
 

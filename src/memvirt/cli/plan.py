@@ -160,8 +160,8 @@ def print_answer(found: PlanAnswer, fleet: Fleet) -> None:
     out.print(f"\n{found.question}\n[bold]{found.verdict}[/bold]")
     if found.fewest_hosts is not None:
         bound, number = found.fewest_hosts
-        hosts = counted(round(number), "host")
-        out.print(f"{hosts}; no placement can do with less than {bound:.0f}")
+        fewest = counted(round(number), "host")
+        out.print(f"{fewest}; no placement can do with less than {bound:.0f}")
     for name, why in list(found.refused.items())[:_HOSTS_SHOWN]:
         out.print(f"  {name}: {why}", markup=False)
     if found.failover is not None:

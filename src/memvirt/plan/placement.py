@@ -82,15 +82,15 @@ def demand_profile(
 ) -> Pages:
     """Demand of each VM with its overhead, the peak of each period: shape (VMs, periods).
 
-    ``shared``: part of memory in use that sharing saves. ``may_be_taken``: pages of each VM that
-    may be reclaimed, down to its reservation.
+    ``shared``: part of memory in use that sharing saves. ``may_be_taken``: pages of each VM at
+    each point that may be reclaimed, down to its reservation.
     """
     maximum = np.array([vm.settings.maximum for vm in fleet.vms], np.float64)[:, None]
     overhead = np.array([vm.overhead for vm in fleet.vms])[:, None]
     backed = np.minimum(in_use, maximum) * (1 - shared)
     if may_be_taken is not None:
         reservation = np.array([vm.settings.reservation for vm in fleet.vms], np.float64)[:, None]
-        backed = np.maximum(backed - may_be_taken[:, None], np.minimum(reservation, backed))
+        backed = np.maximum(backed - may_be_taken, np.minimum(reservation, backed))
     demand = backed + overhead * fleet.on()
     starts = np.unique(np.linspace(0, fleet.points, min(_PERIODS, fleet.points) + 1).astype(int))
     return np.asarray(np.maximum.reduceat(demand, starts[:-1], axis=1))
@@ -209,10 +209,11 @@ def _empty_hosts(bins: _Bins) -> None:
 
 def lower_bound(
     rules: HostRules, fleet: Fleet, in_use: Pages, *, shared: float = 0.0,
-    allow: Allow = Allow.NONE,
+    active: Pages | None = None, allow: Allow = Allow.NONE,
 ) -> int:  # fmt: skip
     """Hosts below which no placement can go, if no more than what ``allow`` names may happen.
 
+    ``active``: pages that may not be taken, as in_use; needed unless ``allow`` is NONE or SWAP.
     The largest of: reservations; VMs that must be apart; and, for each of the fullest periods,
     the bound L2 of bin packing (Martello, Toth, Discrete Applied Mathematics 28, 1990).
     """
@@ -223,7 +224,7 @@ def lower_bound(
     capacity = float(rules.managed - rules.border(SOFT_PERCENT))
     profile = items.profile
     if allow is not Allow.NONE:
-        taken = _reclaimable(rules, fleet, in_use, allow)
+        taken = _reclaimable(rules, fleet, in_use, active, allow)
         profile = _Items(rules, fleet, demand_profile(fleet, in_use, shared, taken)).profile
         capacity = float(rules.managed)
     fullest = np.argsort(-profile[fits].sum(axis=0), kind="stable")[:_BOUND_PERIODS]
@@ -235,16 +236,19 @@ def lower_bound(
     return max(*bounds, int(names.max()), 1)
 
 
-def _reclaimable(rules: HostRules, fleet: Fleet, in_use: Pages, allow: Allow) -> Pages:
-    """Frames that the mechanisms of ``allow`` can take of each VM at most."""
+def _reclaimable(
+    rules: HostRules, fleet: Fleet, in_use: Pages, active: Pages | None, allow: Allow
+) -> Pages:
+    """Frames that the mechanisms of ``allow`` can take of each VM at each point at most."""
     if allow is Allow.SWAP:
-        return np.asarray(in_use.max(axis=1, initial=0))
+        return in_use
     memory = [vm.settings.memory for vm in fleet.vms]
     taken = np.array([rules.balloon_max(pages) for pages in memory], np.float64)
     taken *= [vm.driver for vm in fleet.vms]
     if allow is Allow.COMPRESS:  # a full cache holds two pages in each of its frames
         taken += [rules.cache_max(pages) for pages in memory]
-    return taken
+    idle = in_use if active is None else in_use - active
+    return np.minimum(taken[:, None], idle)
 
 
 def bin_packing_bound(sizes: Pages, capacity: float) -> int:
