@@ -3,4 +3,10 @@
 
 from __future__ import annotations
 
+from hypothesis import HealthCheck, settings
+
 import memvirt.cpu.unicorn  # noqa: F401
+
+# No test's outcome may depend on how busy the machine is.
+settings.register_profile("memvirt", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("memvirt")

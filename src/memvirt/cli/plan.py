@@ -27,6 +27,7 @@ from memvirt.plan.report_html import (
     HOURS_MEAN,
     WHAT_IF_HEADINGS,
     advice,
+    counted,
     host_row,
     length,
     plan_report,
@@ -151,14 +152,16 @@ def print_answer(found: PlanAnswer, fleet: Fleet) -> None:
     """The answer on a terminal."""
     out = console()
     print_findings(out, found.findings)
-    out.print(f"{len(fleet.vms)} VMs, {length(found)}, {found.draws} draws, seed {found.seed}")
+    out.print(
+        f"{counted(len(fleet.vms), 'VM')}, {length(found)}, {found.draws} draws, seed {found.seed}"
+    )
     for name, text in found.assumptions.items():
         out.print(f"  {name}: {text}", style="dim", markup=False)
     out.print(f"\n{found.question}\n[bold]{found.verdict}[/bold]")
     if found.fewest_hosts is not None:
         bound, number = found.fewest_hosts
-        word = "host" if number == 1 else "hosts"
-        out.print(f"{number:.0f} {word}; no placement can do with less than {bound:.0f}")
+        fewest = counted(round(number), "host")
+        out.print(f"{fewest}; no placement can do with less than {bound:.0f}")
     for name, why in list(found.refused.items())[:_HOSTS_SHOWN]:
         out.print(f"  {name}: {why}", markup=False)
     if found.failover is not None:

@@ -30,6 +30,10 @@ _RETRIES = 8  # times a task may lose its worker
 _SETTINGS = {
     "distributed.scheduler.allowed-failures": _RETRIES,
     "distributed.worker.profile.enabled": False,  # a look at every worker's stack each 10 ms
+    # Arrays up to this size are kept by a worker for the next of their size; else each is mapped,
+    # cleared and unmapped anew (4,400 page faults and a tenth of the time for a host and week).
+    "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 16 << 20,
+    "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": 16 << 20,
 }
 
 

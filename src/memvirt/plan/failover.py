@@ -212,7 +212,7 @@ def worst_failover(
         cluster = cluster.without(victims[worst])
     died = " and ".join(names[h] for h in cluster.dead)
     if lost:
-        detail = f"{len(lost)} VMs could not be restarted"
+        detail = f"{len(lost)} VM{'s' * (len(lost) != 1)} could not be restarted"
     elif good:
         detail = "all VMs are restarted and fit"
     else:

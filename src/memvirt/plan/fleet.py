@@ -285,10 +285,11 @@ def _place(vm: VmReading, in_use: Series, active: Series, start: float, step: fl
 def _hold(row: Series) -> None:
     """Carry values over short gaps; longer ones mean that the VM was off."""
     known = ~np.isnan(row)
-    last = np.maximum.accumulate(np.where(known, np.arange(row.size), -1))
-    gap = np.arange(row.size) - last
-    fill = ~known & (last >= 0) & (gap <= _HELD)
-    fill &= np.flip(np.maximum.accumulate(np.flip(known)))  # only between two samples
+    at = np.arange(row.size)
+    last = np.maximum.accumulate(np.where(known, at, -1))
+    following = np.flip(np.minimum.accumulate(np.flip(np.where(known, at, row.size))))
+    # Only between two samples.
+    fill = ~known & (last >= 0) & (following < row.size) & (following - last - 1 <= _HELD)
     row[fill] = row[last[fill]]
 
 

@@ -133,11 +133,15 @@ def _why(task: HostTask, run: HostRun) -> str:
     demand, on = float(run.demand[point]), int(fleet.on()[:, point].sum())
     border = task.rules.border(SOFT_PERCENT)
     over = demand + border - run.managed
-    text = f"{on} of {len(fleet.vms)} VMs on want {format_size(demand * PAGE_BYTES)} with overhead"
+    text = (
+        f"{on} of {len(fleet.vms)} VMs are on and want {format_size(demand * PAGE_BYTES)} with "
+        "overhead"
+    )
     if over > 0:
         text += (
-            f"; that is {format_size(over * PAGE_BYTES)} more than leaves "
-            f"{format_size(border * PAGE_BYTES)} free ({SOFT_PERCENT} % of minimum free memory)"
+            f", {format_size(over * PAGE_BYTES)} more than there is if "
+            f"{format_size(border * PAGE_BYTES)} stay free ({SOFT_PERCENT} % of minimum free "
+            "memory)"
         )
     else:
         text += f"; {format_size(-over * PAGE_BYTES)} more could be used"

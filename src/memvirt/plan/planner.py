@@ -186,8 +186,8 @@ def _fewest(
 ) -> Placement:  # fmt: skip
     """The fewest hosts on which no more happens to VMs than ``allow``, between a bound and
     ``enough``, on which nothing happens. More hosts are taken to be never worse."""
-    in_use, _ = worst.demand(fleet)
-    bound = lower_bound(rules, fleet, in_use, shared=worst.shared, allow=allow)
+    in_use, active = worst.demand(fleet)
+    bound = lower_bound(rules, fleet, in_use, shared=worst.shared, active=active, allow=allow)
     placed = enough.host != UNPLACED
     low, found = bound, enough
     while low < found.hosts:
@@ -277,7 +277,7 @@ def _verdict(
     failover: FailoverAnswer | None, allow: Allow,
 ) -> str:  # fmt: skip
     if refused:
-        return f"no: {len(refused)} VMs cannot be powered on"
+        return f"no: {len(refused)} VM{'s' * (len(refused) != 1)} cannot be powered on"
     bad = [host for host in hosts if host.fits < 1]
     if not bad:
         if failover is not None and not failover.fits:
@@ -298,5 +298,8 @@ def touched(vms: tuple[VmAnswer, ...]) -> list[VmAnswer]:
     found = [vm for vm in vms if vm.touched]
     return sorted(
         found,
-        key=lambda vm: tuple(-vm.hours[m][1] for m in ("thrash", "swap", "compress", "balloon")),
+        key=lambda vm: (
+            *(-vm.hours[m][1] for m in ("thrash", "swap", "compress", "balloon")),
+            -max(most for _, most in vm.peak_mib.values()),
+        ),
     )

@@ -28,11 +28,14 @@ thead th{color:var(--dim);font-weight:600}
 .verdict{padding:.8rem 1rem;border-radius:6px;background:var(--soft);
 border-left:6px solid #888;font-size:1.1rem}
 .yes{border-color:#2e8b57}.no{border-color:#c0392b}.maybe{border-color:#d68910}
-svg{width:100%;height:auto}
+svg{width:100%;height:auto;min-width:600px}.words{min-width:14rem}
 .grid{stroke:var(--line);stroke-width:1}.tick{font-size:11px;fill:var(--dim)}
 .dim{color:var(--dim)}.scroll{overflow-x:auto;margin-bottom:1.2rem}
+@media print{body{max-width:none;margin:0;font-size:12px}.scroll{overflow:visible}svg{min-width:0}
+svg,tr{break-inside:avoid}h2,h3{break-after:avoid}thead{display:table-header-group}}
 """
 _MOST_PLOTS, _MOST_ROWS = 12, 200
+_MANY_WORDS = 30  # characters: such a column is not made narrow
 # A number with its unit or a part, a range of such, or the dash that stands for none.
 _AMOUNT = r"-?[\d,.]+(?:%| [KMGT]iB)?"
 _NUMBER = re.compile(rf"(?:{_AMOUNT}(?: to {_AMOUNT})?(?: \(\d+%\)| of draws)?|-)$")
@@ -60,10 +63,14 @@ def page(title: str, body: Iterable[str]) -> str:
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Cells are text; they are escaped here. Columns of numbers end at the right."""
     rows = list(rows)
-    kinds = [
-        ' class="n"' if all(_NUMBER.match(row[column]) for row in rows) else ""
-        for column in range(len(headings))
-    ]
+
+    def kind(column: int) -> str:
+        if all(_NUMBER.match(row[column]) for row in rows):
+            return ' class="n"'
+        longest = max((len(row[column]) for row in rows), default=0)
+        return ' class="words"' if column and longest > _MANY_WORDS else ""
+
+    kinds = [kind(column) for column in range(len(headings))]
     head = "".join(f"<th{k}>{escape(h)}</th>" for h, k in zip(headings, kinds, strict=True))
     lines = (
         "<tr>"
@@ -126,11 +133,16 @@ def _setting(answer: PlanAnswer) -> str:
         when = datetime.fromtimestamp(answer.start, UTC).strftime(" from %Y-%m-%d")
     vms = sum(host.vms for host in answer.hosts)
     return (
-        f'<p class="dim">{vms} VMs on {len(answer.hosts)} host{"s" * (len(answer.hosts) != 1)}; '
+        f'<p class="dim">{counted(vms, "VM")} on {counted(len(answer.hosts), "host")}; '
         f"{length(answer)}{when}; "
         f"{answer.draws} draws of what was "
         f"not measured, seed {answer.seed}.</p>"
     )
+
+
+def counted(number: int, what: str) -> str:
+    """ "1 host", "2 hosts"."""
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def length(answer: PlanAnswer) -> str:
@@ -192,10 +204,13 @@ def advice(host: HostAnswer) -> str:
         upto = "up to " if len(limits) > 1 else ""
         steps.append(f"Raise the limit of {name_some(list(limits))} by {upto}{gib(most)}.")
     if host.remedy.remove:
-        steps.append(
-            f"Add {gib_span(*host.remedy.add_mib)} of memory, "
-            f"or remove {name_some(list(host.remedy.remove))}."
+        low, high = host.remedy.add_mib
+        much = gib_span(low, high) if low else f"{'up to ' if high > low else ''}{gib(high)}"
+        names = host.remedy.remove
+        which = (
+            f"{len(names)} VMs: {name_some(list(names))}" if len(names) > 1 else f"VM {names[0]}"
         )
+        steps.append(f"Add {much} of memory, or remove {which}.")
     return " ".join(steps)
 
 

@@ -55,7 +55,7 @@ def plot(
         return _HEIGHT - _BOTTOM - value / marks[-1] * (_HEIGHT - _TOP - _BOTTOM)
 
     out = [
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT + 22}" role="img" '
+        f'<div class="scroll"><svg viewBox="0 0 {_WIDTH} {_HEIGHT + 22}" role="img" '
         f'aria-label="{escape(", ".join(line.name for line in lines))}">'
     ]
     for mark in marks:
@@ -95,7 +95,7 @@ def plot(
             f'<text class="tick" x="{at + 17}" y="{_HEIGHT + 13}">{escape(line.name)}</text>'
         )
         at += 34 + 7 * len(line.name)
-    out.append("</svg>")
+    out.append("</svg></div>")
     return "".join(out)
 
 
@@ -107,7 +107,10 @@ def bars(
     left, right = 190, 70
     marks = ticks(max((sum(values) for _, values in rows), default=0))
     scale = (_WIDTH - left - right) / marks[-1]
-    out = [f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(unit)}">']
+    out = [
+        f'<div class="scroll"><svg viewBox="0 0 {_WIDTH} {height}" role="img" '
+        f'aria-label="{escape(unit)}">'
+    ]
     for row, (label, values) in enumerate(rows):
         y, x = 24 * row + 4, float(left)
         out.append(
@@ -129,6 +132,7 @@ def bars(
         )
         at += 34 + 7 * len(name)
     out.append(
-        f'<text class="tick" x="{_WIDTH - right}" y="{height - 15}">{escape(unit)}</text></svg>'
+        f'<text class="tick" x="{_WIDTH - right}" y="{height - 15}">{escape(unit)}</text>'
+        "</svg></div>"
     )
     return "".join(out)

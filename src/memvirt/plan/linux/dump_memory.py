@@ -2,7 +2,9 @@
 """Memory of a dump by guest-physical and by kernel virtual address.
 
 Nothing a dump says is believed: an address that leads nowhere gives None, and no number read from
-it decides how long a loop runs or how much is read.
+it decides how long a loop runs or how much is read. The compiled walker (mmu/guest_walk.py) needs
+guest memory as one array, which a hostile dump with PPNs up to 2^40 would make as large: tables are
+walked here page by page instead.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ CSV of many thousand columns, each headed by a counter path,
 ``\\\\host\\Group Memory(id:VM)\\Counter``, with the unit in its name (MBytes, which are MiB).
 Only the memory counters are read. Memory in use is what is granted with what is ballooned, swapped
 and compressed. Worlds of the VMkernel itself are groups too: a group without a memory size is none
-of a VM.
+of a VM, nor is one named as ESXi names its processes, by program and number.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ _COUNTERS = {
     "Shares": "shares",
     "Memory Shares": "shares",
 }
+_PROCESS = re.compile(r"[A-Za-z_-]+\.\d{5,}")  # hostd.2099014
 _TIME_FORMATS = ("%m/%d/%Y %H:%M:%S.%f", "%m/%d/%Y %H:%M:%S")
 
 
@@ -65,7 +66,9 @@ def read_esxtop(path: Path) -> Reading:
             key = (group["host"], group["name"], group["id"])
             chosen.setdefault(key, {})[_COUNTERS[group["counter"]]] = column
         elif host is not None and host["counter"] == "Machine MBytes":
-            hosts[host["host"]] = column
+            hosts.setdefault(host["host"], column)
+        elif host is not None and host["counter"] == "Kernel Managed MBytes":
+            hosts[host["host"]] = column  # without what the VMkernel keeps for itself
         elif host is not None and host["counter"] == "Sample Time Seconds":  # memvirt's own
             exact.append(column)
     vm_keys = [key for key, columns in chosen.items() if "memory" in columns]
@@ -89,16 +92,23 @@ def read_esxtop(path: Path) -> Reading:
         if np.isfinite(seconds).all():
             times = times[0] + (seconds - seconds[0])
     names = Counter(name for _, name, _ in vm_keys)
-    vms = []
+    vms, never, processes = [], [], []
     for host_name, name, number in vm_keys:
+        if _PROCESS.fullmatch(name):
+            processes.append(name)
+            continue
         columns = {what: values(at) for what, at in chosen[host_name, name, number].items()}
         # Two VMs of one name on a host, or one that was powered off and on again: both stay.
         shown = name if names[name] == 1 else f"{name} ({host_name}:{number})"
         vm = _vm(shown, host_name, times, columns)
         if vm is None:
-            findings.warn(f"VM {shown} is never there (all cells are empty); left out")
+            never.append(shown)
         else:
             vms.append(vm)
+    if never:
+        findings.warn(f"groups that never have memory, left out: {name_some(never)}")
+    if processes:
+        findings.note(f"processes of ESXi, by their names, no VMs: {name_some(processes)}")
     twice = [name for name, times_seen in names.items() if times_seen > 1]
     if twice:
         findings.note(f"names that several groups have, kept apart by id: {name_some(twice)}")

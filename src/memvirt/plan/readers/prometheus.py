@@ -10,10 +10,14 @@ Memory in use: resident memory of the process or domain, where the exporter tell
 touched it, the host must back it), else what the guest's kernel does not call free. Active memory:
 what the node exporter counts as active, or what the guest's kernel does not call available (used
 without page cache), an upper bound of the working set.
+
+A VM that several hosts' exporters tell of one after the other has moved; where they tell of it at
+the same times, they are VMs of one name. A node exporter on a host of VMs tells that host's memory.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from dataclasses import dataclass, field
@@ -26,7 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from memvirt.plan.findings import Findings, name_some
-from memvirt.plan.readings import Reading, VmReading
+from memvirt.plan.readings import HostReading, Reading, VmReading
 from memvirt.plan.units import pages_of
 
 from .series import seconds
@@ -68,6 +72,7 @@ _STATS = {
     "maximum": "memory", "actual": "balloon_size", "rss": "resident", "available": "guest_total",
     "usable": "guest_free", "unused": "guest_unused",
 }  # fmt: skip
+_MOVING = 3  # samples for which both ends of a migration may tell of a VM
 _STALE = 330.0  # seconds: Prometheus itself calls a sample stale after 5 minutes
 
 
@@ -79,13 +84,15 @@ class _Samples:
     values: list[Any] = field(default_factory=list)
 
 
+_Parts = dict[str, _Samples]  # by meaning
+
+
 def read_prometheus(*paths: Path) -> Reading:
     """Answers of one or several queries, as one reading. Raises PlanDataError."""
     more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
     findings = Findings(f"{paths[0]}{more}")
     series = [found for path in paths for found in _series_of(path)]
-    vms: dict[str, dict[str, _Samples]] = {}
-    labels_of: dict[str, dict[str, str]] = {}
+    vms: dict[str, dict[str, _Parts]] = {}
     unknown: dict[str, int] = {}
     for labels, times, values in series:
         metric = labels.get("__name__", "")
@@ -96,10 +103,10 @@ def read_prometheus(*paths: Path) -> Reading:
         if meaning is None or not vm:
             unknown[metric or "(no name)"] = unknown.get(metric or "(no name)", 0) + 1
             continue
-        samples = vms.setdefault(vm, {}).setdefault(meaning, _Samples())
+        parts = vms.setdefault(vm, {}).setdefault(_host_name(metric, labels), {})
+        samples = parts.setdefault(meaning, _Samples())
         samples.times.append(times)
         samples.values.append(values)
-        labels_of.setdefault(vm, labels)
     if unknown:
         findings.note(f"series that tell nothing of VMs' memory: {name_some(sorted(unknown), 4)}")
     if not vms:
@@ -108,9 +115,58 @@ def read_prometheus(*paths: Path) -> Reading:
             "(kubevirt_vmi_memory_...) or the node exporter (node_memory_...); a query must keep "
             "the metric's name"
         )
-    found = [_vm(name, parts, labels_of[name], findings) for name, parts in sorted(vms.items())]
-    vms_found = [vm for vm in found if vm is not None]
-    return Reading(paths[0], "Prometheus", vms_found, findings=findings.list)
+    of_vms = {host for hosts in vms.values() for host in hosts if host}
+    hosts = [name for name in vms if name in of_vms]
+    found = [
+        _vm(*one, findings)
+        for name, by_host in sorted(vms.items())
+        if name not in of_vms
+        for one in _told_apart(name, by_host, findings)
+    ]
+    sizes = {name: _merged(vms[name].get("", {}).get("memory"))[1] for name in hosts}
+    return Reading(
+        paths[0], "Prometheus", [vm for vm in found if vm is not None],
+        [HostReading(n, pages_of(float(m.max()))) for n, m in sizes.items() if m.size],
+        findings.list,
+    )  # fmt: skip
+
+
+def _told_apart(
+    name: str, by_host: dict[str, _Parts], findings: Findings
+) -> list[tuple[str, _Parts, str]]:
+    """One VM that has been on these hosts, or several of one name: name, samples, (last) host."""
+    times = {
+        host: np.unique(np.concatenate([_merged(samples)[0] for samples in parts.values()]))
+        for host, parts in by_host.items()
+    }
+    shared = [
+        np.intersect1d(times[a], times[b]).size for a, b in itertools.combinations(sorted(times), 2)
+    ]
+    if max(shared, default=0) > _MOVING:
+        findings.warn(
+            f"VM {name}: hosts {name_some(sorted(times))} tell of it at the same times; taken as "
+            "VMs of one name"
+        )
+        return [(f"{name} ({host})", parts, host) for host, parts in sorted(by_host.items())]
+    last = max(times, key=lambda host: times[host].max(initial=0))
+    if len(times) > 1:
+        findings.note(f"VM {name} has moved between hosts {name_some(sorted(times))}")
+    joined: _Parts = {}
+    for parts in by_host.values():
+        for meaning, samples in parts.items():
+            whole = joined.setdefault(meaning, _Samples())
+            whole.times += samples.times
+            whole.values += samples.values
+    return [(name, joined, last)]
+
+
+def _host_name(metric: str, labels: dict[str, str]) -> str:
+    """The host a series of a VM was taken on; empty for what a guest tells of itself."""
+    if metric.startswith("kubevirt"):
+        return labels.get("node", "")
+    if metric.startswith("libvirt"):
+        return labels.get("hypervisor") or re.sub(r":\d+$", "", labels.get("instance", ""))
+    return ""
 
 
 def _series_of(path: Path) -> Any:
@@ -210,7 +266,10 @@ def _merged(samples: _Samples | None) -> tuple[Any, Any]:
     good = ~np.isnan(values)
     times, values = times[good], values[good]
     order = np.argsort(times, kind="stable")
-    return times[order], values[order]
+    times, values = times[order], values[order]
+    # Both ends of a migration tell of a VM for a moment: the larger counts.
+    first = np.flatnonzero(np.diff(times, prepend=-np.inf) > 0)
+    return times[first], np.maximum.reduceat(values, first) if first.size else values
 
 
 def _at(grid: Any, samples: _Samples | None) -> Any:
@@ -223,9 +282,7 @@ def _at(grid: Any, samples: _Samples | None) -> Any:
     return np.where((before >= 0) & (age <= _STALE), values[np.maximum(before, 0)], np.nan)
 
 
-def _vm(
-    name: str, parts: dict[str, _Samples], labels: dict[str, str], findings: Findings
-) -> VmReading | None:
+def _vm(name: str, parts: _Parts, host: str, findings: Findings) -> VmReading | None:
     memory_times, memory = _merged(parts.get("memory"))
     if memory.size == 0:
         _, memory = _merged(parts.get("guest_total"))
@@ -252,7 +309,7 @@ def _vm(
     return VmReading(
         name,
         memory=pages_of(float(memory.max())),
-        host=labels.get("node") or labels.get("hypervisor") or None,
+        host=host or None,
         driver=True if "balloon_size" in parts else None,
         times=grid,
         in_use=pages_of(np.minimum(in_use, memory.max())),  # type: ignore[arg-type]

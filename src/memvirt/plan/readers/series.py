@@ -23,8 +23,18 @@ def _seconds(cell: str) -> float:
     return number
 
 
+def _date(cell: str) -> datetime:
+    """A date in ISO 8601, or with points. Slashes mean months or days first: nobody knows which."""
+    try:
+        return datetime.fromisoformat(cell)
+    except ValueError:
+        form = "%d.%m.%Y %H:%M:%S" if cell.count(":") == 2 else "%d.%m.%Y %H:%M"
+        return datetime.strptime(cell, form).replace(tzinfo=UTC)
+
+
 def seconds_of(cells: list[str], findings: Findings, where: str = "") -> Floats:
-    """Times of text: ISO 8601, seconds or milliseconds since 1970; NaN (with a warning) if none."""
+    """Times of text: ISO 8601, day.month.year, seconds or milliseconds since 1970; NaN (with a
+    warning) if none. Raises PlanDataError if all are none."""
     out = np.full(len(cells), np.nan)
     bad = []
     for row, cell in enumerate(cells):
@@ -32,10 +42,16 @@ def seconds_of(cells: list[str], findings: Findings, where: str = "") -> Floats:
             out[row] = _seconds(cell)
         except ValueError:
             try:
-                when = datetime.fromisoformat(cell)
+                when = _date(cell)
                 out[row] = (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
             except ValueError:
                 bad.append(f'row {row + 2}: "{cell}"')
+    if bad and len(bad) == len(cells):
+        raise findings.error(
+            f'no row has a usable time (the first is "{cells[0]}"); write '
+            "2024-10-27T14:00:00+01:00, or seconds since 1970",
+            where,
+        )
     if bad:
         findings.warn(
             f"{len(bad)} rows without a usable time, left out: {name_some(bad, 3)}", where
