@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from memvirt.live.answers import balloon_bytes, run_state, understood
 from memvirt.live.errors import CommandError, LiveError, MonitorError, ProcessGone
 from memvirt.live.kernel_pages import KernelPages
 from memvirt.live.libvirt_domain import LibvirtMonitor
@@ -207,24 +208,8 @@ class LiveGuest:
             self._device.lost()
             return
         try:
-            monitor = self.vm.ask()
-            self.run_state = str(monitor.execute("query-status")["status"])
-            size = monitor.execute("query-memory-size-summary")
-            total = (int(size["base-memory"]) + int(size.get("plugged-memory", 0))) >> 12
-            if total != self.vm.layout.pages:
-                raise MonitorError(
-                    f"{self.name}: memory was plugged in or out ({self.pages} to {total} pages); "
-                    "start memvirt manage again"
-                )
-            try:
-                actual = int(monitor.execute("query-balloon")["actual"]) >> 12
-            except CommandError as error:
-                if error.error_class != "DeviceNotActive":
-                    raise
-                self._device.lost()
-            else:
-                given = 0 if not self._options.dry_run else self.pretended
-                self._device.seen(max(total - actual, 0) + given, now)
+            with understood(self.name):
+                self._take_answers(now)
             self.monitor_problem = ""
         except MonitorError as error:
             self._device.lost()
@@ -233,6 +218,26 @@ class LiveGuest:
             self._ask_at = now + _RETRY_SECONDS
         finally:
             self.vm.release_monitor()
+
+    def _take_answers(self, now: float) -> None:
+        monitor = self.vm.ask()
+        self.run_state = run_state(monitor)
+        size = monitor.execute("query-memory-size-summary")
+        total = (int(size["base-memory"]) + int(size.get("plugged-memory", 0))) >> 12
+        if total != self.vm.layout.pages:
+            raise MonitorError(
+                f"{self.name}: memory was plugged in or out ({self.pages} to {total} pages); "
+                "start memvirt manage again"
+            )
+        try:
+            actual = balloon_bytes(monitor) >> 12
+        except CommandError as error:
+            if error.error_class != "DeviceNotActive":
+                raise
+            self._device.lost()
+        else:
+            given = 0 if not self._options.dry_run else self.pretended
+            self._device.seen(max(total - actual, 0) + given, now)
 
     def act(self, now: float) -> bool:
         """Tell QEMU the balloon's target if it is a new one; True if it was told.

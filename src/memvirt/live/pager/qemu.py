@@ -12,6 +12,7 @@ import contextlib
 import errno
 import os
 
+from memvirt.live.answers import run_state
 from memvirt.live.discovery import DiscoveredVm
 from memvirt.live.errors import LiveError
 from memvirt.live.process import Process
@@ -135,7 +136,7 @@ class QemuSupervision:
         """
         try:
             monitor = self._monitor()
-            status = monitor.execute("query-status")["status"]
+            status = run_state(monitor)
             if status in _STOPPED:
                 return
             if status != "running":
@@ -156,7 +157,7 @@ class QemuSupervision:
         """Continue the VM if a pager died between its stop and its cont. Raises LiveError."""
         if not self._words[Word.STOPPED_BY_US] & Stopped.DRAIN:
             return
-        if self._monitor().execute("query-status")["status"] == "paused":
+        if run_state(self._monitor()) == "paused":
             self._monitor().execute("cont")
         self._words[Word.STOPPED_BY_US] &= ~Stopped.DRAIN
 
