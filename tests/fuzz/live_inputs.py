@@ -46,8 +46,7 @@ _WORDS = (
 
 
 def _text(draw: random.Random, good: str) -> str:
-    changed = change_text(draw, good) if draw.random() < 0.5 else good.encode()
-    return changed.decode("utf-8", "replace")
+    return change_text(draw, good).decode("utf-8", "replace") if draw.random() < 0.5 else good
 
 
 def _json(draw: random.Random, good: Any) -> Any:
