@@ -29,6 +29,4 @@ def _is_worker() -> bool:
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler and not _is_worker():
     signal.signal(signal.SIGINT, _end_at_once)
 
-from .main import main  # noqa: E402 - what it imports takes a while
-
-__all__ = ["main"]
+from .main import main as main  # noqa: E402, PLC0414 - it takes a while

@@ -38,7 +38,7 @@ from memvirt.vmm.check import Violation, check_machine
 from memvirt.vmm.memory_statistics import MemoryStatistics
 from memvirt.vmm.stores.swap_file import WriteBuffers
 
-__all__ = ["Host", "HostInterrupted"]
+__all__ = ["Host", "HostInterrupted", "HostTime"]
 
 CHECK_EVERY = 32  # quiescent points between two runs of the consistency checker
 _PARTS = 16  # times a VM may wait for frames in one quantum

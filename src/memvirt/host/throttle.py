@@ -28,8 +28,6 @@ from memvirt.vm.virtual_machine import VirtualMachine
 from memvirt.vmkernel.managed import Condition
 from memvirt.vmkernel.vmkernel import VmKernel
 
-__all__ = ["HostTime", "Throttle"]
-
 BURST_SECONDS = 1.0  # of a processor, saved up: the first quanta of a guest are its dearest
 LEAST_SECONDS = 0.01  # that a quantum may cost, however short it is
 COST_FACTOR = 25  # times its virtual time, that a quantum may cost beside that
