@@ -13,6 +13,11 @@ def one_line(text: str, most: int = 200) -> str:
     return shown if len(shown) <= most else shown[: most - 3] + "..."
 
 
+def first_line(error: Exception) -> str:
+    """What an error of a library says first, in one line that no terminal obeys."""
+    return one_line(next(iter(str(error).splitlines()), type(error).__name__))
+
+
 def html_table(caption: str, headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A table as HTML, all of its text escaped. None is shown as an empty cell, numbers aligned."""
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from memvirt import EndReason
-from tests.small_guest import PAGING_MODES, flat_guest, run_small, small_guest
+from tests.small_guest import PAGING_MODES, flat_guest, run_small, small_guest, small_guest_32
 
 _PLACES = {
     "behind_memory": 0x0100_0000,
@@ -62,3 +62,19 @@ def test_addresses_above_4_gib(paging: str) -> None:
             hlt"""
     )
     assert run_small(image, paging, protocol="flat").reason is EndReason.SUCCESS
+
+
+@pytest.mark.parametrize("paging", PAGING_MODES)
+def test_linear_addresses_of_32_bits_wrap(paging: str) -> None:
+    """An access across 4 GiB goes on at 0 (SDM vol. 3A section 3.3), with and without paging."""
+    source = """
+test:   movw $0x1234, 0
+        mov 0xFFFFFFFE, %eax
+        REPORT value, %eax
+        movl $0x56781234, 0xFFFFFFFE
+        movzwl 0, %eax
+        REPORT stored, %eax
+        ret"""
+    ran = run_small(small_guest_32(source), paging)
+    assert ran.reason is EndReason.SUCCESS
+    assert ran.values == {"value": 0x1234_FFFF, "stored": 0x5678}

@@ -151,3 +151,35 @@ def test_alignment_of_sse_operands(paging: str) -> None:
     wanted = [_GP] * len(_ALIGNED) + [_NOTHING] * len(_UNALIGNED)
     names = (*_ALIGNED, *_UNALIGNED)
     assert [n for n, a, b in zip(names, got, wanted, strict=True) if a != b] == []
+
+
+@pytest.mark.parametrize("paging", PAGING_MODES)
+def test_lock_of_bit_instructions(paging: str) -> None:
+    """SDM vol. 2A, LOCK: #UD on a register, and before BT. Stock translators end the process."""
+    operands = {"bts": 1, "btr": 2, "btc": 3}
+    attempts = [f".byte 0xF0; {name} %eax, %ebx" for name in ("bt", *operands)]
+    attempts += [f".byte 0xF0; {name} $3, %ebx" for name in ("bt", *operands)]
+    attempts += [".byte 0xF0; btw %ax, idt", ".byte 0xF0; btl $3, idt"]
+    reports = "\n".join(
+        f"""    .macro ATTEMPT_{number}
+        {attempt}
+        .endm
+        ATTEMPT ATTEMPT_{number}
+        REPORT register_{number}, vector"""
+        for number, attempt in enumerate(attempts)
+    )
+    source = f"""
+test:
+{reports}
+        movl $5, idt
+        lock btsl $1, idt
+        lock btrl $0, idt
+        mov $35, %ecx
+        lock btcl %ecx, idt - 4
+        mov idt, %eax
+        REPORT memory, %rax
+        ret"""
+    values = run_small(small_guest(source), paging).values
+    assert values.pop("memory") == (5 | 2) & ~1 ^ 8
+    assert set(values.values()) == {6}
+    assert len(values) == len(attempts)

@@ -135,9 +135,11 @@ class Campaign:
         """True if every case came to what is promised."""
         with tempfile.TemporaryDirectory(prefix="memvirt-fuzz-") as name:
             folder = Path(name)
-            with Worker(folder / "log") as worker:
+            # Commands are forked: from a process in which no library has started threads.
+            with Worker(folder / "log") as others, Worker(folder / "commands.log") as commands:
                 for done, (kind, seed) in enumerate(self._jobs()):
                     at = folder / "case"
+                    worker = commands if kind == "command" else others
                     verdict = worker.do({"kind": kind, "seed": seed, "folder": str(at)})
                     self.note(kind, seed, verdict, at)
                     if at.exists():

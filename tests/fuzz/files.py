@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import io
 import random
 import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+
+import openpyxl
 
 from memvirt import Machine, VirtualMachine
 from memvirt.errors import MemvirtError
@@ -25,8 +28,11 @@ from .mutations import (
     STRANGE_TEXTS,
     WIDE,
     change_bytes,
+    change_members,
     change_snapshot,
     change_text,
+    members,
+    packed,
 )
 
 _MOST_TO_RUN = 64 << 20  # bytes of machine memory
@@ -244,7 +250,35 @@ MEASUREMENTS = {"plain.csv": _PLAIN, "rvtools.csv": _RVTOOLS, "query.json": _PRO
                  "1.csv": _BITBRAINS, "esxtop.csv": _ESXTOP}  # fmt: skip
 
 
+@cache
+def _workbook() -> dict[str, bytes]:
+    """The parts of an RVTools export, without what tells the time."""
+    book = openpyxl.Workbook()
+    for name in ("vInfo", "vMemory"):
+        sheet = book.create_sheet(name)
+        for line in _RVTOOLS.splitlines():
+            sheet.append([int(cell) if cell.isdigit() else cell for cell in line.split(",")])
+    out = io.BytesIO()
+    book.save(out)
+    parts = members(out.getvalue())
+    return {name: part for name, part in parts.items() if not name.startswith("docProps")}
+
+
+def _changed_workbook(draw: random.Random) -> bytes:
+    parts = dict(_workbook())
+    for _ in range(draw.choice((1, 1, 2))):
+        name = draw.choice(list(parts))
+        if draw.random() < 0.5:
+            text = parts[name].decode().replace("><", ">\n<")
+            parts[name] = change_text(draw, text)
+        else:
+            parts = change_members(draw, parts) or parts
+    return packed(parts) if draw.random() < 0.8 else change_bytes(draw, packed(parts))
+
+
 def make_plan(draw: random.Random) -> Case:
+    if draw.random() < 0.2:
+        return Case("plan", {"export.xlsx": _changed_workbook(draw)})
     name = draw.choice(list(MEASUREMENTS))
     return Case("plan", {name: change_text(draw, MEASUREMENTS[name])})
 

@@ -10,6 +10,7 @@ import resource
 import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from memvirt import EndReason, Machine, VirtualMachine
@@ -17,6 +18,7 @@ from memvirt.images import image_path
 from memvirt.observe.address_map import map_address
 from memvirt.observe.snapshot import SnapshotError, load_snapshot, save_snapshot
 from memvirt.observe.view import live_view
+from memvirt.vmm.pmap import PageState
 from tests.fuzz.mutations import change_members, members, packed
 
 from .snapshots import ADDRESSES, good_snapshot, is_harmless, shown_of
@@ -145,3 +147,30 @@ def test_what_is_no_snapshot(good: bytes, tmp_path: Path) -> None:
     _refused(tmp_path / "old", "older memvirt")
     (tmp_path / "deep").write_bytes(packed(members(good) | {"meta.json": b"[" * 60_000}))
     _refused(tmp_path / "deep", "meta.json")
+
+
+def test_parts_that_contradict_each_other(good: bytes, tmp_path: Path) -> None:
+    """Each part is sound alone: a frame of two pages, or shared and not; a root in the guest."""
+    path = tmp_path / "vm"
+    parts = members(good)
+    state = np.frombuffer(parts["state"], np.uint8).copy()
+    frame = np.frombuffer(parts["frame"], "<u4").copy()
+    first, second = np.flatnonzero(state == PageState.PRIVATE)[:2]
+
+    def changed(new_state: int, new_frame: int) -> bytes:
+        states, frames = state.copy(), frame.copy()
+        states[second], frames[second] = new_state, new_frame
+        return packed(parts | {"state": states.tobytes(), "frame": frames.tobytes()})
+
+    path.write_bytes(changed(PageState.PRIVATE, int(frame[first])))
+    _refused(path, "belongs to two pages")
+    path.write_bytes(changed(PageState.SHARED, int(frame[first])))
+    _refused(path, "one page's own, and shared")
+    path.write_bytes(changed(PageState.PRIVATE, int(max(frame)) + 1))
+    _refused(path, "is missing")
+    path.write_bytes(changed(PageState.SHARED, int(frame[second])))
+    use(path)  # shared by pages of other VMs
+    meta = json.loads(parts["meta.json"])
+    meta["translation"]["root"] = int(frame[first])
+    path.write_bytes(packed(parts | {"meta.json": json.dumps(meta).encode()}))
+    _refused(path, "is a page of the guest")

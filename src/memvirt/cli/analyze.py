@@ -19,6 +19,7 @@ from memvirt.plan.executor import Progress, executor, suitable_workers
 from memvirt.size import format_size, parse_size
 
 from .errors import UsageError
+from .interruption import interrupts_raise
 from .plan import check_results, console, print_table, progress_bar, write_results
 
 _PAGES_A_SECOND = 300_000  # of one core, roughly
@@ -44,6 +45,7 @@ class AnalyzeOptions:
 
 def analyze_dumps(options: AnalyzeOptions) -> None:
     """Raises DumpError, LiveError, SchedulerError or UsageError."""
+    interrupts_raise()
     if not options.dumps and not options.vms:
         raise UsageError("nothing to analyze: name dumps, or live VMs by --vm NAME")
     if options.scratch is not None and not options.scratch.is_dir():

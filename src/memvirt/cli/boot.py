@@ -28,10 +28,10 @@ from memvirt.vmm.check import Violation, check_machine
 
 from .console import STDIO, Console
 from .display import TerminalDisplay, as_text
-from .errors import UsageError, output_errors
+from .errors import UsageError
 from .escape import HELP, EscapeKeys, Typed
 from .gdb import gdb_session
-from .interruption import Interruption
+from .interruption import Interruption, interrupts_raise
 from .ready import make_ready
 
 _LAST_LINES, _MOST_LINES = 24, 100
@@ -194,6 +194,7 @@ def boot(
         terminal if drawn else nullcontext(),
     ):
         outcome = vm.run(timeout=timeout, on_quantum=between_quanta)
+    interrupts_raise()
     if held:
         console.write(bytes(vm.serial_log))
     if check:
@@ -201,8 +202,7 @@ def boot(
     console.finish_line()
     console.close()
     if display:
-        with output_errors():
-            print(as_text(vm.display), flush=True)
+        print(as_text(vm.display), flush=True)
     statistics = vm_statistics(vm)
     detail = f" ({outcome.detail})" if outcome.detail else ""
     print(f"\n{vm.name}: {outcome.reason.value}{detail}", file=sys.stderr)

@@ -41,10 +41,6 @@ class Console:
         try:
             yield
         except OSError as error:
-            if self._stdio:
-                # What is still buffered would fail again when Python flushes it at exit.
-                with open(os.devnull, "wb") as nothing:
-                    os.dup2(nothing.fileno(), sys.stdout.fileno())
             raise OutputFileError(f"{self._name}: {error.strerror or error}") from error
 
     def open(self) -> None:

@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from collections.abc import Iterator
 
 from memvirt.errors import MemvirtError
+from memvirt.notebook import one_line
 
 USAGE = 2
 INTERRUPTED = 130
+_MOST_CHARACTERS = 1000  # of a line
 
 
 class UsageError(MemvirtError):
@@ -49,24 +50,16 @@ def user_errors() -> Iterator[None]:
         print("memvirt: interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except MemvirtError as error:
-        print(f"memvirt: {error}", file=sys.stderr)
+        _say(str(error))
         sys.exit(USAGE)
     except OSError as error:
         if error.filename is None:
             raise
-        print(f"memvirt: {error.filename}: {error.strerror}", file=sys.stderr)
+        _say(f"{error.filename}: {error.strerror}")
         sys.exit(USAGE)
 
 
-@contextlib.contextmanager
-def output_errors() -> Iterator[None]:
-    """Standard output that cannot be written ends the run, with one line unless the reader left."""
-    try:
-        yield
-    except OSError as error:
-        # What is still buffered would fail again when Python flushes it at exit.
-        with open(os.devnull, "wb") as nothing:
-            os.dup2(nothing.fileno(), sys.stdout.fileno())
-        if isinstance(error, BrokenPipeError):
-            raise
-        raise UsageError(f"standard output: {error.strerror}") from error
+def _say(message: str) -> None:
+    """Names of files and what stands in them may be anything: no terminal obeys what is printed."""
+    shown = "\n".join(one_line(line, _MOST_CHARACTERS) for line in message.split("\n"))
+    print(f"memvirt: {shown}", file=sys.stderr)

@@ -22,6 +22,17 @@ from typing import Any
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+def interrupts_raise() -> None:
+    """From here on Ctrl-C raises KeyboardInterrupt: there is something to clean up.
+
+    For work that cannot ask an ``Interruption``, and runs no kernels' callbacks.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 class Interruption:
     """While it is entered, SIGINT and SIGTERM set ``asked`` and end a ``wait``, nothing else.
 

@@ -43,7 +43,7 @@ def last_line(vm: VirtualMachine) -> str:
 
 def vm_table(interval: Interval, columns: Sequence[Column]) -> Table:
     """A row for each VM."""
-    styles = {"off": "dim", "paused": "red", "blocked": "yellow"}
+    styles = {"off": "dim", "paused": "red", "blocked": "yellow", "throttled": "yellow"}
     return table_of(
         (column.name for column in columns),
         _TEXT_COLUMNS,
@@ -166,6 +166,16 @@ def print_summary(console: Console, host: Host, summary: Summary, wall_seconds: 
 
 def _print_troubles(console: Console, host: Host) -> None:
     for vm in host.vms:
+        cost = host.host_time(vm)
+        if cost.throttled:
+            console.print(
+                f"{vm.name}: throttled {cost.throttled} times: its quanta took "
+                f"{cost.processor_seconds:.1f} s of a processor for {vm.virtual_ns / 1e9:.3f} s; "
+                f"it sat out {cost.rounds_sat_out} of {host.rounds} rounds",
+                style="yellow",
+                markup=False,
+                highlight=False,
+            )
         if vm.outcome is None or vm.outcome.reason not in _GOOD:
             detail = vm.outcome.detail if vm.outcome else "not ended"
             console.print(f"{vm.name}: {detail}: {last_line(vm)}", style="red", markup=False)

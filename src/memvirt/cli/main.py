@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -26,6 +28,7 @@ from .page_command import page_command
 from .plan_commands import analyze_command, plan_command
 from .run_command import run_command
 from .schema_command import schema_command
+from .streams import use_standard_streams
 from .warm_command import warm_command
 from .watch_command import watch_command
 from .web_command import WebCommand, web_command
@@ -79,17 +82,24 @@ app.command("manage", short_help="Manage this host's live VMs as ESXi does.")(ma
 
 
 def main() -> None:
-    """Run the command that the arguments name."""
-    status: int | str | None = 0
-    try:
-        app()
-    except SystemExit as stop:
-        status = stop.code
-    if isinstance(status, str):
-        print(status, file=sys.stderr)
+    """Entry point of the console script. It ends the process."""
+    use_standard_streams()
+    status = _status_of(app)
+    flushed = _status_of(sys.stdout.flush)  # what was printed last may be what cannot be written
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is said and done
     # Without the interpreter's own farewell: tearing down the compiled kernels takes longer than
     # many a guest's whole run, and gives nothing back that the system does not take anyway.
     atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status if isinstance(status, int) else int(status is not None))
+    os._exit(status or flushed)
+
+
+def _status_of(act: Callable[[], object]) -> int:
+    """The exit status of what ``act`` comes to."""
+    try:
+        with user_errors():
+            act()
+    except SystemExit as stop:
+        if isinstance(stop.code, str):
+            print(stop.code, file=sys.stderr)
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    return 0

@@ -23,7 +23,6 @@ from memvirt.size import format_size
 from memvirt.vmkernel.events import Event, Mechanism
 from memvirt.vmkernel.samples import Sample
 
-from .errors import output_errors
 from .interruption import Interruption
 
 
@@ -66,8 +65,7 @@ def host_plan(scenario: Scenario) -> HostPlan:
 
 
 def _print(text: str) -> None:
-    with output_errors():
-        print(text, flush=True)
+    print(text, flush=True)
 
 
 def event_line(event: Event) -> str:

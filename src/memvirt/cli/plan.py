@@ -36,6 +36,8 @@ from memvirt.plan.report_html import (
     what_if_row,
 )
 
+from .interruption import interrupts_raise
+
 _FINDINGS_SHOWN, _HOSTS_SHOWN, _VMS_SHOWN = 12, 12, 15
 _PLAIN_WIDTH = 130
 _SECONDS_A_POINT = 2e-8  # of one VM, interval and draw, on one core: what a plan takes, roughly
@@ -77,6 +79,7 @@ def progress_bar(what: str) -> Iterator[Report]:
 
 def plan(question: Question, options: PlanOptions) -> int:
     """Answer; the exit status is 0 if the VMs fit in all draws, 1 if not."""
+    interrupts_raise()
     check_results({"--json": options.json, "--html": options.html}, options.files)
     with Console(stderr=True).status("reading"):
         fleet = assemble(

@@ -29,7 +29,7 @@ from memvirt.scenario.scenario import Scenario, load_scenario
 from memvirt.vmkernel.samples import Sample
 
 from .columns import columns_named
-from .errors import INTERRUPTED, output_errors
+from .errors import INTERRUPTED
 from .interruption import Interruption
 from .live import Screen, print_summary
 from .ready import make_ready
@@ -58,17 +58,11 @@ def vm_names(scenario: Scenario) -> list[str]:
 
 def _batch_output(scenario: Scenario) -> Callable[[Sample], None]:
     """Writes samples to standard output; the header is written now."""
-    with output_errors():
-        writer = BatchWriter(
-            sys.stdout, platform.node() or "memvirt", vm_names(scenario), datetime.now(UTC)
-        )
-        sys.stdout.flush()
-
-    def write(sample: Sample) -> None:
-        with output_errors():
-            writer.write(sample)
-
-    return write
+    writer = BatchWriter(
+        sys.stdout, platform.node() or "memvirt", vm_names(scenario), datetime.now(UTC)
+    )
+    sys.stdout.flush()
+    return writer.write
 
 
 def run(options: RunOptions) -> int:

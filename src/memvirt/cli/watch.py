@@ -37,7 +37,6 @@ from memvirt.observe.record import Recorder
 from memvirt.output_file import check_outputs
 
 from .columns import columns_named, table_of
-from .errors import output_errors
 from .interruption import Interruption
 
 _PLAIN_WIDTH = 150
@@ -184,8 +183,7 @@ def _batch(vms: Sequence[DiscoveredVm]) -> Callable[[LiveSample], None]:
             if vm.name not in names and vm.name not in told:
                 told.add(vm.name)
                 print(f"memvirt: {vm.name} started later: it has no columns", file=sys.stderr)
-        with output_errors():
-            writer.write(sample)
+        writer.write(sample)
 
     return write
 

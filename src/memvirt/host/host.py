@@ -19,15 +19,16 @@ from memvirt.address import PAGE_BYTES
 from memvirt.host.audit import check_one, unnoticed_writes
 from memvirt.host.hosted_vm import REFUSALS, HostedVm, overhead_frames
 from memvirt.host.machine_frames import HostFrames
-from memvirt.host.quantum import QuantumRunner
+from memvirt.host.quantum import HostInterrupted, QuantumRunner
 from memvirt.host.remap import Remapper
 from memvirt.host.state_directory import StateDirectory
+from memvirt.host.throttle import HostTime, Throttle
 from memvirt.host.vm_control import UnknownVm, VmControl
 from memvirt.host.vmm_memory import VmmMemory
 from memvirt.machine.machine import Machine
 from memvirt.scenario.scenario import Scenario
 from memvirt.size import format_size
-from memvirt.vm.outcome import EndReason, Outcome
+from memvirt.vm.outcome import EndReason
 from memvirt.vm.virtual_machine import VirtualMachine
 from memvirt.vmkernel.events import EventLog
 from memvirt.vmkernel.managed import Condition
@@ -37,17 +38,13 @@ from memvirt.vmm.check import Violation, check_machine
 from memvirt.vmm.memory_statistics import MemoryStatistics
 from memvirt.vmm.stores.swap_file import WriteBuffers
 
-__all__ = ["Host", "HostInterrupted"]
+__all__ = ["Host", "HostInterrupted", "HostTime"]
 
 CHECK_EVERY = 32  # quiescent points between two runs of the consistency checker
 _PARTS = 16  # times a VM may wait for frames in one quantum
 _STUCK_ROUNDS = 200  # rounds in which no VM could run, and nothing is wrong with swap
 _WAIT_SECONDS = 0.02  # until a host whose VMs all wait for a disk, or for somebody, looks again
 _WRITE_BUFFERS = (32, 1024)  # frames: 1/128 of machine memory, within these bounds
-
-
-class HostInterrupted(Exception):
-    """Somebody asked for the run to end before its time."""
 
 
 class Host:
@@ -95,6 +92,7 @@ class Host:
             self.state_directory.close()
             raise
         self._quantum_ns = int(machine.quantum_ms * 1e6)
+        self._throttle = Throttle(self.kernel, self._quantum_ns)
         try:
             self._start_due(refusals_end_it=True)
         except BaseException:
@@ -119,6 +117,10 @@ class Host:
     def final_statistics(self, vm: VirtualMachine) -> MemoryStatistics:
         """Statistics of a VM: those of its last moment, if it is off."""
         return self._final.get(vm.vm_id) or vm.vmm.statistics()
+
+    def host_time(self, vm: VirtualMachine) -> HostTime:
+        """What running a VM has cost so far, and whether it was throttled for that."""
+        return self._throttle.host_time(vm)
 
     @property
     def refusals(self) -> list[str]:
@@ -239,7 +241,8 @@ class Host:
     ) -> bool:
         """Run every VM to its end; True if all verified their memory.
 
-        ``interrupted`` is asked at each quiescent point; HostInterrupted is raised once it says so.
+        ``interrupted`` is asked at each quiescent point, and now and then while quanta run, which
+        it ends early; HostInterrupted is raised once it says so.
         ``wait`` waits for so many seconds of host time when no VM can run, or less if it is
         interrupted.
         ``on_tick`` is called about every ``tick`` seconds of host time, ``on_sample`` every
@@ -259,7 +262,8 @@ class Host:
             if on_tick is not None and time.monotonic() >= next_tick:
                 next_tick = time.monotonic() + tick
                 on_tick()
-            self.step()
+            with self._runner.hurried(lambda: interrupted() or time.monotonic() >= deadline):
+                self.step()
             if time.monotonic() >= deadline:
                 self._end_all(EndReason.TIMEOUT, f"no verdict in {self.scenario.timeout:g} s")
         if on_sample is not None:
@@ -271,16 +275,18 @@ class Host:
         self.rounds += 1
         self._resize_due()
         self._start_due()
-        runnable = self._runnable()
-        self._runner.run(_vms(runnable), self._begin_or_go_on)
+        self._throttle.begin_round(self._entries)
+        runnable = [entry for entry in self._live() if self._may_run(entry)]
+        self._runner.run(_vms(runnable), self._throttle.run)
         for _ in range(_PARTS):
             waiting = [entry for entry in self._live() if entry.vm and entry.vm.waiting]
             if not waiting:
                 break
             self._balance(0)
             able = [entry for entry in waiting if self._may_run(entry)]
-            if not self._runner.run(_vms(able), lambda vm: vm.resume_quantum()):
+            if not self._runner.run(_vms(able), self._throttle.go_on):
                 break
+        self._throttle.end_round(self._entries)
         ran = [entry for entry in runnable if entry.vm and not entry.vm.paused]
         # Time stands still for a host whose VMs all wait for a disk.
         stands = not ran and any(entry.vm and entry.vm.paused for entry in runnable)
@@ -292,22 +298,15 @@ class Host:
                 self._power_off(entry)
         self._watch_progress(len(ran))
 
-    def _begin_or_go_on(self, vm: VirtualMachine) -> Outcome | None:
-        """A VM whose last quantum cost the host too much goes on with it: others did not wait."""
-        return vm.resume_quantum() if vm.unfinished else vm.run_quantum(self._quantum_ns)
-
     def _live(self) -> list[HostedVm]:
         return [entry for entry in self._entries if entry.live]
 
     def _may_run(self, entry: HostedVm) -> bool:
         assert entry.managed is not None
         assert entry.vm is not None
-        if entry.managed.held:
+        if entry.managed.held or entry.managed.throttled:
             return False
         return entry.managed.condition is Condition.RUNNING or bool(entry.vm.paused)
-
-    def _runnable(self) -> list[HostedVm]:
-        return [entry for entry in self._live() if self._may_run(entry)]
 
     def _guarded(self, entry: HostedVm, step: Callable[[], object]) -> bool:
         """Do something for one VM; an error in it ends that VM, and the others go on."""
@@ -330,7 +329,7 @@ class Host:
             assert entry.vm is not None
             assert entry.managed is not None
             entry.managed.waiting = entry.vm.waiting
-            if entry.managed.held:
+            if entry.managed.held or entry.managed.throttled:
                 continue
             if entry.vm.paused:
                 self.kernel.pause(entry.managed, entry.vm.paused)
@@ -343,10 +342,11 @@ class Host:
 
     def _watch_progress(self, ran: int) -> None:
         """A host on which nothing can run waits for help if swap fails, else gives up."""
-        if ran or not self._live():
+        live = [entry.managed for entry in self._live() if entry.managed]
+        if ran or not live or any(managed.throttled for managed in live):
             self._stuck = 0
             return
-        if any(entry.managed and entry.managed.held for entry in self._live()):
+        if any(managed.held for managed in live):
             self._stuck = 0
             self._wait(_WAIT_SECONDS)
             return

@@ -3,12 +3,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from memvirt.vm.outcome import Outcome
 from memvirt.vm.virtual_machine import VirtualMachine
+
+_LOOK_SECONDS = 0.2  # between two questions whether to hurry
+
+
+class HostInterrupted(Exception):
+    """Somebody asked for the run to end before its time."""
+
+
+def _no_hurry() -> bool:
+    return False
 
 
 class QuantumRunner:
@@ -19,8 +30,21 @@ class QuantumRunner:
 
     def __init__(self, vms: int, on_error: Callable[[VirtualMachine, Exception], object]) -> None:
         self._on_error = on_error
+        self._hurry: Callable[[], bool] = _no_hurry
         self._workers = max(min(vms, os.cpu_count() or 1), 1)
         self._pool: ThreadPoolExecutor | None = None
+
+    @contextlib.contextmanager
+    def hurried(self, hurry: Callable[[], bool]) -> Iterator[None]:
+        """In the block, ``hurry`` is asked while quanta run; once it says so, they are ended early.
+
+        They are ``unfinished`` then.
+        """
+        self._hurry = hurry
+        try:
+            yield
+        finally:
+            self._hurry = _no_hurry
 
     def run(
         self,
@@ -32,7 +56,11 @@ class QuantumRunner:
             self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="vm")
         running: list[Future[Outcome | None]] = [self._pool.submit(step, vm) for vm in vms]
         try:
-            wait(running)
+            while wait(running, _LOOK_SECONDS).not_done:
+                if self._hurry():
+                    for vm, future in zip(vms, running, strict=True):
+                        if not future.done():
+                            vm.interrupt_quantum()
         except BaseException:
             # Nothing may be torn down while a processor runs.
             for vm in vms:

@@ -30,6 +30,7 @@ from memvirt.address import (
     PpnArray,
 )
 
+from .answers import understood
 from .errors import LayoutError
 from .process import Mapping, Process
 from .qmp import Monitor
@@ -251,6 +252,11 @@ def read_ram_layout(monitor: Monitor, process: Process) -> RamLayout:
 
     Raises LayoutError if QEMU and the kernel disagree, and the errors of both ways to ask.
     """
+    with understood(monitor.name):
+        return _read_ram_layout(monitor, process)
+
+
+def _read_ram_layout(monitor: Monitor, process: Process) -> RamLayout:
     backends = {item["id"]: item for item in monitor.execute("query-memdev") if item.get("id")}
     ranges = _joined(parse_flat_view(monitor.human("info mtree -f")))
     if not backends and ranges and ranges[0].first_gpa == 0:  # before QEMU 5.0

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Self
 
+from .answers import understood
 from .content import GuestContent
 from .discovery import DiscoveredVm
 from .errors import AccessDenied, CommandError, KernelFeatureMissing, LayoutError, ProcessGone
@@ -141,41 +142,45 @@ class LiveVm:
 
         Raises LayoutError for a machine that is no x86, CommandError if there is no such processor.
         """
-        monitor = self.ask()
+        return read_registers(self.ask(), cpu_index)
+
+
+def read_registers(monitor: Monitor, cpu_index: int) -> ControlRegisters:
+    """Control registers of a virtual processor, as ``LiveVm.registers``."""
+    name = monitor.name
+    with understood(name):
         cpus = {cpu["cpu-index"]: cpu for cpu in monitor.execute("query-cpus-fast")}
         if cpu_index not in cpus:
             raise CommandError(
-                f"{self.name}: no virtual processor {cpu_index}; it has 0 to {len(cpus) - 1}", ""
+                f"{name}: no virtual processor {cpu_index}; it has 0 to {len(cpus) - 1}", ""
             )
         text = monitor.human("info registers", cpu_index=cpu_index)
 
-        def register(name: str) -> int:
-            match = re.search(rf"\b{name}\s*=\s*([0-9a-f]+)", text)
+        def register(register_name: str) -> int:
+            match = re.search(rf"\b{register_name}\s*=\s*([0-9a-f]{{1,16}})\b", text)
             if match is None:
-                raise LayoutError(f"{self.name}: no register {name}: not an x86 machine")
+                raise LayoutError(f"{name}: no register {register_name}: not an x86 machine")
             return int(match[1], 16)
 
-        rip = "RIP" if "RIP=" in text else "EIP"
-        efer = register("EFER") if "EFER=" in text else 0
         return ControlRegisters(
             cpu_index=cpu_index,
             cr0=register("CR0"),
             cr3=register("CR3"),
             cr4=register("CR4"),
-            efer=efer,
-            rip=register(rip),
+            efer=register("EFER") if "EFER=" in text else 0,
+            rip=register("RIP" if "RIP=" in text else "EIP"),
             privilege_level=register("CPL"),
-            physical_address_bits=self._physical_address_bits(monitor, cpus[cpu_index]),
+            physical_address_bits=_physical_address_bits(monitor, cpus[cpu_index]),
         )
 
-    @staticmethod
-    def _physical_address_bits(monitor: Monitor, cpu: dict[str, Any]) -> int:
-        """The width QEMU gives the processor's physical addresses, else the architecture's most."""
-        try:
-            bits = monitor.execute("qom-get", {"path": cpu["qom-path"], "property": "phys-bits"})
-        except CommandError:
-            return _MOST_PHYSICAL_ADDRESS_BITS
-        return int(bits) or _MOST_PHYSICAL_ADDRESS_BITS
+
+def _physical_address_bits(monitor: Monitor, cpu: dict[str, Any]) -> int:
+    """The width QEMU gives the processor's physical addresses, else the architecture's most."""
+    try:
+        bits = monitor.execute("qom-get", {"path": cpu["qom-path"], "property": "phys-bits"})
+    except CommandError:
+        return _MOST_PHYSICAL_ADDRESS_BITS
+    return min(max(int(bits), 0), _MOST_PHYSICAL_ADDRESS_BITS) or _MOST_PHYSICAL_ADDRESS_BITS
 
 
 def open_kernel_pages() -> tuple[KernelPages | None, str]:

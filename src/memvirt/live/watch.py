@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
+from .answers import balloon_bytes, run_state, understood
 from .discovery import DiscoveredVm, discover
 from .errors import CommandError, LiveError, MonitorError, ProcessGone
 from .host_memory import read_host_pages
@@ -162,27 +163,32 @@ class LiveHost:
             watched.notes.append(watched.ask_problem)
             return
         try:
-            monitor = vm.ask()
-            watched.condition = str(monitor.execute("query-status")["status"])
-            size = monitor.execute("query-memory-size-summary")
-            total = int(size["base-memory"]) + int(size.get("plugged-memory", 0))
-            if total >> 12 != vm.layout.pages:
-                vm.refresh_layout()
-                watched.counts = None
-            try:
-                actual = int(monitor.execute("query-balloon")["actual"])
-                watched.balloon_driver = True
-                watched.balloon = max(total - actual, 0) >> 12
-            except CommandError as error:
-                if error.error_class != "DeviceNotActive":
-                    raise
-                watched.balloon_driver, watched.balloon = False, 0
+            with understood(vm.name):
+                self._take_answers(watched, vm)
         except MonitorError as error:
             watched.ask_problem = str(error)
             watched.ask_at = time.monotonic() + _RETRY_SECONDS
             watched.notes.append(watched.ask_problem)
         finally:
             vm.release_monitor()
+
+    @staticmethod
+    def _take_answers(watched: _Watched, vm: LiveVm) -> None:
+        monitor = vm.ask()
+        watched.condition = run_state(monitor)
+        size = monitor.execute("query-memory-size-summary")
+        total = int(size["base-memory"]) + int(size.get("plugged-memory", 0))
+        if total >> 12 != vm.layout.pages:
+            vm.refresh_layout()
+            watched.counts = None
+        try:
+            actual = balloon_bytes(monitor)
+            watched.balloon_driver = True
+            watched.balloon = max(total - actual, 0) >> 12
+        except CommandError as error:
+            if error.error_class != "DeviceNotActive":
+                raise
+            watched.balloon_driver, watched.balloon = False, 0
 
     def _count(self, watched: _Watched, vm: LiveVm) -> None:
         now = time.monotonic()

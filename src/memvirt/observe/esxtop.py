@@ -77,7 +77,11 @@ def _rate(field: str) -> Callable[[Interval, VmMemory], float]:
 
 COLUMNS = (
     Column("NAME", "the VM", lambda _, vm: vm.name),
-    Column("STATE", "running, waiting, blocked, paused, off", lambda _, vm: vm.condition),
+    Column(
+        "STATE",
+        "running, waiting, blocked, paused, throttled, off",
+        lambda _, vm: vm.condition,
+    ),
     Column("GROUP", "VMs of one group may share pages", lambda _, vm: vm.group or "-"),
     Column("MEMSZ", "configured memory", _pages("memory"), "Memory Size MBytes"),
     Column("GRANT", "guest pages with a frame, shared ones included", _pages("granted"),

@@ -16,22 +16,28 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from memvirt.errors import MemvirtError
 from memvirt.input_file import InputFileError, check_input
 from memvirt.live.live_sample import LiveSample
+from memvirt.notebook import first_line, one_line
 from memvirt.output_file import OutputFile, OutputFileError
 from memvirt.vmkernel.events import Event, EventLog
-from memvirt.vmkernel.samples import HostMemory, Sample, VmMemory
+from memvirt.vmkernel.samples import HostMemory, HostState, Sample, VmMemory
 
-__all__ = ["EventWriter", "RecordError", "Recorder", "read_record"]
+__all__ = ["EventWriter", "RecordError", "Recorder", "read_host_record", "read_record"]
 
 FORMAT = "memvirt record 1"
 _MOST_BYTES = 64 << 30
 _ROWS_IN_MEMORY = 4096
+_MOST_PAGES = 1 << 28  # of a host or a VM: 1 TiB
+_LARGEST = 2.0**53  # of any amount or time
 _TYPES = {"int": pa.int64(), "float": pa.float64(), "str": pa.string(), "bool": pa.bool_()}
+
+_KINDS = {pa.int64(): "i", pa.float64(): "f", pa.string(): "O", pa.bool_(): "b"}
 
 
 def _column_type(annotation: str) -> Any:
@@ -122,15 +128,48 @@ def read_record(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
         table = pq.read_table(path)
         about = json.loads(table.schema.metadata[b"memvirt"])
         if about["format"] != FORMAT:
-            raise RecordError(f"{path}: {about['format']}, where {FORMAT} is needed")
+            raise RecordError(f"{path}: {one_line(str(about['format']))}, where {FORMAT} is needed")
+        if not isinstance(about.get("name", ""), str):
+            raise RecordError(f"{path}: its name is no text")
     except InputFileError as error:
         raise RecordError(str(error)) from error
     except OSError as error:
-        raise RecordError(f"{path}: {error.strerror or error}") from error
-    except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
-        raise RecordError(f"{path}: not a memvirt record ({error})") from error
+        raise RecordError(f"{path}: {error.strerror or first_line(error)}") from error
+    except (pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        raise RecordError(f"{path}: not a memvirt record ({first_line(error)})") from error
     columns = {name: table[name].to_numpy(zero_copy_only=False) for name in table.column_names}
     return columns, about
+
+
+def read_host_record(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """As ``read_record``, for one of ``memvirt run``: all its columns, of sound values.
+
+    Raises RecordError, which names the column.
+    """
+    columns, about = read_record(path)
+    for field in _schema(HostMemory, VmMemory):
+        column = columns.get(field.name)
+        if column is None:
+            raise RecordError(
+                f"{path}: no record of a host of memvirt run: {field.name} is missing"
+            )
+        if column.dtype.kind != _KINDS[field.type] or not _is_sound(column):
+            raise RecordError(f"{path}: column {field.name} holds what no run records")
+    for name in ("host_total", "memory"):
+        if not ((columns[name] >= 0) & (columns[name] <= _MOST_PAGES)).all():
+            raise RecordError(f"{path}: column {name} holds sizes that cannot be")
+    states = {state.name.lower() for state in HostState}
+    if not states.issuperset(columns["host_state"]):
+        raise RecordError(f"{path}: column host_state holds other words than {sorted(states)}")
+    return columns, about
+
+
+def _is_sound(column: Any) -> bool:
+    if column.dtype.kind == "O":
+        return all(isinstance(value, str) for value in column)
+    if column.dtype.kind == "b":
+        return True
+    return bool((np.abs(column.astype(np.float64)) <= _LARGEST).all())
 
 
 class EventWriter:

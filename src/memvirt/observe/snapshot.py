@@ -319,11 +319,20 @@ def _check_pmap(
     missing = np.flatnonzero(resident)[~np.isin(frame[resident], mpns)]
     if missing.size:
         raise ValueError(f"the frame of PPN {int(missing[0]):#x} is missing")
+    private = np.sort(frame[state == PageState.PRIVATE])
+    twice = private[1:][private[1:] == private[:-1]]
+    if twice.size:
+        raise ValueError(f"MPN {int(twice[0]):#x} belongs to two pages")
+    both = np.intersect1d(private, frame[state == PageState.SHARED])
+    if both.size:
+        raise ValueError(f"MPN {int(both[0]):#x} is one page's own, and shared")
     if kept.size and (kept[-1] >= meta.pages or not np.isin(state[kept], KEPT).all()):
         raise ValueError("content of a page that is not compressed or swapped")
     root = meta.translation.root
     if root is not None and not np.isin(root, mpns):
         raise ValueError(f"the root table's frame {root:#x} is missing")
+    if root is not None and np.isin(root, frame[resident]):
+        raise ValueError(f"the root table's frame {root:#x} is a page of the guest")
 
 
 def _display(meta: _DisplayMeta) -> TextMode:

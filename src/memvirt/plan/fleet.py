@@ -216,7 +216,8 @@ def _grid(
         return 0.0, 3600.0, 1
     start = min(float(vm.times[0]) for vm in vms)
     end = max(float(vm.times[-1]) for vm in vms)
-    steps = [float(np.median(np.diff(vm.times))) for vm in vms if vm.times.size > 1]
+    between = [np.diff(vm.times) for vm in vms]
+    steps = [float(np.median(after[after > 0])) for after in between if (after > 0).any()]
     step = interval or (float(np.median(steps)) if steps else 3600.0)
     uneven = [s for s in steps if s > 1.5 * step]
     if uneven and interval is None:

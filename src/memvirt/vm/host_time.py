@@ -48,6 +48,26 @@ class _Running:
         return time.clock_gettime(self.clock) >= self.until + (compiled - self.compiled)
 
 
+@dataclass(slots=True)
+class HostCost:
+    """What quanta have cost the host, in seconds."""
+
+    processor_seconds: float = 0.0  # of those that are over, without compiling
+    _wall: float = 0.0
+    _began: float | None = None  # while one runs
+
+    @property
+    def wall_seconds(self) -> float:
+        """By the clock; the quantum that runs now is in it."""
+        return self._wall + (0.0 if self._began is None else time.perf_counter() - self._began)
+
+    def begin(self) -> None:
+        self._began = time.perf_counter()
+
+    def end(self) -> None:
+        self._wall, self._began = self.wall_seconds, None
+
+
 def share_seconds(quantum_ns: int) -> float:
     """Processor time of the host that a quantum of ``quantum_ns`` may cost, in seconds."""
     return _SHARE_SECONDS + _SHARE_FACTOR * quantum_ns / 1e9
@@ -62,14 +82,15 @@ class HostTimeWatch:
         self._thread: threading.Thread | None = None
 
     @contextlib.contextmanager
-    def quantum(self, who: Interruptible, share: float) -> Iterator[None]:
+    def quantum(self, who: Interruptible, share: float, cost: HostCost) -> Iterator[None]:
         """While the block runs in this thread, ``who`` is asked to stop once it has cost ``share``.
 
-        Not after the block: when it is left, no call is under way.
+        Not after the block: when it is left, no call is under way. ``cost`` is added to then.
+        Compiling does not count.
         """
         clock = time.pthread_getcpuclockid(threading.get_ident())
-        until = time.clock_gettime(clock) + share
-        entry = _Running(who, clock, until, compile_seconds() or 0.0)
+        began = time.clock_gettime(clock)
+        entry = _Running(who, clock, began + share, compile_seconds() or 0.0)
         with self._changed:
             self._running[id(entry)] = entry
             if self._thread is None:
@@ -77,11 +98,17 @@ class HostTimeWatch:
                 self._thread.start()
             elif len(self._running) == 1:
                 self._changed.notify()
+        cost.begin()
         try:
             yield
         finally:
             with self._changed:
                 del self._running[id(entry)]
+            compiled = compile_seconds()
+            if compiled is not None:  # while another thread compiles, nobody knows whose time it is
+                spent = time.clock_gettime(clock) - began - (compiled - entry.compiled)
+                cost.processor_seconds += max(spent, 0.0)
+            cost.end()
 
     def _look(self) -> None:
         while True:

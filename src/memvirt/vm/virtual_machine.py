@@ -42,7 +42,7 @@ from memvirt.vmm.monitor import PagingMode, VirtualMachineMonitor
 from memvirt.vmm.reserve import FramesWanted
 from memvirt.vmm.stores.backing import BackingStore, BackingStoreError, PageCorrupted
 
-from .host_time import WATCH, share_seconds
+from .host_time import WATCH, HostCost, share_seconds
 from .outcome import EndReason, Outcome
 from .paging_choice import paging_mode
 from .panic import panic_message
@@ -108,9 +108,7 @@ class VirtualMachine:
         self.waiting = False
         self.paused = ""
         self.debug_stop: DebugStop | None = None
-        self._host_seconds = 0.0
-        self._started = 0.0
-        self._running = False
+        self._cost = HostCost()
         self.unfinished = False
         self._quantum_share = 0.0
         self._interrupted = False
@@ -154,7 +152,12 @@ class VirtualMachine:
     @property
     def host_seconds(self) -> float:
         """Host time spent running this VM."""
-        return self._host_seconds
+        return self._cost.wall_seconds
+
+    @property
+    def processor_seconds(self) -> float:
+        """Time of the host's processors that its quanta have cost, without compiling."""
+        return self._cost.processor_seconds
 
     # Boot --------------------------------------------------------------------------------------
 
@@ -210,7 +213,9 @@ class VirtualMachine:
                 self._end(EndReason.TIMEOUT, f"no verdict within {timeout:g} seconds")
         return self.outcome
 
-    def run_quantum(self, nanoseconds: int = QUANTUM_NS) -> Outcome | None:
+    def run_quantum(
+        self, nanoseconds: int = QUANTUM_NS, *, share: float | None = None
+    ) -> Outcome | None:
         """Run for ``nanoseconds`` of virtual time; the outcome if the VM ended, else None.
 
         Time is charged by blocks of code, before they run. A block that would end after the quantum
@@ -219,7 +224,8 @@ class VirtualMachine:
 
         A managed VM may stop early: ``waiting`` for frames, or ``paused`` with the reason why a
         page cannot be had now; a debugged one (``processor.debugging``) with ``debug_stop``. Every
-        VM may, ``unfinished``, when its quantum has cost the host too much (``host_time``). Then
+        VM may, ``unfinished``, when its quantum has cost the host too much (``host_time``): more
+        than ``share`` seconds of a processor, ``share_seconds`` if it is not given. Then
         ``resume_quantum`` goes on with what is left of the quantum. Raises ValueError for one below
         1 ns.
         """
@@ -227,20 +233,18 @@ class VirtualMachine:
             raise ValueError(f"a quantum of {nanoseconds} ns; it must be 1 ns or more")
         self.processor.set_quantum(nanoseconds)
         self._quantum_share = share_seconds(nanoseconds)
-        return self.resume_quantum()
+        return self.resume_quantum(share=share)
 
-    def resume_quantum(self) -> Outcome | None:
-        """Go on to the end of the quantum begun last."""
+    def resume_quantum(self, *, share: float | None = None) -> Outcome | None:
+        """Go on to the end of the quantum begun last; ``share`` as for ``run_quantum``."""
         self.waiting, self.paused, self.unfinished = False, "", False
         self.debug_stop = None
         if self.outcome is not None:
             return self.outcome
         if self._off:
             raise VirtualMachineError(f"{self.name} is powered off: it cannot run any more")
-        self._started = time.perf_counter()
-        self._running = True
         try:
-            with WATCH.quantum(self, self._quantum_share):
+            with WATCH.quantum(self, self._quantum_share if share is None else share, self._cost):
                 self._run_quantum()
         except FramesWanted:
             self.waiting = True
@@ -250,9 +254,6 @@ class VirtualMachine:
             self._end(EndReason.PAGE_LOST, str(error))
         except MachineMemoryExhausted as error:
             self._end(EndReason.OUT_OF_MEMORY, str(error))
-        finally:
-            self._host_seconds += self._in_quantum()
-            self._running = False
         return self.outcome
 
     def _run_quantum(self) -> None:
@@ -372,12 +373,8 @@ class VirtualMachine:
             exit_value=int(requests.exit_value) if requests.exit_requested else None,
             detail=detail,
             virtual_seconds=self.virtual_ns / 1e9,
-            host_seconds=self._host_seconds + self._in_quantum(),
+            host_seconds=self.host_seconds,
         )
-
-    def _in_quantum(self) -> float:
-        """Host seconds of the quantum that runs now: not yet part of ``host_seconds``."""
-        return time.perf_counter() - self._started if self._running else 0.0
 
     def stop(self, reason: EndReason = EndReason.STOPPED, detail: str = "") -> None:
         """End the VM from outside, its processor stopped already."""

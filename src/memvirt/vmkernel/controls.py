@@ -98,7 +98,16 @@ class Controls:
     def release(self, vm: ManagedVm) -> None:
         """Let a VM that was held go on."""
         vm.held = False
-        self._grants.resume(vm)
+        self.go_on(vm)
+
+    def go_on(self, vm: ManagedVm) -> None:
+        """What a VM may do now that a reason to stand still is gone, or has come."""
+        if vm.held:
+            return
+        if vm.throttled:
+            self._grants.stop(vm, Condition.THROTTLED, vm.throttled)
+        else:
+            self._grants.resume(vm)
 
     def restore(self, vm: ManagedVm, pages: int, reason: str) -> int:
         """Bring up to ``pages`` evicted pages of a VM back before its guest asks for them.

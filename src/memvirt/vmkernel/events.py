@@ -32,6 +32,7 @@ class Mechanism(StrEnum):
     SETTINGS = "settings"  # somebody changed shares, reservation, limit or balloon target
     BLOCK = "block"
     PAUSE = "pause"
+    THROTTLE = "throttle"  # its quanta cost the host too much
     RESUME = "resume"
 
 

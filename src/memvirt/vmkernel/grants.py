@@ -16,6 +16,8 @@ from .protocols import FrameGrants, MachineFrames
 from .reclaim import Reclaimer
 from .samples import HostState
 
+_STOPPED_BY = {Condition.BLOCKED: Mechanism.BLOCK, Condition.THROTTLED: Mechanism.THROTTLE}
+
 
 class Grants:
     """Grants frames of ``machine`` to ``vms`` (the VMkernel's own list, which it changes)."""
@@ -78,7 +80,7 @@ class Grants:
 
     def grant(self, vm: ManagedVm, wanted: int) -> None:
         """Let ``vm`` go on, with ``wanted`` more frames if that can be."""
-        if vm.held or (vm.condition is Condition.PAUSED and not vm.waiting):
+        if vm.held or vm.throttled or (vm.condition is Condition.PAUSED and not vm.waiting):
             return  # for a reason that frames do not cure
         low = self._state.state is HostState.LOW
         frames = vm.guest.frames
@@ -125,7 +127,7 @@ class Grants:
         if (vm.condition, vm.reason) == (condition, reason):
             return
         vm.condition, vm.reason = condition, reason
-        mechanism = Mechanism.BLOCK if condition is Condition.BLOCKED else Mechanism.PAUSE
+        mechanism = _STOPPED_BY.get(condition, Mechanism.PAUSE)
         self._events.record(self._clock(), vm.name, mechanism, 0, reason)
 
     def resume(self, vm: ManagedVm) -> None:

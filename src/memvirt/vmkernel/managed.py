@@ -26,6 +26,7 @@ class Condition(StrEnum):
     WAITING = "waiting"  # for frames it will get
     BLOCKED = "blocked"  # above its target on a host that is low on memory
     PAUSED = "paused"  # cannot go on until somebody helps; the reason says what is wrong
+    THROTTLED = "throttled"  # sits out rounds of its host, whose time its quanta use up
 
 
 @dataclass(eq=False)
@@ -48,6 +49,7 @@ class ManagedVm:
     condition: Condition = Condition.RUNNING
     reason: str = ""
     held: bool = False  # paused by somebody, until that one resumes it
+    throttled: str = ""  # why its host does not let it run for now
     over_limit: bool = False  # its limit was lowered: what lies above it has to go
     waiting: bool = False  # stopped in the middle of a quantum for want of frames
     granted: int = 0  # frames in the reserve when it last started to run

@@ -78,8 +78,8 @@ class VmMemory:
     vm_id: int
     name: str
     group: str
-    condition: str  # "running", "waiting", "blocked", "paused", "off"
-    reason: str  # why it is blocked or paused, else empty
+    condition: str  # "running", "waiting", "blocked", "paused", "throttled", "off"
+    reason: str  # why it is blocked, paused or throttled, else empty
     memory: int  # MEMSZ
     granted: int  # GRANT: guest pages with a frame, shared ones included
     consumed: float  # machine memory charged to it: a frame shared by n pages counts 1/n each

@@ -338,9 +338,18 @@ class VmKernel:
         self.grants.stop(vm, Condition.PAUSED, reason)
 
     def resume(self, vm: ManagedVm) -> None:
-        """The VM can go on, unless somebody holds it."""
-        if not vm.held:
-            self.grants.resume(vm)
+        """The VM can go on, unless somebody holds it or it is throttled."""
+        self.controls.go_on(vm)
+
+    def throttle(self, vm: ManagedVm, reason: str) -> None:
+        """The VM's host lets it sit out, until ``end_throttle``. Its memory is managed as ever."""
+        vm.throttled = reason
+        self.resume(vm)
+
+    def end_throttle(self, vm: ManagedVm) -> None:
+        """The VM may run again, unless somebody holds it."""
+        vm.throttled = ""
+        self.resume(vm)
 
     def sample(self) -> Sample:
         """What there is to know now, at a quiescent point."""

@@ -59,6 +59,10 @@ def access(vmm: VmmState, gva: GuestVirtualAddress, kind: int) -> int:
         sign = gva >> (56 if mmu.cr4 & CR4_LA57 else 47)
         if sign != 0 and sign != -1:
             return NOT_CANONICAL
+    else:
+        # Linear addresses have 32 bits there (SDM vol. 3A section 3.3): an access that crosses
+        # their end goes on at 0.
+        gva = GuestVirtualAddress(gva & 0xFFFF_FFFF)
     if vmm.paging == PAGING_SHADOW:
         status = shadow_access(vmm, gva, kind)
     elif vmm.paging == PAGING_NESTED:

@@ -18,7 +18,7 @@ import numpy as np
 
 from memvirt.observe.esxtop import COLUMNS, Interval
 from memvirt.observe.page_classes import FrameClass, GuestClass, names
-from memvirt.observe.record import RecordError, read_record
+from memvirt.observe.record import RecordError, read_host_record
 from memvirt.vmkernel.samples import HostMemory, HostState, Sample, VmMemory
 
 from .app import Answer
@@ -33,11 +33,7 @@ _HIGH_PERCENT = 400
 
 def _samples(path: Path) -> tuple[list[Sample], str]:
     """All samples of a record, and its name. Raises RecordError."""
-    columns, about = read_record(path)
-    missing = [f"host_{f.name}" for f in fields(HostMemory) if f"host_{f.name}" not in columns]
-    missing += [f.name for f in fields(VmMemory) if f.name not in columns]
-    if missing:
-        raise RecordError(f"{path}: no record of a host of memvirt run: {missing[0]} is missing")
+    columns, about = read_host_record(path)
     times = columns["host_time_ns"]
     if not times.size:
         raise RecordError(f"{path}: no sample in it")

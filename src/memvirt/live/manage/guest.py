@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from memvirt.live.answers import balloon_bytes, run_state, understood
 from memvirt.live.errors import CommandError, LiveError, ProcessGone
 from memvirt.live.kernel_pages import KernelPages
 from memvirt.live.libvirt_domain import LibvirtMonitor
@@ -230,21 +231,8 @@ class LiveGuest:
             self._device.lost()
             return
         try:
-            monitor = self.vm.ask()
-            self.run_state = str(monitor.execute("query-status")["status"])
-            size = monitor.execute("query-memory-size-summary")
-            total = (int(size["base-memory"]) + int(size.get("plugged-memory", 0))) >> 12
-            self._left_alone = why_on_the_move(monitor, self.run_state)
-            self._compare_size(total)
-            try:
-                actual = int(monitor.execute("query-balloon")["actual"]) >> 12
-            except CommandError as error:
-                if error.error_class != "DeviceNotActive":
-                    raise
-                self._device.lost()
-            else:
-                given = 0 if not self._options.dry_run else self.pretended
-                self._device.seen(max(total - actual, 0) + given, now)
+            with understood(self.name):
+                self._take_answers(now)
             self.monitor_problem = ""
             self._retry = _RETRY_SECONDS
         except LiveError as error:
@@ -271,6 +259,23 @@ class LiveGuest:
             self._reclaim.layout_changed()
             self._states = None
             self._plugged = False
+
+    def _take_answers(self, now: float) -> None:
+        monitor = self.vm.ask()
+        self.run_state = run_state(monitor)
+        size = monitor.execute("query-memory-size-summary")
+        total = (int(size["base-memory"]) + int(size.get("plugged-memory", 0))) >> 12
+        self._left_alone = why_on_the_move(monitor, self.run_state)
+        self._compare_size(total)
+        try:
+            actual = balloon_bytes(monitor) >> 12
+        except CommandError as error:
+            if error.error_class != "DeviceNotActive":
+                raise
+            self._device.lost()
+        else:
+            given = 0 if not self._options.dry_run else self.pretended
+            self._device.seen(max(total - actual, 0) + given, now)
 
     def act(self, now: float) -> bool:
         """Tell QEMU the balloon's target if it is a new one; True if it was told.

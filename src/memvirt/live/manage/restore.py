@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from memvirt.address import PAGE_BYTES
+from memvirt.live.answers import balloon_bytes, run_state
 from memvirt.live.discovery import DiscoveredVm, discover
 from memvirt.live.errors import CommandError, LiveError, MonitorBusy, MonitorTimeout, ProcessGone
 from memvirt.live.host_memory import read_host_pages
@@ -91,7 +92,7 @@ def _open(found: DiscoveredVm, wait: Callable[[float], object]) -> LiveVm:
 
 def _restore(vm: LiveVm, record: VmRecord, wait: Callable[[float], object]) -> Iterator[str]:
     """Raises LiveError if something cannot be put back."""
-    status = vm.ask().execute("query-status")["status"]
+    status = run_state(vm.ask())
     if status == MIGRATED:
         yield "has migrated to another host, its balloon with it"
         return
@@ -122,7 +123,7 @@ def _restore(vm: LiveVm, record: VmRecord, wait: Callable[[float], object]) -> I
 def _deflate(vm: LiveVm, memory_bytes: int, wait: Callable[[float], object]) -> bool:
     """True once the guest has ``memory_bytes`` again."""
     try:
-        now = int(vm.ask().execute("query-balloon")["actual"])
+        now = balloon_bytes(vm.ask())
     except CommandError as error:
         if error.error_class == "DeviceNotActive":
             return True  # the device has been unplugged, and its pages with it
@@ -134,7 +135,7 @@ def _deflate(vm: LiveVm, memory_bytes: int, wait: Callable[[float], object]) -> 
         if time.monotonic() - moved_at > (_NEAR_SECONDS if near else BALLOON_SECONDS):
             return near
         wait(0.05)
-        before, now = now, int(vm.ask().execute("query-balloon")["actual"])
+        before, now = now, balloon_bytes(vm.ask())
         if now != before:
             moved_at = time.monotonic()
     return True

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from memvirt.live.answers import run_state, understood
 from memvirt.live.command_line import CommandLine
 from memvirt.live.discovery import DiscoveredVm
 from memvirt.live.errors import CommandError, LiveError
@@ -40,12 +41,13 @@ _DEVICE_FILES = {
 
 def migration_under_way(monitor: Monitor) -> str:
     """Why the VM must not be paged now because of a migration, or ""."""
-    if status := outgoing(monitor):
-        return f"a migration is under way ({status})"
-    for capability in monitor.execute("query-migrate-capabilities"):
-        if capability["state"] and capability["capability"] in _CAPABILITIES:
-            what = _CAPABILITIES[capability["capability"]]
-            return f"{what} is switched on, and a paged VM would be lost by it"
+    with understood(monitor.name):
+        if status := outgoing(monitor):
+            return f"a migration is under way ({status})"
+        for capability in monitor.execute("query-migrate-capabilities"):
+            if capability["state"] and capability["capability"] in _CAPABILITIES:
+                what = _CAPABILITIES[capability["capability"]]
+                return f"{what} is switched on, and a paged VM would be lost by it"
     return ""
 
 
@@ -178,7 +180,7 @@ def refuse_monitor_state(name: str, monitor: Monitor) -> None:
     reason = migration_under_way(monitor)
     if reason:
         raise PagerError(f"{name}: {reason}")
-    status = monitor.execute("query-status")["status"]
+    status = run_state(monitor)
     if status not in ("running", "paused"):
         raise PagerError(f"{name}: its status is {status}; it must be running or paused")
 
@@ -216,9 +218,10 @@ def _refuse_plugged_devices(name: str, monitor: Monitor) -> None:
         devices += monitor.execute("qom-list", {"path": "/machine/peripheral-anon"})
     except CommandError:
         return
-    for device in devices:
-        kind = str(device.get("type", ""))
-        if any(word in kind for word in ("vfio", "vhost", "vdpa")):
-            raise PagerError(
-                f"{name}: device {device['name']} is {kind}: not proved with paging yet"
-            )
+    with understood(name):
+        for device in devices:
+            kind = str(device.get("type", ""))
+            if any(word in kind for word in ("vfio", "vhost", "vdpa")):
+                raise PagerError(
+                    f"{name}: device {device['name']} is {kind}: not proved with paging yet"
+                )

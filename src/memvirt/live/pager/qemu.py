@@ -12,6 +12,7 @@ import contextlib
 import errno
 import os
 
+from memvirt.live.answers import run_state
 from memvirt.live.discovery import DiscoveredVm
 from memvirt.live.errors import LiveError
 from memvirt.live.process import Process
@@ -141,7 +142,7 @@ class QemuSupervision:
     def _drain(self) -> None:
         try:
             monitor = self._monitor()
-            status = monitor.execute("query-status")["status"]
+            status = run_state(monitor)
             if status in _STOPPED:
                 return
             if status != "running":
@@ -162,7 +163,7 @@ class QemuSupervision:
         """Continue the VM if a pager died between its stop and its cont. Raises LiveError."""
         if not self._words[Word.STOPPED_BY_US] & Stopped.DRAIN:
             return
-        if self._monitor().execute("query-status")["status"] == "paused":
+        if run_state(self._monitor()) == "paused":
             self._monitor().execute("cont")
         self._words[Word.STOPPED_BY_US] &= ~Stopped.DRAIN
 

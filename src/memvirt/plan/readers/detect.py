@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from memvirt.input_file import InputFileError, check_input
+from memvirt.notebook import first_line
 from memvirt.plan.findings import Findings, PlanDataError
 from memvirt.plan.readings import Reader, Reading
 
@@ -78,7 +79,7 @@ def _reader(path: Path) -> Reader:
     try:
         return _reader_of(path)
     except OSError as error:
-        raise PlanDataError(f"{path}: {error.strerror or error}") from error
+        raise PlanDataError(f"{path}: {error.strerror or first_line(error)}") from error
 
 
 def _reader_of(path: Path) -> Reader:
@@ -91,8 +92,8 @@ def _reader_of(path: Path) -> Reader:
     if start[:4] == b"PAR1":
         try:
             metadata = pq.read_schema(path).metadata or {}
-        except pa.ArrowInvalid as error:
-            raise PlanDataError(f"{path}: damaged Parquet file ({error})") from error
+        except pa.ArrowException as error:
+            raise PlanDataError(f"{path}: damaged Parquet file ({first_line(error)})") from error
         return read_own_record if b"memvirt" in metadata else read_prometheus
     if start[:4] == b"PK\x03\x04" or start == b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1":
         return read_rvtools

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from memvirt.observe.record import RecordError, read_record
+from memvirt.observe.record import RecordError, read_host_record
 from memvirt.plan.findings import Findings
 from memvirt.plan.readings import HostReading, Reading
 
@@ -19,7 +19,7 @@ def read_own_record(path: Path) -> Reading:
     """VMs and host of a record. Raises PlanDataError."""
     findings = Findings(path)
     try:
-        columns, about = read_record(path)
+        columns, about = read_host_record(path)
     except RecordError as error:
         raise findings.error(str(error).removeprefix(f"{path}: ")) from error
     on = columns["condition"] != "off"

@@ -228,7 +228,7 @@ def _frame(table: Any) -> pl.DataFrame:
 def _parquet_series(path: Path, findings: Findings) -> Any:
     try:
         frame = _frame(pq.read_table(path))
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise findings.error(f"is no Parquet file ({str(error).splitlines()[0]})") from error
     names = {name.lower(): name for name in frame.columns}
     time = names.get("timestamp") or names.get("time") or names.get("ts")

@@ -240,8 +240,13 @@ def place_at_top(
 
 
 def encode_command_line(name: str, command_line: str, maximum: int) -> bytes:
-    """The command line as the guest reads it, NUL-terminated."""
-    encoded = command_line.encode()
+    """The command line as the guest reads it, NUL-terminated. Raises BootError."""
+    try:
+        encoded = command_line.encode()
+    except UnicodeEncodeError as error:
+        raise BootError(
+            name, f"the command line is no text: its character {error.start + 1} is no Unicode"
+        ) from error
     if b"\0" in encoded:
         raise BootError(name, "the command line contains a NUL character")
     if len(encoded) > maximum:
