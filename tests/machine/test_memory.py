@@ -9,7 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memvirt.machine.free_list import FreeList
-from memvirt.machine.memory import FrameKind, MachineMemory, MachineMemoryExhausted
+from memvirt.machine.memory import (
+    SCATTER_FRAMES,
+    FrameKind,
+    MachineMemory,
+    MachineMemoryExhausted,
+)
 
 
 def test_a_frame_is_zeroed_before_another_gets_it() -> None:
@@ -38,6 +43,17 @@ def test_scattered_frames_are_not_contiguous_but_repeatable() -> None:
     assert np.count_nonzero(np.diff(first.astype(int)) == 1) < 20
     plain = MachineMemory(4096).allocate(1000, kind=FrameKind.GUEST)
     assert (np.diff(plain.astype(int)) == 1).all()
+
+
+def test_frames_are_scattered_within_32_mib_and_each_is_handed_out_once() -> None:
+    """What the host gives in huge pages is used up before more of it is touched."""
+    machine = MachineMemory(3 * SCATTER_FRAMES + 100, scatter_seed=9)
+    for part in range(3):
+        taken = machine.allocate(SCATTER_FRAMES, kind=FrameKind.GUEST).astype(int)
+        first = part * SCATTER_FRAMES
+        assert np.array_equal(np.sort(taken), np.arange(first, first + SCATTER_FRAMES))
+        assert np.count_nonzero(np.diff(taken) == 1) < 20
+    assert machine.allocate(100, kind=FrameKind.GUEST).min() == 3 * SCATTER_FRAMES
 
 
 @pytest.mark.parametrize("order", [0, 3, 9])

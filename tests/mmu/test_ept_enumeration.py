@@ -47,7 +47,7 @@ class Subject:
         memory = bytearray(self.machine.content.tobytes())
         for kind in (READ, WRITE, FETCH):
             expected = oracle.ept(memory, self.tables[0] << 12, GPA, RIGHT[kind], 40)
-            self.vmm.page_tables.nested_tlb["tag"] = 0  # type: ignore[attr-defined]
+            self.vmm.page_tables.nested_cache["tag"] = 0  # type: ignore[attr-defined]
             for _ in range(2):
                 mmu.walk_references = 0
                 address = ept_walk(mmu, GPA, kind)

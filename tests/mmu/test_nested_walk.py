@@ -13,7 +13,7 @@ from memvirt.machine.memory import FrameKind, MachineMemory
 from memvirt.mmu.access import FETCH, NEED_PAGE, OK, READ, TRUE_FAULT, WRITE
 from memvirt.mmu.entry import EPT_MISCONFIGURATION
 from memvirt.mmu.guest_walk import guest_walk
-from memvirt.mmu.mmu_state import NESTED_TLB_DTYPE, NESTED_TLB_ENTRIES
+from memvirt.mmu.mmu_state import NESTED_CACHE_DTYPE, NESTED_CACHE_ENTRIES
 from memvirt.mmu.second_level import MISS, ept_walk
 from memvirt.vmm.monitor import PagingMode, VirtualMachineMonitor
 from memvirt.vmm.paging.nested import drop_nested_entry, nested_access
@@ -128,14 +128,14 @@ def test_random_ept_walks(kind: int) -> None:
 
 
 def _forget_all(vmm: VirtualMachineMonitor) -> None:
-    size = NESTED_TLB_DTYPE.itemsize * NESTED_TLB_ENTRIES
-    ctypes.memset(int(vmm.state.mmu.nested_tlb_at), 0, size)
+    size = NESTED_CACHE_DTYPE.itemsize * NESTED_CACHE_ENTRIES
+    ctypes.memset(int(vmm.state.mmu.nested_cache_at), 0, size)
 
 
 def _all_walks(vmm: VirtualMachineMonitor, *, cold: bool) -> list[tuple[int, ...]]:
     """What every page and kind of access comes to: address, references, rights or violation.
 
-    ``cold`` empties the nested TLB before each.
+    ``cold`` empties the nested cache before each.
     """
     mmu, found = vmm.state.mmu, []
     for gpa in range(0, (PAGES + 2) << 12, 0x1000 - 8):
@@ -153,19 +153,19 @@ def _all_walks(vmm: VirtualMachineMonitor, *, cold: bool) -> list[tuple[int, ...
     return found
 
 
-def test_nested_tlb_answers_as_the_table_does() -> None:
+def test_nested_cache_answers_as_the_table_does() -> None:
     """Cold and warm walks are equal in all they report, and none outlives its entry."""
     rng = random.Random(11)
     for _ in range(40):
         vmm, _ = _random_machine(rng)
         mmu = vmm.state.mmu
         cold = _all_walks(vmm, cold=True)
-        assert mmu.nested_tlb_hits == 0
+        assert mmu.nested_cache_hits == 0
         assert _all_walks(vmm, cold=False) == cold
-        hits = int(mmu.nested_tlb_hits)
+        hits = int(mmu.nested_cache_hits)
         assert _all_walks(vmm, cold=False) == cold
         reached = [ppn for ppn in range(PAGES) if ept_walk(vmm.state.mmu, ppn << 12, 0) >= 0]
-        assert (mmu.nested_tlb_hits > hits) == bool(reached)
+        assert (mmu.nested_cache_hits > hits) == bool(reached)
         for ppn in reached:
             assert drop_nested_entry(vmm.state, ppn) == 1
             for kind in RIGHT:

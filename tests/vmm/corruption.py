@@ -14,7 +14,7 @@ import numpy as np
 from memvirt.machine.memory import MachineMemory
 from memvirt.mmu import page_state
 from memvirt.mmu.entry import ENTRY_ADDRESS_MASK
-from memvirt.mmu.mmu_state import NESTED_TLB_ENTRIES
+from memvirt.mmu.mmu_state import NESTED_CACHE_ENTRIES
 from memvirt.vmm.balloon import BalloonedPages
 from memvirt.vmm.check import CheckLevel, Violation, check_machine
 from memvirt.vmm.content import COMPRESS, SWAP
@@ -107,7 +107,7 @@ class Subject:
         arrays += [pmap.state, pmap.frame, pmap.flags, pmap.large, self.reserve]
         if self.paging is PagingMode.NESTED:
             tables = [self.nested_table(level) for level in (4, 3, 2, 1)]
-            arrays += [self.nested_tlb["tag"], self.nested_tlb["entry"]]
+            arrays += [self.nested_cache["tag"], self.nested_cache["entry"]]
         else:
             pool = self.pool
             tables = pool.pages["mpn"][pool.pages["used"] != 0].tolist()
@@ -199,14 +199,14 @@ class Subject:
         return mpn
 
     @property
-    def nested_tlb(self) -> Any:
+    def nested_cache(self) -> Any:
         """Records {tag, entry} by slot."""
-        return self.vmm.page_tables.nested_tlb
+        return self.vmm.page_tables.nested_cache
 
     def cached(self, ppn: int) -> Any:
-        """The nested TLB's entry of ``ppn``, which it has."""
-        record = self.nested_tlb[ppn % NESTED_TLB_ENTRIES]
-        assert record["tag"] == ppn + 1
+        """The nested cache's entry of the 2 MiB with ``ppn``, which it has."""
+        record = self.nested_cache[(ppn >> 9) % NESTED_CACHE_ENTRIES]
+        assert record["tag"] == (ppn >> 9) + 1
         return record
 
 

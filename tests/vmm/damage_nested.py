@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Damage to nested page tables, the nested TLB, and large pages."""
+"""Damage to nested page tables, the nested cache, and large pages."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import numpy as np
 from memvirt.machine.memory import FrameKind
 from memvirt.mmu.entry import (
     EPT_EXECUTE,
+    EPT_LARGE,
     EPT_READ,
     EPT_WRITE,
 )
 from memvirt.vmm.pmap import PageState
 
 from .corruption import (
-    OTHER_PPN,
     PRIVATE_PPN,
     SHARED_PPN,
     Damage,
@@ -47,8 +47,8 @@ def edit_cached(flip_entry: int = 0, tag: int | None = None) -> Damage:
 
 
 def outlived(s: Subject) -> None:
-    """An entry is cleared, and the nested TLB not told."""
-    edit_nested(1, PRIVATE_PPN, value=0)(s)
+    """An entry of level 2 is cleared, and the nested cache not told."""
+    edit_nested(2, PRIVATE_PPN, value=0)(s)
 
 
 def nested_table_twice(s: Subject) -> None:
@@ -64,6 +64,7 @@ def nested_table_of_level(level: int, tag: int) -> Damage:
 
 
 ENTRY = f"nested entry of PPN {PRIVATE_PPN:#x}"
+CACHED = "nested cache slot 0x0 (PPN 0x0)"
 NESTED_CASES = {
     "entry to another frame": Case(
         NESTED, edit_nested(1, PRIVATE_PPN, 3 << 12), "I1", ENTRY, "MPN", f"(PPN {PRIVATE_PPN:#x})"
@@ -136,32 +137,30 @@ NESTED_CASES = {
     "tables miscounted": Case(
         NESTED, count("nested_tables"), "I4", "nested tables", "4 linked", "5 counted"
     ),
-    "nested TLB to another frame": Case(
+    "nested cache to another table": Case(
         NESTED,
         edit_cached(flip_entry=5 << 12),
         "I1",
-        f"(PPN {PRIVATE_PPN:#x})",
+        CACHED,
         "0x",
         "as the nested table has it",
     ),
-    "nested TLB with more rights": Case(
+    "nested cache with more rights": Case(
         NESTED,
-        edit_nested(1, PRIVATE_PPN, EPT_WRITE | EPT_EXECUTE),
+        edit_nested(2, PRIVATE_PPN, EPT_WRITE | EPT_EXECUTE),
         "I1",
-        f"nested TLB slot {PRIVATE_PPN:#x}",
+        CACHED,
         "0x",
         "as the nested table has it",
     ),
-    "nested TLB that outlived its entry": Case(
-        NESTED, outlived, "I1", f"nested TLB slot {PRIVATE_PPN:#x}", "0x", "no such entry"
+    "nested cache that outlived its entry": Case(
+        NESTED, outlived, "I1", CACHED, "0x", "no such entry"
     ),
-    "nested TLB entry in a wrong slot": Case(
-        NESTED,
-        edit_cached(tag=OTHER_PPN + 1),
-        "I1",
-        f"nested TLB slot {PRIVATE_PPN:#x}",
-        "0x",
-        f"slot {OTHER_PPN:#x}",
+    "nested cache that takes a table for a large page": Case(
+        NESTED, edit_cached(flip_entry=EPT_LARGE), "I1", CACHED, "0x", "as the nested table has it"
+    ),
+    "nested cache entry in a wrong slot": Case(
+        NESTED, edit_cached(tag=2), "I1", "nested cache slot 0x0 (PPN 0x200)", "0x", "slot 0x1"
     ),
 }
 

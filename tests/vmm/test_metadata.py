@@ -15,7 +15,7 @@ from memvirt.vmm.monitor import PagingMode, VirtualMachineMonitor
 from memvirt.vmm.paging.shadow_paging import ShadowPaging
 
 PAGES = 1 << 18  # a VM of 1 GiB
-_FIXED = 1 << 18  # bytes: records, the reserve, the nested TLB
+_FIXED = 1 << 18  # bytes: records, the reserve, the nested cache
 
 
 def array_bytes(owner: object) -> int:

@@ -21,7 +21,7 @@ _MEMORY_TYPE, _RESERVED_TYPE = 7 << 3, 2 << 3  # SDM vol. 3C, table 29-6: types 
 def corrupt(vmm: VirtualMachineMonitor) -> int:
     """Give every present entry of the last level a reserved memory type; returns how many."""
     assert isinstance(vmm.page_tables, NestedPaging)
-    vmm.page_tables.nested_tlb["tag"] = 0
+    vmm.page_tables.nested_cache["tag"] = 0
     words = vmm.machine.content.view("int64")
     corrupted = 0
     for ppn in range(vmm.pmap.pages):

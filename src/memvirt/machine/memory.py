@@ -3,12 +3,13 @@
 
 Metadata is arrays over MPN, 9 bytes a frame: its kind (1), who holds it (4) and a detail (4), which
 also links the free frames. So 1 TiB of frames can be represented; content is one buffer, reserved
-lazily by the operating system and shareable with processes. A frame is zeroed when allocated: no VM
-ever sees another's bytes.
+lazily by the operating system, in its huge pages where it has them. A frame is zeroed when
+allocated: no VM ever sees another's bytes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import threading
 from collections.abc import Sequence
@@ -39,6 +40,7 @@ __all__ = [
 
 MpnsLike = Sequence[MachinePageNumber] | MpnArray | MachinePageNumber
 FrameDetails = np.ndarray[tuple[int], np.dtype[np.int32]]
+SCATTER_FRAMES = 8192  # 32 MiB: frames are scattered within runs of so many
 
 
 class MachineMemoryExhausted(MemvirtError):
@@ -93,11 +95,36 @@ class FrameReferences:
         self.changes += 1
 
 
+def _reserve(size: int) -> mmap.mmap:
+    """``size`` bytes of zeroes of the host's memory, which takes them up as they are touched.
+
+    Asked for in huge pages, as QEMU asks for its guests' memory: without them most accesses to a
+    frame cost the host's processor a miss in its own TLB. A kernel without them refuses, and gives
+    small ones.
+    """
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
+
+
+def _order_of_allocation(frames: int, scatter_seed: int | None) -> MpnArray:
+    """All MPNs, the first to be taken last: ascending, or scattered within ``SCATTER_FRAMES``."""
+    order = MpnArray(np.arange(frames - 1, -1, -1, dtype=np.uint32))
+    if scatter_seed is not None:
+        rng = np.random.default_rng(scatter_seed)
+        for end in range(frames, 0, -SCATTER_FRAMES):
+            rng.shuffle(order[max(end - SCATTER_FRAMES, 0) : end])
+    return order
+
+
 class MachineMemory:
     """``frames`` frames of 4 KiB.
 
-    ``scatter_seed`` makes the order of allocation a pseudo-random permutation, so that what lies
-    behind a VM is visibly not contiguous; without it frames are handed out in ascending order.
+    ``scatter_seed`` makes the order of allocation pseudo-random, so that what lies behind a VM is
+    visibly not contiguous; without it frames are handed out in ascending order. It is random within
+    32 MiB, not beyond, for the host gives memory in huge pages: a machine of which little is used
+    would else soon take all of its size from the host.
     With ``metadata_only`` no content is kept (policy studies of huge hosts).
     All methods may be called from several threads.
     """
@@ -114,13 +141,11 @@ class MachineMemory:
         self.references = FrameReferences(self.kind, self.owner)
         self._detail = np.zeros(frames, np.int32)  # by kind: guest_ppn, share_salt, ...
         self._lock = threading.RLock()
-        self._mapping = mmap.mmap(-1, PAGE_BYTES if metadata_only else frames * PAGE_BYTES)
+        self._mapping = _reserve(PAGE_BYTES if metadata_only else frames * PAGE_BYTES)
         self._metadata_only = metadata_only
         self.content = np.frombuffer(self._mapping, np.uint8)
         self._host_address = int(self.content.ctypes.data)
-        order = MpnArray(np.arange(frames - 1, -1, -1, dtype=np.uint32))
-        if scatter_seed is not None:
-            np.random.default_rng(scatter_seed).shuffle(order)
+        order = _order_of_allocation(frames, scatter_seed)
         self._free = FreeList(self._detail.view(np.uint32), order)
         self._allocations = 0
         self._frees = 0

@@ -180,7 +180,7 @@ def _read_entries(mmu: MmuState, mode: int, gva: GuestVirtualAddress, access: in
     table = mmu.cr3 & (ENTRY_ADDRESS_MASK if mode >= MODE_4LEVEL else 0xFFFF_F000)
     if mode == MODE_PAE:
         table = mmu.cr3 & 0xFFFF_FFE0
-    user, writable, no_execute = True, True, False
+    user, writable, no_execute, common = True, True, False, -1
     for step in range(mode):
         level = mode - step
         index = (gva >> (12 + (level - 1) * index_bits)) & ((1 << index_bits) - 1)
@@ -206,12 +206,14 @@ def _read_entries(mmu: MmuState, mode: int, gva: GuestVirtualAddress, access: in
             user = user and entry & USER != 0
             writable = writable and entry & WRITABLE != 0
             no_execute = no_execute or (wide and entry & NO_EXECUTE != 0)
+            common &= entry
         if is_leaf(mmu, mode, level, entry):
             mmu.walk_leaf_level = level
             mmu.walk_gpa = leaf_address(mode, level, entry, gva)
             mmu.walk_page_bytes = 1 << (12 + (level - 1) * index_bits)
             mmu.walk_user, mmu.walk_writable = user, writable
             mmu.walk_no_execute = no_execute
+            mmu.walk_common = common
             mmu.walk_global = entry & GLOBAL != 0 and mmu.cr4 & CR4_PGE != 0
             return OK
         table = entry & (ENTRY_ADDRESS_MASK if wide else 0xFFFF_F000)
@@ -222,6 +224,9 @@ def _read_entries(mmu: MmuState, mode: int, gva: GuestVirtualAddress, access: in
 def _update_entries(mmu: MmuState, mode: int, access: int) -> int:
     """Set the accessed bits of the walk's entries, and the leaf's dirty bit for a write."""
     leaf = mmu.walk_leaf_level
+    if mmu.walk_common & ACCESSED != 0 and (access != WRITE or mmu.walk_entry[leaf] & DIRTY != 0):
+        mmu.walk_dirty = mmu.walk_entry[leaf] & DIRTY != 0
+        return OK
     references = mmu.walk_references  # the update goes where the walk has just read: no new ones
     for step in range(mode - leaf + 1):
         level = mode - step

@@ -39,8 +39,8 @@ class MmuState(Record):
     pmap_frame_at: int  # uint32 by PPN
     pmap_flags_at: int  # uint8 by PPN
     nested_root: MachinePageNumber
-    nested_tlb_at: int  # NESTED_TLB_ENTRIES of NestedTlbEntry, as a processor's nested TLB
-    nested_tlb_hits: int
+    nested_cache_at: int  # NESTED_CACHE_ENTRIES of NestedCacheEntry
+    nested_cache_hits: int
     # The shadow table the processor walks now.
     shadow_root: MachinePageNumber
     shadow_levels: int
@@ -54,6 +54,7 @@ class MmuState(Record):
     walk_dirty: int
     walk_global: int
     walk_page_bytes: int
+    walk_common: int  # bits set in all its entries
     walk_entry: Annotated[MutableSequence[int], np.int64, WALK_LEVELS]  # after its A/D update
     walk_entry_gpa: Annotated[MutableSequence[GuestPhysicalAddress], np.int64, WALK_LEVELS]
     # Result of an access, or why it could not be made.
@@ -73,12 +74,13 @@ class MmuState(Record):
 MMU_DTYPE = record_dtype(MmuState)
 
 
-class NestedTlbEntry(Record):
-    """One translation of the last level of the nested table."""
+class NestedCacheEntry(Record):
+    """An entry of level 2 of the nested table, as a processor's paging-structure cache has it (SDM
+    vol. 3C section 29.4.1): what 2 MiB of guest-physical addresses need of the upper levels."""
 
-    tag: int  # PPN + 1; 0: free
-    entry: int  # frame and combined rights
+    tag: int  # gPA >> 21, + 1; 0: free
+    entry: int  # last-level table or large page, and the rights of levels 4 to 2 combined
 
 
-NESTED_TLB_ENTRIES = 4096
-NESTED_TLB_DTYPE = record_dtype(NestedTlbEntry)
+NESTED_CACHE_ENTRIES = 1024  # 2 GiB
+NESTED_CACHE_DTYPE = record_dtype(NestedCacheEntry)

@@ -28,7 +28,7 @@ from .entry import (
     EPT_RIGHTS,
     EPT_WRITE,
 )
-from .mmu_state import NESTED_TLB_ENTRIES, MmuState
+from .mmu_state import NESTED_CACHE_ENTRIES, MmuState
 from .native import load8, load32, load64, store8, store64
 from .page_state import FLAG_UNWRITTEN, FLAGS_UNTIL_TOUCHED, STATE_PRIVATE, STATE_SHARED
 
@@ -56,21 +56,46 @@ def ept_entry_is_misconfigured(entry: int, level: int, physical_address_bits: in
 
 
 @compiled
-def nested_tlb_slot(mmu: MmuState, ppn: PhysicalPageNumber) -> int:
-    """Address of the only slot of the nested TLB where ``ppn`` may be."""
-    return mmu.nested_tlb_at + (ppn & (NESTED_TLB_ENTRIES - 1)) * 16
+def nested_cache_slot(mmu: MmuState, gpa: GuestPhysicalAddress) -> int:
+    """Address of the only slot of the nested cache where what maps ``gpa`` may be."""
+    return mmu.nested_cache_at + ((gpa >> 21) & (NESTED_CACHE_ENTRIES - 1)) * 16
 
 
 @compiled
-def forget_nested(mmu: MmuState, ppn: PhysicalPageNumber) -> None:
-    """Drop ``ppn`` from the nested TLB.
+def forget_nested(mmu: MmuState, gpa: GuestPhysicalAddress) -> None:
+    """Drop what the nested cache has of the 2 MiB with ``gpa``.
 
-    Owed whenever the nested entry of ``ppn`` loses a right or changes its frame (SDM vol. 3C
-    section 29.4.3.3); an entry that gains a right misses here and is walked again.
+    Owed whenever their nested entry of level 2, or one above it, loses a right or points elsewhere
+    (SDM vol. 3C section 29.4.3.3). Entries of level 1 are not cached; after one that gains a right
+    the walk begins at the root, as after any that fails.
     """
-    at = nested_tlb_slot(mmu, ppn)
-    if load64(at) == ppn + 1:
+    at = nested_cache_slot(mmu, gpa)
+    if load64(at) == (gpa >> 21) + 1:
         store64(at, 0)
+
+
+@compiled
+def _ept_walk_cached(mmu: MmuState, gpa: GuestPhysicalAddress, access: int) -> MachineAddress:
+    """As ``ept_walk``, by the nested cache; MISS, with nothing said, if that does not grant it."""
+    at = nested_cache_slot(mmu, gpa)
+    if load64(at) != (gpa >> 21) + 1:
+        return MISS
+    rights = load64(at + 8)
+    leaf = rights
+    references, offset_mask = 3, (1 << 21) - 1
+    if leaf & EPT_LARGE == 0:
+        table = rights & ENTRY_ADDRESS_MASK
+        leaf = load64(mmu.memory_at + table + ((gpa >> 12) & 511) * 8)
+        if ept_entry_is_misconfigured(leaf, 1, mmu.physical_address_bits):
+            return MISS
+        references, offset_mask = 4, (1 << 12) - 1
+        rights &= leaf
+    if rights & (1 << access) == 0:
+        return MISS
+    mmu.walk_references += references
+    mmu.nested_cache_hits += 1
+    mmu.out_permissions = rights & EPT_RIGHTS
+    return MachineAddress((leaf & ENTRY_ADDRESS_MASK & ~offset_mask) | (gpa & offset_mask))
 
 
 @compiled
@@ -80,17 +105,12 @@ def ept_walk(mmu: MmuState, gpa: GuestPhysicalAddress, access: int) -> MachineAd
     Returns the machine address, or MISS with ``violation_gpa``, ``violation_level`` and
     ``violation_qualification`` (SDM table 28-7: access in bits 0 to 2, the entries' combined
     rights in bits 3 to 5) set. Sets ``out_permissions`` to the combined EPT rights. Counts each
-    entry in ``walk_references``, those answered by the nested TLB included: the figure is the
+    entry in ``walk_references``, those answered by the nested cache included: the figure is the
     cost of nested paging by the architecture, whatever a cache saves of it.
     """
-    at = nested_tlb_slot(mmu, physical_page_number(gpa))
-    if load64(at) == (gpa >> 12) + 1:
-        cached = load64(at + 8)
-        if cached & (1 << access):
-            mmu.walk_references += 4
-            mmu.nested_tlb_hits += 1
-            mmu.out_permissions = cached & EPT_RIGHTS
-            return MachineAddress((cached & ENTRY_ADDRESS_MASK) | (gpa & 0xFFF))
+    address = _ept_walk_cached(mmu, gpa, access)
+    if address != MISS:
+        return MachineAddress(address)
     table = mmu.nested_root << 12
     rights = EPT_RIGHTS
     level = 4
@@ -107,13 +127,14 @@ def ept_walk(mmu: MmuState, gpa: GuestPhysicalAddress, access: int) -> MachineAd
             mmu.violation_level = level
             mmu.violation_qualification = EPT_MISCONFIGURATION
             return MISS
+        if level == 2:
+            at = nested_cache_slot(mmu, gpa)
+            store64(at, (gpa >> 21) + 1)
+            store64(at + 8, (entry & (ENTRY_ADDRESS_MASK | EPT_LARGE)) | rights)
         if level == 1 or entry & EPT_LARGE:
             if rights & (1 << access) == 0:
                 break
             mmu.out_permissions = rights
-            if level == 1:
-                store64(at, (gpa >> 12) + 1)
-                store64(at + 8, (entry & ENTRY_ADDRESS_MASK) | rights)
             offset_mask = (1 << shift) - 1
             return MachineAddress((entry & ENTRY_ADDRESS_MASK & ~offset_mask) | (gpa & offset_mask))
         table = entry & ENTRY_ADDRESS_MASK

@@ -102,7 +102,10 @@ def note_large_page(engine: EngineState, gva: GuestVirtualAddress, size: int) ->
         if address == -1:
             address = gva
         else:
-            mask &= load64(record + 8)
+            kept = load64(record + 8)
+            if (address ^ gva) & kept == 0 and kept & mask == kept:
+                continue
+            mask &= kept
             while (address ^ gva) & mask != 0:
                 mask <<= 1
         store64(record, address & mask)

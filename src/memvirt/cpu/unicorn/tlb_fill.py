@@ -107,9 +107,10 @@ def fill(engine: EngineState, gva: GuestVirtualAddress, kind: int) -> int:
     executed_at = engine.page_flags_at + ppn
     executed = load8(executed_at) & EXECUTED
     flags_at = mmu.pmap_flags_at + ppn
-    executable = _allowed(mmu, rights, FETCH)
-    writable = kind == WRITE or _allowed(mmu, rights, WRITE)
-    permissions = PERMIT_READ if kind == READ or _allowed(mmu, rights, READ) else 0
+    # Who may read or write may read; a fetch is judged by other bits (SMEP, SMAP, NX).
+    readable = kind != FETCH or _allowed(mmu, rights, READ)
+    writable = kind == WRITE or (readable and rights & WRITABLE != 0)
+    permissions = PERMIT_READ if readable else 0
     if kind == FETCH:
         if executed == 0:
             executed = EXECUTED
@@ -120,7 +121,7 @@ def fill(engine: EngineState, gva: GuestVirtualAddress, kind: int) -> int:
                 return FLUSH_AND_RETRY
         permissions |= PERMIT_EXECUTE
     if executed:
-        if executable:
+        if kind == FETCH or _allowed(mmu, rights, FETCH):
             permissions |= PERMIT_EXECUTE
         elif kind == WRITE:
             if mpn != engine.dropped_frame or (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The nested table of one VM, level by level, and the nested TLB in front of it (I1, I2, I4)."""
+"""The nested table of one VM, level by level, and the nested cache in front of it (I1, I2, I4)."""
 
 from __future__ import annotations
 
@@ -62,27 +62,25 @@ def check_nested(vmm: VirtualMachineMonitor) -> Iterator[Violation]:
     tables = np.array([nested.root], np.int64)
     bases, rights = np.zeros(1, np.int64), np.full(1, EPT_RIGHTS, np.int64)
     every_table = [tables]
-    leaves = None
     for level in range(_LEVELS, 0, -1):
         sound = yield from _check_tables(vmm, level, tables)
         found = _entries(vmm, level, tables[sound], bases[sound], rights[sound])
         yield from _check_format(found, nested)
         large = (found.entry & EPT_LARGE != 0) & (level == 2)
         if level == 1:
-            leaves = found
             yield from check_mappings(
                 vmm, found.ppn, found.target, found.entry & EPT_WRITE != 0, found.where
             )
             break
         yield from _check_large_entries(vmm, found, large)
+        if level == 2:
+            yield from _check_nested_cache(vmm, nested, found)
         tables, bases, rights = found.target[~large], found.ppn[~large], found.rights[~large]
         again = np.unique(tables, return_counts=True)
         for mpn in again[0][again[1] > 1].tolist():
             yield Violation("I4", f"nested table MPN {mpn:#x}", "several entries", "one")
         every_table.append(tables)
     yield from _check_owned(vmm, nested, np.unique(np.concatenate(every_table)))
-    assert leaves is not None
-    yield from _check_nested_tlb(vmm, nested, leaves)
 
 
 def _check_tables(
@@ -182,28 +180,29 @@ def _check_owned(
         yield Violation("I4", "nested tables", f"{linked.size} linked", f"{nested.count} counted")
 
 
-def _check_nested_tlb(
-    vmm: VirtualMachineMonitor, nested: NestedTables, leaves: _Level
+def _check_nested_cache(
+    vmm: VirtualMachineMonitor, nested: NestedTables, found: _Level
 ) -> Iterator[Violation]:
-    """What the nested TLB holds, the table says too: no translation outlives its entry."""
-    slots = np.flatnonzero(nested.tlb_tag)
-    ppns, cached = nested.tlb_tag[slots] - 1, nested.tlb_entry[slots]
-    order = np.argsort(leaves.ppn, kind="stable")
-    keys = leaves.ppn[order]
-    at = np.searchsorted(keys, ppns)
+    """What the nested cache holds, level 2 of the table says too: none outlives its entry."""
+    slots = np.flatnonzero(nested.cache_tag)
+    regions, cached = nested.cache_tag[slots] - 1, nested.cache_entry[slots]
+    order = np.argsort(found.ppn, kind="stable")
+    keys = found.ppn[order] // LARGE_PAGES
+    at = np.searchsorted(keys, regions)
     known = at < keys.size
-    known[known] = keys[at[known]] == ppns[known]
+    known[known] = keys[at[known]] == regions[known]
     actual = np.zeros(slots.size, np.int64)
     chosen = order[at[known]]
-    actual[known] = (leaves.target[chosen] << 12) | (leaves.rights[chosen] & EPT_RIGHTS)
-    same_frame = (cached & ENTRY_ADDRESS_MASK) == (actual & ENTRY_ADDRESS_MASK)
+    kept = found.entry[chosen] & (ENTRY_ADDRESS_MASK | EPT_LARGE)
+    actual[known] = kept | (found.rights[chosen] & EPT_RIGHTS)
+    same_target = (cached ^ actual) & (ENTRY_ADDRESS_MASK | EPT_LARGE) == 0
     more = cached & EPT_RIGHTS & ~actual != 0
-    misplaced = (ppns & (nested.tlb_tag.size - 1)) != slots
-    told = Told("I1", "nested TLB")
-    for i in told.first(misplaced | ~known | ~same_frame | more):
-        where = f"nested TLB slot {slots[i]:#x} (PPN {ppns[i]:#x})"
+    misplaced = (regions & (nested.cache_tag.size - 1)) != slots
+    told = Told("I1", "nested cache")
+    for i in told.first(misplaced | ~known | ~same_target | more):
+        where = f"nested cache slot {slots[i]:#x} (PPN {int(regions[i]) * LARGE_PAGES:#x})"
         expected = f"{actual[i]:#x} as the nested table has it" if known[i] else "no such entry"
         if misplaced[i]:
-            expected = f"slot {int(ppns[i]) & (nested.tlb_tag.size - 1):#x}"
+            expected = f"slot {int(regions[i]) & (nested.cache_tag.size - 1):#x}"
         yield Violation("I1", where, f"{cached[i]:#x}", expected)
     yield from told.rest()

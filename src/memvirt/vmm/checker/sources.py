@@ -97,12 +97,12 @@ def kept_pages(vmm: VirtualMachineMonitor) -> list[KeptPages]:
 
 @dataclass(frozen=True, slots=True)
 class NestedTables:
-    """The nested table of one VM, and the cache of its last-level entries."""
+    """The nested table of one VM, and the cache of its entries of level 2."""
 
     root: int  # MPN
     count: int  # tables, as the VMM counts them
-    tlb_tag: Array  # PPN + 1 by slot of the nested TLB, 0: free
-    tlb_entry: Array
+    cache_tag: Array  # gPA >> 21, + 1, by slot of the nested cache, 0: free
+    cache_entry: Array
     physical_address_bits: int
 
 
@@ -110,12 +110,12 @@ def nested_tables(vmm: VirtualMachineMonitor) -> NestedTables | None:
     """The nested table, None if the VM has none."""
     if not isinstance(vmm.page_tables, NestedPaging):
         return None
-    tlb, state = vmm.page_tables.nested_tlb, vmm.state
+    cache, state = vmm.page_tables.nested_cache, vmm.state
     return NestedTables(
         root=int(state.mmu.nested_root),
         count=int(state.nested_tables),
-        tlb_tag=tlb["tag"],
-        tlb_entry=tlb["entry"],
+        cache_tag=cache["tag"],
+        cache_entry=cache["entry"],
         physical_address_bits=int(state.mmu.physical_address_bits),
     )
 

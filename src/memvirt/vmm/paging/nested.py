@@ -79,8 +79,9 @@ def drop_nested_entry(vmm: VmmState, ppn: PhysicalPageNumber) -> int:
         at = nested_entry_at(vmm, guest_physical_address(ppn), 1, False)
     if at == 0 or load64(at) == 0:
         return 0
+    if load64(at) & EPT_LARGE:  # else it is of level 1, which is not cached
+        forget_nested(vmm.mmu, guest_physical_address(ppn))
     store64(at, 0)
-    forget_nested(vmm.mmu, ppn)
     vmm.entries_dropped += 1
     return 1
 
@@ -107,6 +108,7 @@ def _map_large_page(vmm: VmmState, first_ppn: PhysicalPageNumber) -> None:
     at = nested_entry_at(vmm, guest_physical_address(first_ppn), 2, True)
     frame = load32(mmu.pmap_frame_at + first_ppn * 4)
     store64(at, (frame << 12) | EPT_LARGE | EPT_WRITE_BACK | EPT_RIGHTS)
+    forget_nested(mmu, guest_physical_address(first_ppn))
     for ppn in range(first_ppn, first_ppn + 512):
         flags = load8(mmu.pmap_flags_at + ppn)
         store8(mmu.pmap_flags_at + ppn, flags & ~FLAGS_UNTIL_TOUCHED)
@@ -122,6 +124,7 @@ def drop_empty_table(vmm: VmmState, ppn: PhysicalPageNumber) -> MachinePageNumbe
     if entry & EPT_RIGHTS == 0 or entry & EPT_LARGE:
         return MachinePageNumber(-1)
     store64(at, 0)
+    forget_nested(vmm.mmu, guest_physical_address(ppn))
     vmm.nested_tables -= 1
     return MachinePageNumber((entry & ENTRY_ADDRESS_MASK) >> 12)
 

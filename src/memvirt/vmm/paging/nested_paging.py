@@ -8,7 +8,7 @@ import numpy as np
 from memvirt.address import MachinePageNumber, PhysicalPageNumber, PpnArray
 from memvirt.machine.memory import FrameKind, MachineMemory
 from memvirt.mmu.host_ranges import host_address
-from memvirt.mmu.mmu_state import NESTED_TLB_DTYPE, NESTED_TLB_ENTRIES
+from memvirt.mmu.mmu_state import NESTED_CACHE_DTYPE, NESTED_CACHE_ENTRIES
 from memvirt.vmm.vmm_state import VmmState
 
 from .mode import PagingMode
@@ -27,9 +27,9 @@ class NestedPaging:
 
     def __init__(self, vmm: VmmState, machine: MachineMemory) -> None:
         self._vmm = vmm
-        self.nested_tlb = np.zeros(NESTED_TLB_ENTRIES, NESTED_TLB_DTYPE)
+        self.nested_cache = np.zeros(NESTED_CACHE_ENTRIES, NESTED_CACHE_DTYPE)
         vmm.mmu.is_nested = 1
-        vmm.mmu.nested_tlb_at = host_address(self.nested_tlb, "nested TLB")
+        vmm.mmu.nested_cache_at = host_address(self.nested_cache, "nested cache")
         root = machine.allocate(kind=FrameKind.NESTED, owner=int(vmm.vm_id), detail=4)
         vmm.mmu.nested_root = root[0]
         vmm.nested_tables = 1
