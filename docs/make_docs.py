@@ -6,6 +6,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from memvirt.cpu.unicorn.features import (
+    HIDDEN,
+    OFFERED,
+    STOCK_ENGINE_LIMITS,
+    STOCK_ENGINE_WRONG,
+    Feature,
+)
 from memvirt.observe.esxtop import COLUMNS
 from memvirt.scenario.scenario import bundled_scenarios
 from memvirt.scenario.schema import key_tables, scenario_schema
@@ -96,6 +103,55 @@ for the host), mechanism, pages, reason.
 """
 
 
+_CPUID = """\
+# CPUID: what a guest is offered, and what not
+
+CPUID offers what is executed as the manual says, in every state of the control registers, and nothing else: a
+flag that the engine announces and no table has is hidden. The tables are `cpu/unicorn/features.py`; this page is
+made from them (`make docs`). Each feature offered has a guest that uses it (`tests/cpu/test_offered_features.py`).
+Unmasked SSE exceptions raise no #XM, and x87 stack faults set no flags: [the engine's limits](engine.md).
+
+Leaves that describe what there is not (performance counters, topology, XSAVE, memory bandwidth, SGX, processor
+trace) are zero. Leaf 0x15 and the hypervisor's leaves are described in [Linux](linux.md) and [the balloon](balloon.md).
+
+"""
+
+_CPUID_STOCK = """
+## On the package index's build of the engine
+
+Hidden too, as that build executes them wrongly:
+
+"""
+
+_CPUID_LIMITS = """
+Offered, though wrong in a part, as no 64-bit kernel can be without them:
+
+"""
+
+
+def _features(title: str, features: tuple[Feature, ...]) -> str:
+    rows = "".join(
+        f"| {f.name} | {f.leaf:#x} | E{f.register.upper()}X | {f.bit} | {f.reason} |\n"
+        for f in features
+    )
+    head = "| feature | leaf | register | bit | why |\n|---|---|---|---|---|\n"
+    return f"## {title}\n\n{head}{rows}"
+
+
+def _reasons(reasons: dict[str, str]) -> str:
+    rows = "".join(f"| {name} | {reason} |\n" for name, reason in reasons.items())
+    return f"| feature | why |\n|---|---|\n{rows}"
+
+
+def cpuid_document() -> str:
+    """docs/cpuid.md."""
+    return (
+        f"{_CPUID}{_features('Offered', OFFERED)}\n{_features('Hidden', HIDDEN)}"
+        f"{_CPUID_STOCK}{_reasons(STOCK_ENGINE_WRONG)}"
+        f"{_CPUID_LIMITS}{_reasons(STOCK_ENGINE_LIMITS)}"
+    )
+
+
 def documents() -> dict[str, str]:
     """The generated documents, by their paths from this folder."""
     schema = json.dumps(scenario_schema(), indent=2) + "\n"
@@ -108,6 +164,7 @@ def documents() -> dict[str, str]:
     return {
         "../src/memvirt/scenario/scenario.schema.json": schema,
         "scenario.md": f"{_SCENARIO}{key_tables()}\n{bundled}",
+        "cpuid.md": cpuid_document(),
         "esxtop.md": f"{_ESXTOP}{columns}{_ESXTOP_END}",
     }
 

@@ -153,3 +153,19 @@ void memvirt_unaligned_access(CPUState *cpu, vaddr addr, MMUAccessType access_ty
 {
     raise_exception_err_ra(cpu->env_ptr, EXCP0D_GPF, 0, retaddr);
 }
+
+/* What WRFSBASE and WRGSBASE load must be canonical, in 48 bits (SDM vol. 2D, WRFSBASE). */
+void helper_memvirt_check_base(CPUX86State *env, target_ulong base)
+{
+    if ((int64_t)base >> 47 != 0 && (int64_t)base >> 47 != -1) {
+        raise_exception_err_ra(env, EXCP0D_GPF, 0, GETPC());
+    }
+}
+
+/* MXCSR's reserved bits: those that are clear in the mask FXSAVE writes. */
+void memvirt_check_mxcsr(CPUX86State *env, uint32_t mxcsr, uintptr_t retaddr)
+{
+    if (mxcsr & 0xffff0000) {
+        raise_exception_err_ra(env, EXCP0D_GPF, 0, retaddr);
+    }
+}

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the guest's ``cpuid`` answers: the engine's processor, less what memvirt does not model.
 
-The engine is asked once for its own answers; features that would need state the MMU or the
-platform does not have, or that the engine executes wrongly, are masked out (``features``), and the
-hypervisor is announced (bit 31 of leaf 1 ECX, and the leaves from 0x40000000). The first of these
-name VMware, whose backdoor and balloon the platform has: Linux looks for them behind this signature
-only. memvirt's own name follows at 0x40000100, where hypervisors that offer another's interface put
-theirs (docs/balloon.md).
+The engine is asked once for its own answers. Of the registers that hold feature flags a guest sees
+those flags only that ``features`` offers; leaves that describe what memvirt does not have are zero;
+and the hypervisor is announced (bit 31 of leaf 1 ECX, and the leaves from 0x40000000). The first of
+these name VMware, whose backdoor and balloon the platform has: Linux looks for them behind this
+signature only. memvirt's own name follows at 0x40000100, where hypervisors that offer another's
+interface put theirs (docs/balloon.md).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from unicorn import x86_const
 
 from memvirt.platform.backdoor import BUS_HZ, TIME_STAMP_HZ
 
-from .features import HiddenFeature, hidden_bits
+from .features import Feature, flag_masks
 from .registers import GENERAL_REGISTERS
 
 # Leaf 1 EAX names family 6 model 0x1C, an in-order processor that does not speculate: which is what
@@ -36,13 +36,25 @@ LEAF_VMWARE_TIMING = 0x4000_0010  # the last leaf of VMware's
 LEAF_HYPERVISOR = 0x4000_0100
 ROW_DTYPE = np.dtype([(name, "i8") for name in ("leaf", "subleaf", "a", "b", "c", "d")])
 ANY_SUBLEAF = -1
+_HYPERVISOR_BIT = 31
 
 _TIME_STAMP_LEAF = 0x15  # the highest basic leaf
+# Leaves with an answer; all others are zero. 3 (serial number), 5 (MONITOR), 0xA (performance
+# counters), 0xB (topology) and 0xD to 0x14 describe what this processor does not have.
 _LEAVES = (
-    [(leaf, 0) for leaf in range(0x16) if leaf not in (4, 7, 0xB, 0xD)]
+    [(leaf, 0) for leaf in (0, 1, 2, 6, _TIME_STAMP_LEAF)]
     + [(4, i) for i in range(4)]
     + [(7, 0)]
     + [(0x8000_0000 + i, 0) for i in range(9)]
+)
+# Registers that hold flags and nothing else.
+FLAG_REGISTERS = (
+    *((1, name) for name in "cd"),
+    *((6, name) for name in "abcd"),
+    *((7, name) for name in "bcd"),
+    *((0x8000_0001, name) for name in "abcd"),
+    *((0x8000_0007, name) for name in "abcd"),
+    (0x8000_0008, "b"),
 )
 
 
@@ -68,23 +80,24 @@ def answers_by_register(table: np.ndarray[Any, np.dtype[np.void]]) -> dict[tuple
 
 
 def cpuid_table(
-    engine: unicorn.Uc, hidden: tuple[HiddenFeature, ...]
+    engine: unicorn.Uc, offered: tuple[Feature, ...]
 ) -> np.ndarray[Any, np.dtype[np.void]]:
     """The guest's CPUID leaves as rows of ROW_DTYPE. Runs a few instructions on ``engine``."""
-    masks = hidden_bits(hidden)
+    masks = flag_masks(offered)
     engine.mem_map(0x10_0000, 4096)
     engine.mem_write(0x10_0000, b"\x0f\xa2")  # cpuid
     rows = []
     for leaf, subleaf in _LEAVES:
         answer = dict(zip("abcd", _ask(engine, leaf, subleaf), strict=True))
         for name in "abcd":
-            answer[name] &= ~masks.get((leaf, name), 0)
+            if (leaf, name) in FLAG_REGISTERS:
+                answer[name] &= masks.get((leaf, name), 0)
         if leaf == 0:
             answer["a"] = _TIME_STAMP_LEAF
         elif leaf == 1:
             answer["a"] = _IN_ORDER_PROCESSOR
             answer["b"] &= 0x0000_FFFF  # APIC ID 0, one logical processor
-            answer["c"] |= 1 << 31  # a hypervisor is present
+            answer["c"] |= 1 << _HYPERVISOR_BIT  # which the engine does not announce
         elif leaf == _TIME_STAMP_LEAF:
             # TSC clock = crystal * EBX / EAX. The crystal also drives the local APIC's timer, so a
             # guest need not measure either against the PIT, in loops that cost host time.

@@ -42,7 +42,7 @@ from .counters import processor_statistics
 from .cpuid import answers_by_register, cpuid_table
 from .debugging import UnicornDebugging
 from .engine_state import ENGINE_DTYPE, EXECUTED, NO_EVENT, EngineState
-from .features import hidden_features
+from .features import offered_features
 from .guest_memory import access_entry
 from .own_build import IS_OWN_BUILD, count_blocks, set_control
 from .run import drop_code_at, flush_translations_at, run_at
@@ -103,7 +103,7 @@ class UnicornProcessor:
 
     def _probe(self) -> None:
         """Find the register file and CPUID answers on this engine before it is used."""
-        self.cpuid = cpuid_table(self.engine, hidden_features(stock_engine=not IS_OWN_BUILD))
+        self.cpuid = cpuid_table(self.engine, offered_features(stock_engine=not IS_OWN_BUILD))
         self.engine.ctl_set_tlb_mode(_UC_CTL_TLB_VIRTUAL)
         self._check(library.uc_ctl(self._handle, reg.CTL_TLB_FLUSH), "flushing translations")
         self.registers = reg.locate_registers(self.engine)
