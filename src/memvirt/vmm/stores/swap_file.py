@@ -5,8 +5,8 @@ A page on its way out lies in a *write buffer*, a frame of the VMkernel's, until
 written by a thread of its own, while the guests run on. Batches are collected at the next quiescent
 point, so what the policies see does not depend on the speed of the disk. A page that could not be
 written stays in its buffer, can be read from there, and is tried again: an error loses nothing.
-Each slot has a checksum (XXH3-64), kept in memory and verified when the page comes back. Slots of one
-VM's file are known to that VM only, and the file is private to the user who runs memvirt.
+Each slot has a checksum (XXH3-64), kept in memory and verified when the page comes back. Slots of
+one VM's file are known to that VM only, and the file is private to the user who runs memvirt.
 """
 
 from __future__ import annotations
