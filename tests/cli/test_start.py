@@ -17,7 +17,8 @@ try:
     app(sys.argv[1:])
 except SystemExit as stop:
     assert not stop.code, stop.code
-print("\\nheavy:", *sorted({"numpy", "numba", "pyarrow", "polars", "pydantic", "unicorn"} & set(sys.modules)))
+HEAVY = {"numpy", "numba", "pyarrow", "polars", "pydantic", "unicorn"}
+print("\\nheavy:", *sorted(HEAVY & set(sys.modules)))
 """
 
 

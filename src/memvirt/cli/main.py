@@ -67,7 +67,7 @@ app.command(
     "map", cls=Command, short_help="Show what lies between an address and its machine page."
 )(map_command)
 app.command("display", cls=Command)(display_command)
-app.command("watch")(watch_command)
+app.command("watch", cls=Command)(watch_command)
 app.command("plan", cls=Command, short_help="Say whether VMs fit, and who will balloon or swap.")(
     plan_command
 )
