@@ -65,6 +65,12 @@ def compiled(function: F) -> F:
     return cast(F, kernel)
 
 
+def compile_ahead(kernel: Callable[..., Any], *arguments: Any) -> None:
+    """Compile ``kernel`` for ``arguments`` (Numba types), unless it is in the cache."""
+    if isinstance(kernel, CPUDispatcher):
+        kernel.compile(arguments)
+
+
 def _same(_: Any) -> Any:
     return lambda word: word
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Help and versions are there at once: nothing heavy is imported for them."""
+"""Help, versions and the schema are there at once: nothing heavy is imported for them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ try:
     app(sys.argv[1:])
 except SystemExit as stop:
     assert not stop.code, stop.code
-print("\\nheavy:", *sorted({"numpy", "numba", "pyarrow", "polars", "unicorn"} & set(sys.modules)))
+HEAVY = {"numpy", "numba", "pyarrow", "polars", "pydantic", "unicorn"}
+print("\\nheavy:", *sorted(HEAVY & set(sys.modules)))
 """
 
 
 @pytest.mark.parametrize(
-    "words", [["--version"], ["--help"], ["run", "--help"], ["boot", "--help"]]
+    "words", [["--version"], ["--help"], ["run", "--help"], ["boot", "--help"], ["schema"]]
 )
 def test_help_imports_nothing_heavy(words: list[str]) -> None:
     done = subprocess.run(

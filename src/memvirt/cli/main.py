@@ -29,11 +29,13 @@ from .plan_commands import analyze_command, plan_command
 from .run_command import run_command
 from .schema_command import schema_command
 from .streams import use_standard_streams
+from .typer_classes import Command, Group
 from .warm_command import warm_command
 from .watch_command import watch_command
 from .web_command import WebCommand, web_command
 
 app = typer.Typer(
+    cls=Group,
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,  # plain text: drawing it takes three times as long as all the rest
@@ -63,22 +65,28 @@ app.command("boot", cls=WebCommand)(boot_command)
 app.command("run", cls=WebCommand, short_help="Run a scenario's VMs on one host, overcommitted.")(
     run_command
 )
-app.command("schema")(schema_command)
-app.command("map", short_help="Show what lies between an address and its machine page.")(
-    map_command
+app.command("schema", cls=Command)(schema_command)
+app.command(
+    "map", cls=Command, short_help="Show what lies between an address and its machine page."
+)(map_command)
+app.command("display", cls=Command)(display_command)
+app.command("watch", cls=Command)(watch_command)
+app.command("plan", cls=Command, short_help="Say whether VMs fit, and who will balloon or swap.")(
+    plan_command
 )
-app.command("display")(display_command)
-app.command("watch")(watch_command)
-app.command("plan", short_help="Say whether VMs fit, and who will balloon or swap.")(plan_command)
-app.command("analyze", short_help="Say what is in the memory of VMs, and what would save it.")(
-    analyze_command
+app.command(
+    "analyze", cls=Command, short_help="Say what is in the memory of VMs, and what would save it."
+)(analyze_command)
+app.command(
+    "page", cls=Command, short_help="Page a running VM of QEMU from outside (experimental)."
+)(page_command)
+app.command("web", cls=Command)(web_command)
+app.command("warm", cls=Command, short_help="Compile for this machine ahead of the first use.")(
+    warm_command
 )
-app.command("page", short_help="Page a running VM of QEMU from outside (experimental).")(
-    page_command
+app.command("manage", cls=Command, short_help="Manage this host's live VMs as ESXi does.")(
+    manage_command
 )
-app.command("web")(web_command)
-app.command("warm", short_help="Compile for this machine ahead of the first use.")(warm_command)
-app.command("manage", short_help="Manage this host's live VMs as ESXi does.")(manage_command)
 
 
 def main() -> None:

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compile all that VMs need before the first one starts, in two processes, and show it.
 
-Both go through the processor's callbacks, from opposite ends, and keep in the cache on disk what
-they compiled; so each takes from it what the other has done, and they meet in the middle. Then, for
-the kernels that Python calls, one runs a guest by itself, the other a small host under pressure.
+Both go through the processor's code, from opposite ends, and keep in the cache on disk what they
+compiled; so each takes from it what the other has done, and they meet in the middle. The run loop
+is one of the ends: it has so many parts of its own that, left to the end, both would compile them
+at the same time. Then, for the kernels that Python calls, one runs a guest by itself, the other a
+small host under pressure.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from memvirt.compiled import CALLBACKS, KERNELS, silence_notice
 from memvirt.compiled_cache import cache_folder, is_warm, note_warm
-from memvirt.cpu.factory import describe_processor, processor_callbacks
+from memvirt.cpu.factory import describe_processor, processor_code
 from memvirt.host.host import Host
 from memvirt.images import BUNDLED, image_path
 from memvirt.machine.machine import Machine
@@ -76,8 +78,8 @@ def _after_each_kernel(act: Callable[[], None]) -> Iterator[None]:
 
 
 def _compile_first_half() -> None:
-    for made in processor_callbacks():
-        _ = made.address
+    for compile_part in processor_code():
+        compile_part()
     machine = Machine("32M", scatter_seed=1)
     with VirtualMachine(machine, memory="8M", paging="shadow") as vm:
         vm.load(image_path(BUNDLED), append=_GUEST)
@@ -85,8 +87,8 @@ def _compile_first_half() -> None:
 
 
 def _compile_other_half() -> None:
-    for made in reversed(processor_callbacks()):
-        _ = made.address
+    for compile_part in reversed(processor_code()):
+        compile_part()
     with Host(parse_scenario(_HOST, "the host that warms up")) as host:
         host.run()
 
@@ -143,7 +145,7 @@ def warm() -> float:
     try:
         if not err.is_terminal:
             print("memvirt: compiling for this machine, once ...", file=sys.stderr, flush=True)
-        processor_callbacks()  # all kernels are defined now
+        processor_code()  # all kernels are defined now
         with bar, subprocess.Popen([sys.executable, "-m", __name__]) as other:
             children.append(other)
             task = bar.add_task("", total=len(KERNELS) + len(CALLBACKS))

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from .errors import user_errors
+from .typer_classes import Command
 
 _ADDRESS = re.compile(r"(\S*:)?\d{1,5}")
 
@@ -25,7 +25,7 @@ Web = Annotated[
 ]
 
 
-class WebCommand(TyperCommand):
+class WebCommand(Command):
     """A command whose ``--web`` may stand without a value.
 
     What follows is its value only if it looks like an address, so that ``run --web NAME`` runs

@@ -7,13 +7,14 @@ compiler.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from .processor import Processor, ProcessorError
 from .unicorn.library import EngineChoiceError, find_engine
 
 if TYPE_CHECKING:
-    from memvirt.compiled import Callback
     from memvirt.platform.pc import Pc
     from memvirt.vmm.monitor import VirtualMachineMonitor
 
@@ -28,16 +29,21 @@ def software_processor(vmm: VirtualMachineMonitor, pc: Pc) -> Processor:
     return UnicornProcessor(vmm, pc)
 
 
-def processor_callbacks() -> list[Callback]:
-    """What C calls in the software processor, in the order it is defined.
+def processor_code() -> list[Callable[[], object]]:
+    """Steps that compile, or load, all that a VM's processor runs; in whatever order they are done.
 
-    Asking each for its address compiles all that a VM's processor runs.
+    First what C calls in it, in the order it is defined; at the end its run loop, most of which
+    nothing else calls.
     """
-    from memvirt.compiled import CALLBACKS  # noqa: PLC0415
+    from numba import types  # noqa: PLC0415
+
+    from memvirt.compiled import CALLBACKS, compile_ahead  # noqa: PLC0415
 
     from .unicorn import processor  # noqa: F401, PLC0415  defines them
+    from .unicorn.run import run_at  # noqa: PLC0415
 
-    return list(CALLBACKS)
+    steps: list[Callable[[], object]] = [partial(getattr, made, "address") for made in CALLBACKS]
+    return [*steps, partial(compile_ahead, run_at, types.int64)]
 
 
 def describe_processor() -> str:
