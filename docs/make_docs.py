@@ -109,7 +109,7 @@ _CPUID = """\
 CPUID offers what is executed as the manual says, in every state of the control registers, and nothing else: a
 flag that the engine announces and no table has is hidden. The tables are `cpu/unicorn/features.py`; this page is
 made from them (`make docs`). Each feature offered has a guest that uses it (`tests/cpu/test_offered_features.py`).
-Unmasked SSE exceptions raise no #XM, and x87 stack faults set no flags: [the engine's limits](engine.md).
+Unmasked SSE exceptions raise no #XM, and x87 stack faults set no flags: [the engine's limits](engine.md#limits).
 
 Leaves that describe what there is not (performance counters, topology, XSAVE, memory bandwidth, SGX, processor
 trace) are zero. Leaf 0x15 and the hypervisor's leaves are described in [Linux](linux.md) and [the balloon](balloon.md).

@@ -13,12 +13,7 @@
 #                           inside ATTEMPT
 #
 # Selectors: 0x08 code, 0x10 data, 0x1b user data, 0x23 user code (as SYSRET wants them), 0x28 TSS.
-        .set    LOAD, 0x100000
-        .code32
-        .text
-header: .long   0x1BADB002, 0x10000, -(0x1BADB002 + 0x10000)
-        .long   header, LOAD, _edata, _end, start
-        .globl  start
+        MULTIBOOT_HEADER
 start:  mov     $stack, %esp
         mov     $directory, %edi                # 2,048 pages of 2 MiB
         mov     $0x87, %eax
@@ -72,14 +67,7 @@ long_mode:
         cmp     $256, %edi
         jne     1b
         lidt    idt_pointer
-        mov     $0xFF, %al
-        out     %al, $0x21
-        out     %al, $0xA1
-        call    test
-        mov     $0x10, %al
-end:    out     %al, $0xF4
-2:      hlt
-        jmp     2b
+        RUN_TEST
 
 set_gate:
         mov     %edi, %eax
@@ -103,15 +91,7 @@ go_user:
         push    %rdi
         iretq
 
-        .balign 16
-stubs:
-        .set    number, 0
-        .rept   256
-        .balign 16
-        push    $number
-        jmp     caught
-        .set    number, number + 1
-        .endr
+        STUBS   256
 
 caught: pop     vector
         push    %rax
@@ -147,8 +127,7 @@ unexpected:
 print:  mov     (%rsi), %al                     # the text at %rsi, up to a zero byte
         test    %al, %al
         jz      1f
-        mov     $0x3F8, %edx
-        out     %al, %dx
+        SERIAL_OUT
         inc     %rsi
         jmp     print
 1:      ret
@@ -159,8 +138,7 @@ report: call    print                           # the text at %rsi, then %rdi
         mov     %edi, %eax
         and     $15, %eax
         mov     digits(%rax), %al
-        mov     $0x3F8, %edx
-        out     %al, %dx
+        SERIAL_OUT
         dec     %ecx
         jnz     1b
         mov     $10, %al

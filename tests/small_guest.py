@@ -58,13 +58,16 @@ def assemble(source: str) -> bytes:
 def small_guest(source: str) -> bytes:
     """A Multiboot image: the prelude, then ``source``, which defines ``test``."""
     return assemble(
-        f'.include "small_guest_macros.S"\n.include "small_guest.S"\n.code64\n{source}\n'
+        '.include "small_guest_shared.S"\n.include "small_guest_macros.S"\n'
+        f'.include "small_guest.S"\n.code64\n{source}\n'
     )
 
 
 def small_guest_32(source: str) -> bytes:
     """As ``small_guest``, in 32-bit protected mode without paging (``small_guest_32.S``)."""
-    return assemble(f'.include "small_guest_32.S"\n.code32\n{source}\n')
+    return assemble(
+        f'.include "small_guest_shared.S"\n.include "small_guest_32.S"\n.code32\n{source}\n'
+    )
 
 
 def flat_guest(source: str) -> bytes:

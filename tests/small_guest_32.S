@@ -8,7 +8,6 @@
 #                           offset %esi
 #
 # Selectors: 0x08 code, 0x10 data, 0x18 TSS; 0x20 to 0x38 are the guest's own (`gdt`).
-        .set    LOAD, 0x100000
         .macro  ATTEMPT instruction:vararg
         movl    $9f, recover
         mov     %esp, recover_stack
@@ -35,11 +34,7 @@
         mov     %ah, gdt + \at + 7
         .endm
 
-        .code32
-        .text
-header: .long   0x1BADB002, 0x10000, -(0x1BADB002 + 0x10000)
-        .long   header, LOAD, _edata, _end, start
-        .globl  start
+        MULTIBOOT_HEADER
 start:  mov     $stack, %esp
         lgdt    gdt_pointer
         ljmp    $0x08, $1f
@@ -62,14 +57,7 @@ start:  mov     $stack, %esp
         cmp     $32, %edi
         jne     1b
         lidt    idt_pointer
-        mov     $0xFF, %al
-        out     %al, $0x21
-        out     %al, $0xA1
-        call    test
-        mov     $0x10, %al
-end:    out     %al, $0xF4
-2:      hlt
-        jmp     2b
+        RUN_TEST
 
 set_gate:
         mov     %si, idt(, %edi, 8)
@@ -81,15 +69,7 @@ set_gate:
         mov     %dx, idt + 6(, %edi, 8)
         ret
 
-        .balign 16
-stubs:
-        .set    number, 0
-        .rept   32
-        .balign 16
-        push    $number
-        jmp     caught
-        .set    number, number + 1
-        .endr
+        STUBS   32
 
 caught: pop     vector
         push    %eax

@@ -74,3 +74,43 @@ def test_on_a_terminal_it_is_drawn_in_colours_and_left_as_it_was(image: Path) ->
     assert re.search(r"\x1b\[[0-9;]*m" + _FIRST, drawn)
     assert _LAST in after
     assert "the guest reports success" in after
+
+
+# Waits for a key at the 8042 and ends with its scan code.
+_KEY_READER = """
+test:   movw $0x1F3F, 0xB8000           # a question mark
+1:      in $0x64, %al
+        test $1, %al
+        jz 1b
+        in $0x60, %al
+        jmp end
+"""
+
+
+def test_keys_typed_at_a_drawn_screen_are_the_keyboards(tmp_path: Path) -> None:
+    image = tmp_path / "keys.bin"
+    image.write_bytes(small_guest(_KEY_READER))
+    master, slave = pty.openpty()
+    command = [
+        sys.executable, "-m", "memvirt", "boot", image, "--memory", "16M", "--display", "text",
+        "--success-code", "0x1e", "--timeout", "300",
+    ]  # fmt: skip
+    text = b""
+    with subprocess.Popen(
+        command, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
+        env=os.environ | {"TERM": "xterm-256color"},
+    ) as process:  # fmt: skip
+        try:
+            typed = False
+            while process.poll() is None or select.select([master], [], [], 0)[0]:
+                if select.select([master], [], [], 0.1)[0]:
+                    text += os.read(master, 65536)
+                if not typed and b"\x1b[?1049h" in text:
+                    os.write(master, b"a")
+                    typed = True
+        finally:
+            process.kill()
+    os.close(master)
+    os.close(slave)
+    assert process.returncode == 0, text.decode()
+    assert "exit value 0x1e" in text.decode()

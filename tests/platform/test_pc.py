@@ -168,7 +168,8 @@ def test_linux_keyboard_probe_meets_no_wait() -> None:
     assert command(0xAA) == 0x55
     assert command(0xD3, 0x5A) == 0x5A
     assert command(0xA9) not in (None, 0x00, 0xFA, 0xFF)  # no mouse
-    io_write(pc, 0x60, 1, 0xF2, 0)  # identify: no keyboard
+    io_write(pc, 0x64, 1, 0xD4, 0)
+    io_write(pc, 0x60, 1, 0xF2, 0)  # identify: no mouse
     assert io_read(pc, 0x64, 1, 0) & 0x41 == 0x41
     assert io_read(pc, 0x60, 1, 0) == 0xFE
 

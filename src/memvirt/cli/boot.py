@@ -175,7 +175,9 @@ def boot(
             return
         vm.wakes_on_input = interactive and console.input_open
         typed = escapes.take(console.read()) if interactive else Typed(console.read())
-        if typed.keys:
+        if typed.keys and drawn and interactive:
+            vm.press(typed.keys)  # a guest with a screen is typed to at its keyboard
+        elif typed.keys:
             vm.type(typed.keys)
         if typed.help and drawn:
             terminal.message = HELP.rstrip()

@@ -31,7 +31,12 @@ from memvirt.platform.ioapic import (
     io_apic_set_line,
     io_apic_write,
 )
-from memvirt.platform.keyboard import KeyboardState, keyboard_interrupt, keyboard_reset
+from memvirt.platform.keyboard import (
+    KeyboardState,
+    keyboard_interrupt,
+    keyboard_press,
+    keyboard_reset,
+)
 from memvirt.platform.lapic import (
     NO_VECTOR,
     REG_EOI,
@@ -54,6 +59,7 @@ from memvirt.platform.pic import (
     pic_set_irq,
 )
 from memvirt.platform.pit import PitState, pit_advance, pit_next_deadline, pit_reset
+from memvirt.platform.scan_codes import scan_codes
 from memvirt.platform.uart import UartState, uart_interrupt, uart_receive, uart_reset
 from memvirt.platform.vga import VgaState, vga_reset
 from memvirt.state_record import Record, new_record, record_dtype
@@ -195,3 +201,17 @@ def pc_serial_input(pc: PcState, data: bytes) -> int:
     accepted = uart_receive(pc.uart, data)
     update_interrupt_lines(pc)
     return accepted
+
+
+def pc_keyboard_input(pc: PcState, typed: bytes) -> int:
+    """Press the keys that a terminal would send as ``typed``; drives IRQ 1.
+
+    Returns how many keys were taken: less than all if the guest does not read them.
+    """
+    taken = 0
+    for codes in scan_codes(typed):
+        if not keyboard_press(pc.keyboard, codes):
+            break
+        taken += 1
+    update_interrupt_lines(pc)
+    return taken

@@ -34,6 +34,7 @@ from memvirt.platform.keyboard import (
     KEYBOARD_RESET,
     keyboard_read_data,
     keyboard_read_status,
+    keyboard_refill,
     keyboard_write_command,
     keyboard_write_data,
 )
@@ -113,7 +114,10 @@ def _read_system_byte(pc: PcState, port: int, now: int) -> int:
     if port == PORT_SYSTEM_CONTROL:
         return pit_read_61(pc.pit, now)
     if port == PORT_KEYBOARD_DATA:
-        return keyboard_read_data(pc.keyboard)
+        value = keyboard_read_data(pc.keyboard)
+        update_interrupt_lines(pc)  # IRQ 1 falls; the next byte raises it again
+        keyboard_refill(pc.keyboard)
+        return value
     if port == PORT_KEYBOARD_COMMAND:
         return keyboard_read_status(pc.keyboard)
     if port == PORT_CMOS_INDEX:

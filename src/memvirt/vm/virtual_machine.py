@@ -32,7 +32,7 @@ from memvirt.platform.boot.fw_cfg_items import fw_cfg_items
 from memvirt.platform.boot.image import BootImage
 from memvirt.platform.boot.protocol import Protocol, boot_protocol
 from memvirt.platform.fw_cfg import ItemBytes, fw_cfg_configure
-from memvirt.platform.pc import Pc, new_pc, pc_serial_input
+from memvirt.platform.pc import Pc, new_pc, pc_keyboard_input, pc_serial_input
 from memvirt.platform.text_screen import TextScreen, read_screen, text_mode
 from memvirt.platform.uart import uart_drain
 from memvirt.size import format_size, parse_size
@@ -336,8 +336,7 @@ class VirtualMachine:
         self.processor.end_quantum()
         return False
 
-    # Whether input may wake a halted guest (``type``). Who sets it must wait for the input, between
-    # quanta: the VM itself never waits, and would pass its time as fast as it can.
+    # Whether input may wake a halted guest. Who sets it waits for it between quanta, as no VM does.
     wakes_on_input = False
 
     success_code = EXIT_SUCCESS
@@ -351,8 +350,12 @@ class VirtualMachine:
                 self._serial(data)
 
     def type(self, data: bytes) -> int:
-        """Type ``data`` on the guest's serial console; returns the number of bytes accepted."""
+        """Type ``data`` on the serial console; returns the number of bytes accepted."""
         return int(pc_serial_input(self.pc[0], data))
+
+    def press(self, typed: bytes) -> int:
+        """Press the keys (US layout) a terminal sends as ``typed``; how many the guest took."""
+        return pc_keyboard_input(self.pc[0], typed)
 
     @property
     def display(self) -> TextScreen | None:

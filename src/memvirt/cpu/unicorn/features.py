@@ -89,7 +89,7 @@ HIDDEN = (
     Feature("TSC_DEADLINE", 1, "c", 24, "the local APIC's timer has no such mode"),
     Feature("XSAVE", 1, "c", 26, "state the engine does not fully keep"),
     Feature("OSXSAVE", 1, "c", 27, "as XSAVE"),
-    Feature("AVX", 1, "c", 28, "as XSAVE"),
+    Feature("AVX", 1, "c", 28, "as XSAVE; VEX encodings raise #UD"),
     Feature("F16C", 1, "c", 29, "as XSAVE"),
     Feature("RDRAND", 1, "c", 30, "not reproducible"),
     Feature("VME", 1, "d", 1, "virtual-8086 mode redirects no interrupts"),

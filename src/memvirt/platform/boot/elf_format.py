@@ -9,7 +9,14 @@ import struct
 from dataclasses import dataclass
 
 from memvirt.address import GuestPhysicalAddress
-from memvirt.platform.boot.image import LAYOUT_END, BootError, Segment, check_fits
+from memvirt.platform.boot.image import (
+    HIGH_MEMORY_START,
+    LAYOUT_END,
+    LOW_MEMORY_END,
+    BootError,
+    Segment,
+    check_fits,
+)
 
 ELF_MAGIC = b"\x7fELF"
 CLASS_32 = 1
@@ -35,7 +42,10 @@ class LoadSegment:
 
 @dataclass(frozen=True, slots=True)
 class ElfExecutable:
-    """Entry point (as in the header) and loadable segments, all within the file."""
+    """Entry point (as in the header) and loadable segments, all within the file.
+
+    Headers that a segment would load below 1 MiB, where no memory is, are left out of it.
+    """
 
     entry: int
     loads: tuple[LoadSegment, ...]
@@ -95,6 +105,8 @@ def parse_elf(image: bytes, name: str, *, expected_class: int, machine: int) -> 
             f"file at {len(image)}",
         )
     loads = _read_loads(image, name, expected_class, table, count)
+    headers = ((0, header_size), (table, table + count * wanted_size))
+    loads = tuple(part for load in loads if (part := _without_headers(image, load, headers)))
     if not loads:
         raise BootError(name, "the ELF file has no loadable segment (PT_LOAD)")
     return ElfExecutable(entry, loads)
@@ -127,6 +139,30 @@ def _read_loads(
             )
         loads.append(LoadSegment(offset, vaddr, paddr, file_size, memory_size))
     return tuple(loads)
+
+
+def _without_headers(
+    image: bytes, load: LoadSegment, headers: tuple[tuple[int, int], ...]
+) -> LoadSegment | None:
+    """The part of a segment from 1 MiB on, if all it has below are the file's headers.
+
+    Linkers put the file's headers (``headers``: where they are in it) into the first segment, a
+    page before the code: for code linked to 1 MiB that page is no memory. Under QEMU it is the
+    firmware's, and what is loaded there is lost. None if nothing is left; the segment as it is if
+    it has other bytes there, or lies elsewhere.
+    """
+    if load.offset != 0 or not LOW_MEMORY_END <= load.paddr < HIGH_MEMORY_START:
+        return load
+    cut = min(HIGH_MEMORY_START - load.paddr, load.memory_size)
+    below = bytearray(image[: min(cut, load.file_size)])
+    for begin, end in headers:
+        below[begin:end] = bytes(len(below[begin:end]))
+    if any(below):
+        return load
+    left = max(load.file_size - cut, 0)
+    if cut == load.memory_size:
+        return None
+    return LoadSegment(cut, load.vaddr + cut, load.paddr + cut, left, load.memory_size - cut)
 
 
 def place_loads(
