@@ -242,7 +242,7 @@ class HostSource:
         consoles = {}
         for vm in self.host.vms:
             start = max(len(vm.serial_log) - CONSOLE_BYTES, 0)
-            consoles[vm.vm_id] = (start, bytes(vm.serial_log[start:]))
+            consoles[vm.vm_id] = (vm.serial_lost + start, bytes(vm.serial_log[start:]))
         return consoles
 
     # Commands, in the host's thread through ``ask`` ----------------------------------------------
