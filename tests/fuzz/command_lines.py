@@ -29,6 +29,9 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
              "--failover", "--fit", "--grow", "--interval", "--compressible", "--sharing"),
     "analyze": ("--json", "--html", "--pages", "--share"),
     "schema": ("--help",),
+    "display": ("--help",),
+    "watch": ("--interval", "--iterations", "--record", "--columns", "--working-set", "--period",
+              "--scan-percent", "--json", "--batch", "--salt", "--rate"),
 }  # fmt: skip
 _FIRST: dict[str, tuple[str, ...]] = {
     "boot": ("bundled", "bundled", "noise", "pipe", "/dev/zero", ".", "none"),
@@ -37,6 +40,8 @@ _FIRST: dict[str, tuple[str, ...]] = {
     "plan": ("plan.csv", "plan.csv", "noise", "pipe", "/dev/zero", ".", "none"),
     "analyze": ("noise", "pipe", "/dev/zero", ".", "none"),
     "schema": ("",),
+    "display": ("snapshot", "snapshot", "noise", "pipe", "/dev/zero", "none"),
+    "watch": ("", "", "none"),
 }
 _GOOD_VALUES = (
     "1",
@@ -74,6 +79,8 @@ def make_command(draw: random.Random) -> Case:
                              else _OPTIONS[command])  # fmt: skip
         value = draw.choice(_GOOD_VALUES) if draw.random() < 0.5 else strange_number(draw)
         words += [option, value]
+    if command == "watch":
+        words.append("--once")  # it changes nothing, whoever's VMs it sees
     if command == "boot" and "--timeout" not in words:
         words += ["--timeout", "0.2"]
     words = [word.encode("utf-8", "replace").decode() for word in words]

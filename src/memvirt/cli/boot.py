@@ -198,6 +198,8 @@ def boot(
         outcome = vm.run(timeout=timeout, on_quantum=between_quanta)
     interrupts_raise()
     if held:
+        if vm.serial_lost:
+            print(f"memvirt: the first {vm.serial_lost} bytes are not kept", file=sys.stderr)
         console.write(bytes(vm.serial_log))
     if check:
         violations.extend(check_machine(vm.machine, [vm.vmm]))

@@ -43,7 +43,9 @@ def boot_command(
     initrd: Initrd = None,
     protocol: Annotated[Protocol, typer.Option(help="boot protocol")] = Protocol.AUTO,
     serial: Annotated[str, typer.Option(help="stdio, or a file")] = "stdio",
-    timeout: Annotated[float | None, typer.Option(min=0.001, help="seconds of host time")] = None,
+    timeout: Annotated[
+        float | None, typer.Option(min=0.001, max=1e9, help="seconds of host time")
+    ] = None,
     check: Annotated[bool, typer.Option("--check", help="audit the invariants as it runs")] = False,
     stats: Annotated[Path | None, typer.Option(help="write statistics as JSON")] = None,
     snapshot: Annotated[Path | None, typer.Option(help="write a snapshot at the end")] = None,

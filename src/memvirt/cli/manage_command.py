@@ -20,7 +20,7 @@ def manage_command(
         bool, typer.Option("--dry-run", help="print what it would do; change nothing")
     ] = False,
     seconds: Annotated[
-        float | None, typer.Option(min=0.1, help="manage for so long, then end")
+        float | None, typer.Option(min=0.1, max=1e9, help="manage for so long, then end")
     ] = None,
     restore: Annotated[
         bool, typer.Option("--restore", help="only put back what a killed manager has changed")
@@ -29,7 +29,7 @@ def manage_command(
         Path | None, typer.Option(help="write the decisions: JSON lines, or FILE.csv")
     ] = None,
     status: Annotated[
-        float, typer.Option(min=0, help="seconds between two lines on all VMs; 0: none")
+        float, typer.Option(min=0, max=1e9, help="seconds between two lines on all VMs; 0: none")
     ] = 10.0,
 ) -> None:
     """Manage the live VMs of this host as ESXi does, by shares, reservations and limits.

@@ -24,7 +24,7 @@ def map_command(
         str | None, typer.Option("--boot", metavar="IMAGE", help="boot this instead of a snapshot")
     ] = None,
     run_for: Annotated[
-        float, typer.Option(min=0, help="with --boot: virtual seconds to run first")
+        float, typer.Option(min=0, max=1e9, help="with --boot: virtual seconds to run first")
     ] = 0.1,
     memory: Memory = "64M",
     machine_memory: MachineMemory = None,
@@ -42,7 +42,7 @@ def map_command(
     frame: Annotated[
         bool, typer.Option("--frame", help="with --vm: ADDRESS is a page frame number of the host")
     ] = False,
-    cpu: Annotated[int, typer.Option(min=0, help="with --vm: virtual processor")] = 0,
+    cpu: Annotated[int, typer.Option(min=0, max=0xFFFF, help="with --vm: virtual processor")] = 0,
     cr3: Annotated[
         str | None, typer.Option(help="with --vm: another root of page tables than its CR3")
     ] = None,

@@ -33,7 +33,9 @@ def page_command(
     ] = None,
     cold: Annotated[
         float | None,
-        typer.Option(metavar="SECONDS", min=1, help="evict what has been in memory that long"),
+        typer.Option(
+            metavar="SECONDS", min=1, max=1e9, help="evict what has been in memory that long"
+        ),
     ] = None,
     store: Annotated[
         Path, typer.Option(metavar="DIR", help="where evicted pages are kept")
@@ -46,10 +48,11 @@ def page_command(
     ] = "",
     codec: Annotated[CodecName, typer.Option(help="how pages are compressed")] = CodecName.lz4,
     rate: Annotated[
-        float | None, typer.Option(metavar="PAGES/S", min=1, help="most pages evicted a second")
+        float | None,
+        typer.Option(metavar="PAGES/S", min=1, max=1e9, help="most pages evicted a second"),
     ] = None,
     interval: Annotated[
-        float, typer.Option(min=0.1, help="seconds between two status lines")
+        float, typer.Option(min=0.1, max=1e9, help="seconds between two status lines")
     ] = 5.0,
     detach_wanted: Annotated[
         bool, typer.Option("--detach", help="bring everything back and leave the VM alone")

@@ -14,7 +14,7 @@ from .errors import planning_tools, user_errors
 
 Files = Annotated[list[Path], typer.Argument(help="files or folders", show_default=False)]
 Workers = Annotated[
-    int, typer.Option(min=0, help="processes on this machine; 0: as many as are worth it")
+    int, typer.Option(min=0, max=1024, help="processes on this machine; 0: as many as are worth it")
 ]
 Scheduler = Annotated[str | None, typer.Option(help="address of a Dask scheduler to work on")]
 MemoryPerWorker = Annotated[str, typer.Option(help="most memory of a worker, such as 4GB")]
@@ -34,7 +34,9 @@ class Allowed(StrEnum):
 def plan_command(
     files: Files,
     host: Annotated[str | None, typer.Option(help="memory of a host, such as 512G")] = None,
-    hosts: Annotated[int | None, typer.Option(min=1, help="place on so many hosts")] = None,
+    hosts: Annotated[
+        int | None, typer.Option(min=1, max=100_000, help="place on so many hosts")
+    ] = None,
     fit: Annotated[bool, typer.Option("--fit", help="place on as few hosts as possible")] = False,
     what_if: Annotated[
         list[str] | None,
@@ -43,7 +45,7 @@ def plan_command(
         ),
     ] = None,
     grow: Annotated[str, typer.Option(help="VMs and their use grow by so much")] = "0%",
-    failover: Annotated[int, typer.Option(min=0, help="so many hosts die")] = 0,
+    failover: Annotated[int, typer.Option(min=0, max=100_000, help="so many hosts die")] = 0,
     cluster: Annotated[
         list[str] | None, typer.Option(help="only VMs and hosts of this cluster")
     ] = None,
@@ -63,10 +65,13 @@ def plan_command(
     measured: Annotated[
         Path | None, typer.Option(help="take sharing and compression from memvirt analyze --json")
     ] = None,
-    draws: Annotated[int, typer.Option(min=2, help="draws of what was not measured")] = 16,
-    seed: Annotated[int, typer.Option(min=0, help="seed of the draws")] = 1,
+    draws: Annotated[
+        int, typer.Option(min=2, max=100_000, help="draws of what was not measured")
+    ] = 16,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="seed of the draws")] = 1,
     interval: Annotated[
-        float | None, typer.Option(min=0.001, help="seconds of an interval, if not the data's")
+        float | None,
+        typer.Option(min=0.001, max=1e9, help="seconds of an interval, if not the data's"),
     ] = None,
     workers: Workers = 0,
     scheduler: Scheduler = None,

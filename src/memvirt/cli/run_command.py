@@ -30,7 +30,7 @@ def run_command(
         bool, typer.Option("--batch", help="CSV in esxtop's batch layout on standard output")
     ] = False,
     interval: Annotated[
-        float, typer.Option(min=0.001, help="virtual seconds between two samples")
+        float, typer.Option(min=0.001, max=1e9, help="virtual seconds between two samples")
     ] = 0.05,
     record: Annotated[Path | None, typer.Option(help="keep all samples in a Parquet file")] = None,
     events: Annotated[

@@ -19,9 +19,11 @@ def watch_command(
         list[str] | None,
         typer.Argument(metavar="[VM]...", help="names, processes or domains; without any, all"),
     ] = None,
-    interval: Annotated[float, typer.Option(min=0.05, help="seconds between two samples")] = 2.0,
+    interval: Annotated[
+        float, typer.Option(min=0.05, max=1e9, help="seconds between two samples")
+    ] = 2.0,
     iterations: Annotated[
-        int | None, typer.Option("--iterations", "-n", min=1, help="samples, then end")
+        int | None, typer.Option("--iterations", "-n", min=1, max=10**9, help="samples, then end")
     ] = None,
     once: Annotated[bool, typer.Option("--once", help="one sample")] = False,
     batch: Annotated[
@@ -34,7 +36,7 @@ def watch_command(
         WorkingSetWay, typer.Option(help="how the working set is measured")
     ] = WorkingSetWay.AUTO,
     period: Annotated[
-        float, typer.Option(min=1, help="seconds a working set is sampled")
+        float, typer.Option(min=1, max=1e9, help="seconds a working set is sampled")
     ] = DEFAULT_PERIOD_SECONDS,
     scan_percent: Annotated[
         float, typer.Option(min=0.01, max=100, help="of a processor, for looking at all pages")
@@ -47,7 +49,8 @@ def watch_command(
         typer.Option(metavar="NAME=SALT", help="with --forecast: VMs of other salts never share"),
     ] = None,
     rate: Annotated[
-        float | None, typer.Option(min=0.1, help="with --forecast: MB a second to read, at most")
+        float | None,
+        typer.Option(min=0.1, max=1e9, help="with --forecast: MB a second to read, at most"),
     ] = None,
 ) -> None:
     """Watch the VMs that QEMU runs on this host; change nothing.

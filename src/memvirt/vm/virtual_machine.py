@@ -51,6 +51,7 @@ from .start_state import set_start_state
 EXIT_SUCCESS = 0x10  # what a guest writes to the debug-exit port when all is well
 MAXIMUM_MEMORY = 3 << 30  # above lies the hole for devices
 QUANTUM_NS = 10_000_000
+SERIAL_LOG_BYTES = 16 << 20  # of what a guest printed last are kept at least, twice that at most
 _vm_ids = count(1)
 
 
@@ -92,6 +93,7 @@ class VirtualMachine:
         )
         self.balloon = BalloonDevice(BalloonedPages(self.vmm))
         self.serial_log = bytearray()
+        self.serial_lost = 0  # bytes printed before those in ``serial_log``
         self._serial = serial
         self.pc: Pc = new_pc(self.memory)
         self._console_bytes = record_word(self.pc, "uart", "output_count")
@@ -346,6 +348,9 @@ class VirtualMachine:
         if self._console_bytes[0]:
             data = uart_drain(self.pc[0].uart)
             self.serial_log += data
+            if len(self.serial_log) > 2 * SERIAL_LOG_BYTES:
+                self.serial_lost += len(self.serial_log) - SERIAL_LOG_BYTES
+                del self.serial_log[:-SERIAL_LOG_BYTES]
             if self._serial is not None:
                 self._serial(data)
 

@@ -56,9 +56,9 @@ class Consoles:
         for vm in self._host.vms:
             log = vm.serial_log
             start, content = self._tails.get(vm.vm_id, (0, b""))
-            if start + len(content) != len(log):
-                start = max(len(log) - CONSOLE_BYTES, 0)
-                self._tails[vm.vm_id] = start, bytes(log[start:])
+            if start + len(content) != vm.serial_lost + len(log):
+                kept = max(len(log) - CONSOLE_BYTES, 0)
+                self._tails[vm.vm_id] = vm.serial_lost + kept, bytes(log[kept:])
         return dict(self._tails)
 
     def screens(self) -> Parts:

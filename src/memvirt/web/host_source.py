@@ -277,7 +277,7 @@ class HostSource:
                 row["outcome"] = vm.outcome.reason.value if vm.outcome else ""
                 row["pages"] = vm.vmm.pmap.pages
                 row["paging"] = vm.paging.name.lower()
-                row["console"] = len(vm.serial_log)
+                row["console"] = vm.serial_lost + len(vm.serial_log)
         return header | {
             "number": self._numbers,
             "round": self.host.rounds,
