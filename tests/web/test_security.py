@@ -101,7 +101,7 @@ def test_a_question_without_an_answer_is_no_error(served: Served) -> None:
     """A page may ask for a moment that has just been dropped, or of a VM that has just ended."""
     response = request(served, "/api/at?number=0", **token(served))
     assert response.status == 200
-    assert "not kept" in json.loads(response.read())["nothing"]
+    assert "not kept" in json.loads(response.body)["nothing"]
 
 
 @pytest.mark.parametrize(
