@@ -72,6 +72,14 @@ class Served:
     def round(self) -> int:
         return int(self.ask(lambda: self.host.rounds))
 
+    def last_round(self) -> int | None:
+        """The round at which a paused host stands, None while it has some to make."""
+        source = self.source
+        found: int | None = self.ask(
+            lambda: None if source._steps and not source.done else self.host.rounds
+        )
+        return found
+
 
 @contextmanager
 def serving(scenario: str, *, rounds: int = 0) -> Iterator[Served]:
@@ -137,8 +145,8 @@ class Opened:
         served.ask(lambda: served.source.control("pause"))
         shown = "n => memvirt.store.live.header?.round === n && !memvirt.store.live.header.playing"
         deadline = time.monotonic() + _SECONDS
-        # A round that was under way when the host was asked to pause is still finished.
-        while not self.page.evaluate(shown, number := served.round()):
+        # Rounds that were asked for one by one are still made.
+        while (number := served.last_round()) is None or not self.page.evaluate(shown, number):
             assert time.monotonic() < deadline, shown
             self.page.wait_for_timeout(20)
         return number

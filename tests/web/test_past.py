@@ -3,17 +3,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from playwright.sync_api import expect
 
+from memvirt.host.host import Host
 from memvirt.observe.address_map import map_address
 from memvirt.observe.guest_tables import addresses_of, mapped_runs
 from memvirt.observe.view import live_view
+from memvirt.scenario.scenario import parse_scenario
 from memvirt.vmm.pmap import PageState
-from memvirt.web import past
+from memvirt.web import host_page, past
+from memvirt.web.host_source import HostSource
+from memvirt.web.source import NothingToSay
+from tests.small_guest import small_guest
 
 from .conftest import Opened, Served
 from .test_page import ARROWS, select, vm_of
@@ -148,3 +154,33 @@ def test_what_is_kept_of_answers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(asked._virtual) == 50
     assert asked.virtual(199, 1) == (199, found[1])
     assert asked.virtual(199, 2) is None
+
+
+def test_a_vm_that_has_ended_has_nothing_to_say(tmp_path: Path) -> None:
+    """A page may ask between its end and the frame that says so: that is no error."""
+    image = tmp_path / "guest"
+    image.write_bytes(small_guest("test: mov $0x10, %al\n out %al, $0xF4\n1: jmp 1b\n"))
+    scenario = f"""
+[machine]
+memory = "16M"
+[[vm]]
+name = "short"
+image = "{image}"
+memory = "4M"
+"""
+    with Host(parse_scenario(scenario, "short")) as host:
+        source = HostSource(host, title="short")
+        answers = host_page.answers(source)
+        vm = str(host.vms[0].vm_id)
+        assert answers["virtual"]({"vm": vm})["runs"]
+        while host.step():
+            pass
+        for name, values in (
+            ("map", {"vm": vm, "gva": "0"}),
+            ("page", {"vm": vm, "ppn": "0"}),
+            ("virtual", {"vm": vm}),
+            ("frame", {"mpn": "0"}),
+            ("about", {"kind": "ppn", "vm": vm, "ppn": "0"}),
+        ):
+            with pytest.raises(NothingToSay, match="ended"):
+                answers[name](values)

@@ -32,7 +32,7 @@ def find_vm(vms: Sequence[VirtualMachine], vm_id: int) -> VirtualMachine:
             if vm.outcome is not None:
                 raise NothingToSay(f"{vm.name} has ended: {vm.outcome.reason.value}")
             return vm
-    raise NothingToSay(f"no VM {vm_id}: it has not been started yet")
+    raise SourceError(f"no VM {vm_id}: it has not been started yet")
 
 
 def address_of(text: str, what: str = "address") -> int:

@@ -122,7 +122,7 @@ function names() {
   const first = lanes.physical.values().next().value;
   if (first) heading(first, 'Guest physical', '');
   heading(lanes.machine, 'Machine', `${counted(store.hello?.frames ?? 0, 'frame')}: the host’s real memory`);
-  const source = store.mode === 'activity' && observed() ? '   · activity: each page’s next access is noticed, a hidden page fault, while this is shown' : '';
+  const source = store.mode === 'activity' && observed() ? '   · activity: touches are seen as hidden page faults, while it is shown' : '';
   made.push(...kinds(lanes.virtual, [['guest', `the guest’s page tables${source}`]]));
   const walked = vm?.paging === 'shadow' ? 'shadow tables: from virtual, what the processor walks' : 'nested tables: what the processor walks';
   const last = [...lanes.physical.values()].at(-1);

@@ -24,7 +24,9 @@ export function start(elements, onNotice) {
 
 /** Columns of the address bar, or those of `--columns`, or our choice. */
 function recalled() {
-  const wanted = new URLSearchParams(location.hash.slice(1)).get('columns')?.toUpperCase().split(',');
+  const names = new Map(store.hello.columns.map(([name]) => [name.toUpperCase(), name]));
+  const asked = new URLSearchParams(location.hash.slice(1)).get('columns')?.toUpperCase().split(',');
+  const wanted = asked?.map(name => names.get(name)).filter(Boolean);
   if (wanted) store.columns = wanted;
   else if (store.hello.shown?.length) shown = ['NAME', ...store.hello.shown.filter(name => name !== 'NAME')];
   if (store.columns) shown = store.columns;
