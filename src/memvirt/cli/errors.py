@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 
 from memvirt.errors import MemvirtError
@@ -56,6 +58,24 @@ def user_errors() -> Iterator[None]:
             raise
         print(f"memvirt: {error.filename}: {error.strerror}", file=sys.stderr)
         sys.exit(USAGE)
+
+
+@contextlib.contextmanager
+def sigterm_ends() -> Iterator[None]:
+    """SIGTERM ends what is inside as Ctrl-C does, temporary files and processes removed; the exit
+    status is 143."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: object) -> None:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager
