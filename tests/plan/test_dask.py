@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,6 +23,7 @@ from memvirt.plan.generate import generate
 from memvirt.plan.planner import answer
 from memvirt.plan.question import Question
 from tests.plan.test_content import dumps
+from tests.waiting import until
 
 pytestmark = [
     # Of a worker that is killed, and of processes that end while Python does.
@@ -137,3 +140,30 @@ def test_a_scheduler_that_is_not_there() -> None:
     found = executor(scheduler="tcp://127.0.0.1:1")
     with pytest.raises(SchedulerError, match=r"--scheduler tcp://127\.0\.0\.1:1"), found:
         pass
+
+
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interruption_leaves_nothing(tmp_path: Path, sent: signal.Signals, status: int) -> None:
+    run = subprocess.Popen(
+        [sys.executable, "-m", "tests.plan.endless", str(tmp_path)],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        until(lambda: len(list(tmp_path.glob("worker-*"))) == 2 or run.poll() is not None,
+              "two workers have begun")  # fmt: skip
+        workers = [int(path.name.split("-")[1]) for path in tmp_path.glob("worker-*")]
+        if sent is signal.SIGINT:
+            os.killpg(run.pid, sent)  # as a terminal does
+        else:
+            run.send_signal(sent)
+        said, _ = run.communicate(timeout=300)
+    finally:
+        run.kill()
+        run.wait()
+    assert run.returncode == status, said
+    assert "Traceback" not in said
+    assert ("interrupted" in said) is (sent is signal.SIGINT)
+    assert len(workers) == 2
+    until(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in workers),
+          "workers are gone")  # fmt: skip
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 
 from memvirt.errors import MemvirtError
@@ -63,3 +65,21 @@ def _say(message: str) -> None:
     """Names of files and what stands in them may be anything: no terminal obeys what is printed."""
     shown = "\n".join(one_line(line, _MOST_CHARACTERS) for line in message.split("\n"))
     print(f"memvirt: {shown}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def sigterm_ends() -> Iterator[None]:
+    """SIGTERM ends what is inside as Ctrl-C does, temporary files and processes removed; the exit
+    status is 143."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: object) -> None:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

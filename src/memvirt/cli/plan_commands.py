@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from .errors import planning_tools, user_errors
+from .errors import planning_tools, sigterm_ends, user_errors
 
 Files = Annotated[list[Path], typer.Argument(help="files or folders", show_default=False)]
 Workers = Annotated[
@@ -84,7 +84,7 @@ def plan_command(
     Reads RVTools exports, esxtop batch files, Prometheus range queries, Bitbrains traces, records
     of memvirt run, and plain CSV (docs/plan.md). Exit status: 0 they fit, 1 they do not.
     """
-    with user_errors():
+    with user_errors(), sigterm_ends():
         with planning_tools():
             from .plan import PlanOptions, plan  # noqa: PLC0415
             from .plan_question import make_question  # noqa: PLC0415
@@ -140,7 +140,7 @@ def analyze_command(
     Reads ELF dumps of QEMU, kdump-compressed dumps, LiME, raw memory, memvirt's snapshots,
     and live VMs, of which only what has machine memory is read, once.
     """
-    with user_errors():
+    with user_errors(), sigterm_ends():
         with planning_tools():
             from .analyze import AnalyzeOptions, analyze_dumps  # noqa: PLC0415
         analyze_dumps(

@@ -12,7 +12,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import multiprocessing.resource_tracker
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -138,21 +140,36 @@ def executor(
                 if not client.nthreads():
                     raise SchedulerError(f"--scheduler {scheduler}: has no workers")
             else:
-                cluster = stack.enter_context(
-                    LocalCluster(
-                        n_workers=workers, threads_per_worker=1, processes=True,
-                        host="127.0.0.1", dashboard_address="127.0.0.1:0",
-                        memory_limit=memory_per_worker,
-                        # A heartbeat that is on its way when the cluster ends is an error to a
-                        # worker, with a traceback; what goes wrong in a task comes back by itself.
-                        silence_logs=logging.CRITICAL,
-                    )
-                )  # fmt: skip
+                with _ctrl_c_kept():
+                    cluster = stack.enter_context(
+                        LocalCluster(
+                            n_workers=workers, threads_per_worker=1, processes=True,
+                            host="127.0.0.1", dashboard_address="127.0.0.1:0",
+                            memory_limit=memory_per_worker,
+                            # A heartbeat that is on its way when the cluster ends is an error to a
+                            # worker, with a traceback; what goes wrong in a task comes back by
+                            # itself.
+                            silence_logs=logging.CRITICAL,
+                        )
+                    )  # fmt: skip
                 client = stack.enter_context(Client(cluster))
         except (OSError, ValueError, RuntimeError, TimeoutError) as error:
             where = f"--scheduler {scheduler}" if scheduler else f"--workers {workers}"
             raise SchedulerError(f"{where}: cannot be reached ({error})") from error
         yield OnDask(client)
+
+
+@contextlib.contextmanager
+def _ctrl_c_kept() -> Iterator[None]:
+    """Threads and processes started inside, and theirs, never see Ctrl-C: a terminal sends it to
+    all processes, and each worker would print a traceback. This process gets it afterwards."""
+    # Whoever starts the first process else unblocks the signal on the way.
+    multiprocessing.resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def suitable_workers(work: float) -> int:
