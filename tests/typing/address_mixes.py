@@ -42,6 +42,7 @@ from memvirt.observe.view import VmView
 from memvirt.platform.balloon import BalloonMemory
 from memvirt.platform.boot.flat import load_flat
 from memvirt.platform.boot.image import Segment
+from memvirt.share_table import ShareTable
 from memvirt.vmkernel.protocols import ActivitySampling, FrameSharing, PageReclaim
 from memvirt.vmm.content import PageContents
 from memvirt.vmm.frames import frame_ppn, resolve_page
@@ -255,6 +256,7 @@ def vmkernel(sharing: FrameSharing, sampling: ActivitySampling, reclaim: PageRec
     sharing.may_share(ppns)  # mix: arg-type
     sharing.make_shared(mpns)  # mix: arg-type
     sharing.unwritten(mpns)  # mix: arg-type
+    sharing.share_known(mpns, ShareTable())  # mix: arg-type
     a: PpnArray = sharing.make_shared(ppns)  # mix: assignment
     b: MpnArray = reclaim.shared_pages()  # mix: assignment
     reclaim.evict(mpns, [])  # mix: arg-type

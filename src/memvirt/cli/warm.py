@@ -4,8 +4,8 @@
 Both go through the processor's code, from opposite ends, and keep in the cache on disk what they
 compiled; so each takes from it what the other has done, and they meet in the middle. The run loop
 is one of the ends: it has so many parts of its own that, left to the end, both would compile them
-at the same time. Then, for the kernels that Python calls, one runs a guest by itself, the other a
-small host under pressure.
+at the same time. Then, for the kernels that Python calls, one runs a guest by itself and scans its
+memory, the other runs a small host under pressure.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 from numba.core import event
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -27,10 +28,12 @@ from memvirt.compiled import CALLBACKS, KERNELS, silence_notice
 from memvirt.compiled_cache import cache_folder, is_warm, note_warm
 from memvirt.cpu.factory import describe_processor, processor_code
 from memvirt.host.host import Host
+from memvirt.host.vmm_memory import VmmMemory
 from memvirt.images import BUNDLED, image_path
 from memvirt.machine.machine import Machine
 from memvirt.scenario.scenario import parse_scenario
 from memvirt.vm.virtual_machine import VirtualMachine
+from memvirt.vmkernel.sharing import PageSharing
 
 from .errors import INTERRUPTED
 
@@ -84,6 +87,11 @@ def _compile_first_half() -> None:
     with VirtualMachine(machine, memory="8M", paging="shadow") as vm:
         vm.load(image_path(BUNDLED), append=_GUEST)
         vm.run()
+        memory = VmmMemory(vm.vmm)
+        sharing = PageSharing(np.random.default_rng(1))
+        sharing.add(memory)
+        sharing.scan(memory, memory.pages)
+        memory.usage()
 
 
 def _compile_other_half() -> None:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from memvirt.platform.pc import Pc
     from memvirt.vmm.monitor import VirtualMachineMonitor
 
+_LARGE = ("on_in", "on_out")  # callbacks
+
 
 def software_processor(vmm: VirtualMachineMonitor, pc: Pc) -> Processor:
     """The embedded software processor: real x86-64 code, no privileges needed.
@@ -32,8 +34,9 @@ def software_processor(vmm: VirtualMachineMonitor, pc: Pc) -> Processor:
 def processor_code() -> list[Callable[[], object]]:
     """Steps that compile, or load, all that a VM's processor runs; in whatever order they are done.
 
-    First what C calls in it, in the order it is defined; at the end its run loop, most of which
-    nothing else calls.
+    First what C calls in it, in the order it is defined; at the end the steps with most parts that
+    no other has: ports, and the run loop. So two processes that begin at both ends meet at a small
+    one, which they may then both compile.
     """
     from numba import types  # noqa: PLC0415
 
@@ -42,7 +45,8 @@ def processor_code() -> list[Callable[[], object]]:
     from .unicorn import processor  # noqa: F401, PLC0415  defines them
     from .unicorn.run import run_at  # noqa: PLC0415
 
-    steps: list[Callable[[], object]] = [partial(getattr, made, "address") for made in CALLBACKS]
+    callbacks = sorted(CALLBACKS, key=lambda made: made.function.__name__ in _LARGE)
+    steps: list[Callable[[], object]] = [partial(getattr, made, "address") for made in callbacks]
     return [*steps, partial(compile_ahead, run_at, types.int64)]
 
 
