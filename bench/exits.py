@@ -23,6 +23,7 @@ LOOPS = (
     "an empty loop", "cpuid", "rdtsc", "mov cr8", "CR0.WP on, off", "CR4.PGE on, off", "mov cr3",
     "invlpg", "out to port 0x80", "#UD and iret", "code patched from another page",
     "code patched from its own page", "TLB miss, pages in order", "TLB miss, random order",
+    "code patched in its own block",
 )  # fmt: skip
 _SOURCE = Path(__file__).parent / "guest" / "exits.S"
 _MARK = b"count -->".ljust(16, b"\0")  # the number of turns follows

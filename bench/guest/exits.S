@@ -101,6 +101,11 @@ again:
         jnz     2f
         mov     %r15, %cr3
 2:
+#elif LOOP == 14                        /* code written from the block that it lies in */
+        incb    own_operand(%rip)
+        .byte   0xB0                    /* mov $0, %al */
+own_operand:
+        .byte   0
 #else
 #error "no such LOOP"
 #endif

@@ -45,9 +45,9 @@ def test_scattered_frames_are_not_contiguous_but_repeatable() -> None:
     assert (np.diff(plain.astype(int)) == 1).all()
 
 
-def test_frames_are_scattered_within_32_mib_and_each_is_handed_out_once() -> None:
+def test_frames_are_scattered_within_256_mib_and_each_is_handed_out_once() -> None:
     """What the host gives in huge pages is used up before more of it is touched."""
-    machine = MachineMemory(3 * SCATTER_FRAMES + 100, scatter_seed=9)
+    machine = MachineMemory(3 * SCATTER_FRAMES + 100, scatter_seed=9, metadata_only=True)
     for part in range(3):
         taken = machine.allocate(SCATTER_FRAMES, kind=FrameKind.GUEST).astype(int)
         first = part * SCATTER_FRAMES

@@ -40,7 +40,7 @@ __all__ = [
 
 MpnsLike = Sequence[MachinePageNumber] | MpnArray | MachinePageNumber
 FrameDetails = np.ndarray[tuple[int], np.dtype[np.int32]]
-SCATTER_FRAMES = 8192  # 32 MiB: frames are scattered within runs of so many
+SCATTER_FRAMES = 65_536  # 256 MiB: frames are scattered within runs of so many
 
 
 class MachineMemoryExhausted(MemvirtError):
@@ -123,7 +123,7 @@ class MachineMemory:
 
     ``scatter_seed`` makes the order of allocation pseudo-random, so that what lies behind a VM is
     visibly not contiguous; without it frames are handed out in ascending order. It is random within
-    32 MiB, not beyond, for the host gives memory in huge pages: a machine of which little is used
+    256 MiB, not beyond, for the host gives memory in huge pages: a machine of which little is used
     would else soon take all of its size from the host.
     With ``metadata_only`` no content is kept (policy studies of huge hosts).
     All methods may be called from several threads.

@@ -41,6 +41,8 @@ class MmuState(Record):
     nested_root: MachinePageNumber
     nested_cache_at: int  # NESTED_CACHE_ENTRIES of NestedCacheEntry
     nested_cache_hits: int
+    walk_cache_at: int  # records of ``walk_cache``
+    walk_cache_generation: int  # those of another one are free
     # The shadow table the processor walks now.
     shadow_root: MachinePageNumber
     shadow_levels: int

@@ -37,6 +37,7 @@ from memvirt.mmu.guest_walk import guest_walk
 from memvirt.mmu.native import load8, load32, load64, store8, store64
 from memvirt.mmu.page_state import FLAGS_UNTIL_TOUCHED, STATE_PRIVATE
 from memvirt.mmu.second_level import MISS, ept_walk, forget_nested
+from memvirt.mmu.walk_cache import cached_walk, forget_walks, remember_walk
 from memvirt.vmm.frames import FRAMES_PER_FAULT, KIND_NESTED, resolve_page, take_frame
 from memvirt.vmm.vmm_state import VmmState
 
@@ -82,6 +83,7 @@ def drop_nested_entry(vmm: VmmState, ppn: PhysicalPageNumber) -> int:
     if load64(at) & EPT_LARGE:  # else it is of level 1, which is not cached
         forget_nested(vmm.mmu, guest_physical_address(ppn))
     store64(at, 0)
+    forget_walks(vmm.mmu)
     vmm.entries_dropped += 1
     return 1
 
@@ -109,6 +111,7 @@ def _map_large_page(vmm: VmmState, first_ppn: PhysicalPageNumber) -> None:
     frame = load32(mmu.pmap_frame_at + first_ppn * 4)
     store64(at, (frame << 12) | EPT_LARGE | EPT_WRITE_BACK | EPT_RIGHTS)
     forget_nested(mmu, guest_physical_address(first_ppn))
+    forget_walks(mmu)
     for ppn in range(first_ppn, first_ppn + 512):
         flags = load8(mmu.pmap_flags_at + ppn)
         store8(mmu.pmap_flags_at + ppn, flags & ~FLAGS_UNTIL_TOUCHED)
@@ -166,7 +169,12 @@ def nested_access(vmm: VmmState, gva: GuestVirtualAddress, access: int) -> int:
     while True:
         # A walk that begins anew after a violation counts once, as the one that succeeds.
         mmu.walk_references = references
-        status = guest_walk(mmu, gva, access)
+        if cached_walk(mmu, gva, access):
+            status = OK
+        else:
+            status = guest_walk(mmu, gva, access)
+            if status == OK:
+                remember_walk(mmu, gva)
         if status == NEED_PAGE:
             status = nested_fault(vmm)
             if status != OK:

@@ -9,6 +9,7 @@ from memvirt.address import MachinePageNumber, PhysicalPageNumber, PpnArray
 from memvirt.machine.memory import FrameKind, MachineMemory
 from memvirt.mmu.host_ranges import host_address
 from memvirt.mmu.mmu_state import NESTED_CACHE_DTYPE, NESTED_CACHE_ENTRIES
+from memvirt.mmu.walk_cache import WALK_CACHE_DTYPE, WALK_CACHE_ENTRIES
 from memvirt.vmm.vmm_state import VmmState
 
 from .mode import PagingMode
@@ -30,6 +31,9 @@ class NestedPaging:
         self.nested_cache = np.zeros(NESTED_CACHE_ENTRIES, NESTED_CACHE_DTYPE)
         vmm.mmu.is_nested = 1
         vmm.mmu.nested_cache_at = host_address(self.nested_cache, "nested cache")
+        self._walk_cache = np.zeros(WALK_CACHE_ENTRIES, WALK_CACHE_DTYPE)
+        vmm.mmu.walk_cache_at = host_address(self._walk_cache, "cache of guest walks")
+        vmm.mmu.walk_cache_generation = 1
         root = machine.allocate(kind=FrameKind.NESTED, owner=int(vmm.vm_id), detail=4)
         vmm.mmu.nested_root = root[0]
         vmm.nested_tables = 1
