@@ -142,9 +142,8 @@ class VirtualMachineMonitor:
         Returns how many were moved. Raises MachineMemoryExhausted before anything has changed.
         """
         pages = self._select(ppns, _PRIVATE)
-        if pages.size == 0:
-            return 0
-        self.contents.move(pages)
+        if pages.size:
+            self.contents.move(pages)
         self.counts["moved"] += int(pages.size)
         return int(pages.size)
 
@@ -153,8 +152,8 @@ class VirtualMachineMonitor:
 
         They move to an aligned run of frames, mapped by one nested entry until one of them is
         shared, unmapped or moved. Returns False, with nothing changed, if not all are private, or
-        already large, or if no run of frames is free. Raises ValueError
-        if ``first_ppn`` is no multiple of 512, or if this VM's page tables have no large entries.
+        already large, or if no run of frames is free. Raises ValueError if ``first_ppn`` is no
+        multiple of 512, or if this VM's page tables have no large entries.
         """
         pages = PpnArray(np.arange(first_ppn, first_ppn + LARGE_PAGES))
         run = first_ppn // LARGE_PAGES
@@ -176,9 +175,9 @@ class VirtualMachineMonitor:
     def unmap(self, ppns: PpnsLike, order: EvictionOrder | None = None) -> Eviction:
         """Take the frames of the resident pages among ``ppns``; their content is kept elsewhere.
 
-        ``order`` says where; without it ``eviction.default_order`` does. The next
-        access of the guest brings a page back. Where the pages went is the result; a page that no
-        store takes stays as it was.
+        ``order`` says where; without it ``eviction.default_order`` does. The next access of the
+        guest brings a page back. Where the pages went is the result; a page that no store takes
+        stays as it was.
         """
         pages = self._select(ppns, RESIDENT)
         eviction = evict(self.contents, pages, order or default_order(self.contents))
