@@ -20,6 +20,7 @@ from tests.waiting import until
 from .conftest import SCREENSHOTS, Opened, Served, opening, serving
 
 # Prints on the VGA, then copies what comes on COM1 to both, without control characters on the VGA.
+# A key of the keyboard prints its scan code (set 1) + 0x30 there: w is A, e is B.
 ECHO = """
 test:   mov     $0xB8000, %rdi
         mov     $text, %rsi
@@ -28,11 +29,19 @@ test:   mov     $0xB8000, %rdi
         stosw
         cmpb    $0, (%rsi)
         jne     1b
-next:   mov     $0x3FD, %edx
-2:      pause
+next:   pause
+        in      $0x64, %al
+        test    $1, %al
+        jz      2f
+        in      $0x60, %al
+        test    $0x80, %al              # let go
+        jnz     2f
+        add     $0x30, %al
+        stosw
+2:      mov     $0x3FD, %edx
         in      %dx, %al
         test    $1, %al
-        jz      2b
+        jz      next
         mov     $0x3F8, %edx
         in      %dx, %al
         out     %al, %dx
@@ -123,6 +132,22 @@ def test_typing_and_the_text_screen(echo: Served, browser: Browser) -> None:
         first = opened.js("() => document.querySelector('#screen span').className")
         assert first.split()[:2] == ["front15", "back4"]
         page.screenshot(path=SCREENSHOTS / "screen.png")
+
+
+def test_keys_typed_on_the_text_screen(echo: Served, browser: Browser) -> None:
+    """They are the PC keyboard's, more of them than its queue holds; the console hears nothing."""
+    with opening(echo, browser) as opened:
+        page, keyboard = opened.page, opened.page.keyboard
+        _ready(opened, echo)
+        before = bytes(echo.host.vms[0].serial_log)
+        page.click("#tab-screen")
+        keyboard.press("k")
+        keyboard.type("wer" * 20)
+        keyboard.press("ArrowUp")
+        expect(page.locator("#screen")).to_contain_text("ABC" * 20 + "x")
+        keyboard.press("Shift+Tab")
+        assert opened.js("() => document.activeElement.id") != "keys-to-keyboard"
+        assert bytes(echo.host.vms[0].serial_log) == before
 
 
 def test_the_console_of_a_moment_that_is_over(echo: Served, browser: Browser) -> None:

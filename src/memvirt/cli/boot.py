@@ -154,13 +154,14 @@ def boot(
     interactive = serial == STDIO and os.isatty(0)
     vm.wakes_on_input = interactive
     escapes = EscapeKeys()
+    pressed = bytearray()  # what the guest's keyboard had no room for yet waits
     interruption = Interruption()
     terminal = TerminalDisplay(vm)
     if interactive:
         terminal.message = "memvirt: Ctrl-A x ends the VM, Ctrl-A h lists the rest"
 
     def between_quanta(vm: VirtualMachine) -> None:
-        nonlocal quanta, halted_ns
+        nonlocal quanta, halted_ns, pressed
         quanta += 1
         if drawn:
             terminal.draw()
@@ -176,9 +177,11 @@ def boot(
         vm.wakes_on_input = interactive and console.input_open
         typed = escapes.take(console.read()) if interactive else Typed(console.read())
         if typed.keys and drawn and interactive:
-            vm.press(typed.keys)  # a guest with a screen is typed to at its keyboard
+            pressed += typed.keys  # a guest with a screen is typed to at its keyboard
         elif typed.keys:
             vm.type(typed.keys)
+        if pressed:
+            del pressed[: vm.press(bytes(pressed))]
         if typed.help and drawn:
             terminal.message = HELP.rstrip()
         elif typed.help:

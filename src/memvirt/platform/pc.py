@@ -206,12 +206,12 @@ def pc_serial_input(pc: PcState, data: bytes) -> int:
 def pc_keyboard_input(pc: PcState, typed: bytes) -> int:
     """Press the keys that a terminal would send as ``typed``; drives IRQ 1.
 
-    Returns how many keys were taken: less than all if the guest does not read them.
+    Returns how many bytes of it were taken: less than all if the guest does not read its keyboard.
     """
     taken = 0
-    for codes in scan_codes(typed):
-        if not keyboard_press(pc.keyboard, codes):
+    for key, codes in scan_codes(typed):
+        if codes and not keyboard_press(pc.keyboard, codes):
             break
-        taken += 1
+        taken += len(key)
     update_interrupt_lines(pc)
     return taken

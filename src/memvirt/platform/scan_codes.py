@@ -49,22 +49,27 @@ def _held(modifier: bytes, key: bytes) -> bytes:
     return modifier + key + _let_go(key) + _let_go(modifier)
 
 
-def scan_codes(typed: bytes) -> Iterator[bytes]:
-    """For each key of ``typed``, as a terminal sends it, what pressing it and letting it go sends.
+def scan_codes(typed: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Each key of ``typed``, as a terminal sends it, and what pressing it and letting it go sends.
 
     Control characters are their letters with Ctrl held, but for Enter, Tab, Backspace and Escape.
-    Bytes that no key of this layout gives are left out.
+    Bytes that no key of this layout gives send nothing.
     """
     for found in _KEY.findall(typed.decode("latin-1")):
-        if len(found) > 1:
-            key = bytes.fromhex(_SEQUENCES[found[1:]])
-            yield key + _let_go(key)
-        elif found == "\x1b":
-            yield _ESCAPE + _let_go(_ESCAPE)
-        elif found in _PLAIN:
-            yield _PLAIN[found] + _let_go(_PLAIN[found])
-        elif found in _SHIFTED:
-            yield _held(_SHIFT, _SHIFTED[found])
-        elif found < " ":
-            letter = chr(ord(found) + 0x40).lower()
-            yield _held(_CONTROL, _PLAIN.get(letter) or _SHIFTED[letter])
+        yield found.encode("latin-1"), _scan_codes_of(found)
+
+
+def _scan_codes_of(found: str) -> bytes:
+    if len(found) > 1:
+        key = bytes.fromhex(_SEQUENCES[found[1:]])
+        return key + _let_go(key)
+    if found == "\x1b":
+        return _ESCAPE + _let_go(_ESCAPE)
+    if found in _PLAIN:
+        return _PLAIN[found] + _let_go(_PLAIN[found])
+    if found in _SHIFTED:
+        return _held(_SHIFT, _SHIFTED[found])
+    if found < " ":
+        letter = chr(ord(found) + 0x40).lower()
+        return _held(_CONTROL, _PLAIN.get(letter) or _SHIFTED[letter])
+    return b""

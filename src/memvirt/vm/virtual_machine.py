@@ -359,7 +359,7 @@ class VirtualMachine:
         return int(pc_serial_input(self.pc[0], data))
 
     def press(self, typed: bytes) -> int:
-        """Press the keys (US layout) a terminal sends as ``typed``; how many the guest took."""
+        """Press the keys (US layout) a terminal sends as ``typed``; returns the bytes taken."""
         return pc_keyboard_input(self.pc[0], typed)
 
     @property

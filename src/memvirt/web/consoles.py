@@ -25,6 +25,7 @@ MOST_TYPED = 64 << 10  # bytes that wait for one guest
 SCREEN_PPNS = range(0xA0000 >> PAGE_SHIFT, 0xC0000 >> PAGE_SHIFT)  # the VGA's window
 _NOWHERE = 0xFFFF
 _SCREEN = struct.Struct("<5H")
+_DEVICES = {"console": VirtualMachine.type, "keyboard": VirtualMachine.press}
 
 
 def screen_bytes(screen: TextScreen) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
@@ -48,7 +49,7 @@ class Consoles:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._tails: dict[int, tuple[int, bytes]] = {}
-        self._typed: dict[int, bytearray] = {}
+        self._typed: dict[tuple[int, str], bytearray] = {}  # by VM and device
         host.listen()
 
     def tails(self) -> dict[int, tuple[int, bytes]]:
@@ -70,14 +71,17 @@ class Consoles:
                 parts[f"screen:{vm.vm_id}"] = screen_bytes(screen)
         return parts
 
-    def type(self, vm: VirtualMachine, data: bytes) -> int:
-        """Type on a VM's console; returns the bytes that wait until the guest reads them.
+    def type(self, vm: VirtualMachine, data: bytes, device: str) -> int:
+        """Type on a VM's "console", or press the keys of its "keyboard" that a terminal sends so.
 
-        Raises SourceError if too many wait already.
+        Returns the bytes that wait until the guest reads them. Raises SourceError if too many wait
+        already, or for another ``device``.
         """
-        waiting = self._typed.setdefault(vm.vm_id, bytearray())
+        if device not in _DEVICES:
+            raise SourceError(f'device: "{device[:40]}" is none of {", ".join(_DEVICES)}')
+        waiting = self._typed.setdefault((vm.vm_id, device), bytearray())
         if len(waiting) + len(data) > MOST_TYPED:
-            raise SourceError(f"{vm.name} does not read its console: {len(waiting)} bytes wait")
+            raise SourceError(f"{vm.name} does not read its {device}: {len(waiting)} bytes wait")
         waiting += data
         self.feed()
         return len(waiting)
@@ -85,13 +89,14 @@ class Consoles:
     def feed(self) -> None:
         """Give the guests what they take of what was typed."""
         for vm in self._host.vms:
-            waiting = self._typed.get(vm.vm_id)
-            if not waiting:
-                continue
-            if vm.outcome is not None:
-                waiting.clear()
-            else:
-                del waiting[: vm.type(bytes(waiting))]
+            for device, take in _DEVICES.items():
+                waiting = self._typed.get((vm.vm_id, device))
+                if not waiting:
+                    continue
+                if vm.outcome is not None:
+                    waiting.clear()
+                else:
+                    del waiting[: take(vm, bytes(waiting))]
 
 
 def _screen(vm: VirtualMachine) -> TextScreen | None:

@@ -181,6 +181,7 @@ def commands(source: HostSource) -> dict[str, Answer]:
 
     def typed(values: dict[str, str]) -> dict[str, Any]:
         vm = questions.find_vm(source.host.vms, _number(values, "vm"))
-        return {"waiting": source.consoles.type(vm, values["text"].encode(errors="replace"))}
+        data, device = values["text"].encode(errors="replace"), values.get("device", "console")
+        return {"waiting": source.consoles.type(vm, data, device)}
 
     return {"control": control, "settings": settings, "type": typed}

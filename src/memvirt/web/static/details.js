@@ -42,17 +42,21 @@ let drawn = '';
 /** What is shown may be asked for again and be the same: then nothing is made anew under the pointer. */
 function draw() {
   if (current === 'console') { drawConsole(); return; }
-  const draws = { walk, life, bytes, screen: screenPanel, decisions };
+  if (current === 'screen') { drawScreen(); return; }
+  const draws = { walk, life, bytes, decisions };
   if (current === 'walk' || current === 'life' || current === 'bytes') {
     const now = JSON.stringify([current, store.selection, store.answers, store.past?.header.number]);
     if (now === drawn) return;
     drawn = now;
-  } else if (current === 'screen') drawn = screenNow();
+  }
   panel.replaceChildren(...draws[current]());
 }
 
 /** Which screen there is now: parts are changed in place, so it is their bytes that tell. */
-function screenNow() { const part = store.parts.get(`screen:${store.vm}`); return `${store.vm} ${part ? part.join() : ''}`; }
+function screenNow() {
+  const part = store.parts.get(`screen:${store.vm}`), vm = store.vms[store.position(store.vm)];
+  return `${store.vm} ${Boolean(store.past)} ${vm?.outcome} ${vm?.condition} ${part ? part.join() : ''}`;
+}
 
 /** The console's elements stay: who types keeps the focus, who reads further up is not moved. */
 function drawConsole() {
@@ -60,6 +64,12 @@ function drawConsole() {
   const anew = panel.firstChild !== element;
   if (anew) panel.replaceChildren(element);
   if (stay || anew) panel.scrollTop = panel.scrollHeight;
+}
+
+function drawScreen() {
+  drawn = screenNow();
+  const element = screenPanel();
+  if (panel.firstChild !== element || panel.childElementCount > 1) panel.replaceChildren(element);
 }
 
 const hint = text => [html('p', { class: 'quiet' }, text)];

@@ -62,6 +62,11 @@ function follow(kind) {
   else go(pagemap.lanes.virtual, address ? pagemap.virtualIndex(address) : chosen ? null : 0);
 }
 
+function typeToGuest() {
+  if (details.shown() !== 'screen') details.show('console');
+  document.getElementById(details.shown() === 'screen' ? 'keys-to-keyboard' : 'keys-to-guest')?.focus();
+}
+
 function nextVm(way) {
   const at = store.position(store.vm) + way;
   if (at >= 0 && at < store.vms.length) store.choose(store.vms[at].vm_id);
@@ -92,7 +97,7 @@ function list(actions) {
     ['{ }', 'ten moments back or on', { '{': () => timeline.step(-10), '}': () => timeline.step(10) }],
     ['home', 'now', { Home: () => actions.look(null) }],
     ['1 … 6', 'walk, life, bytes, console, text screen, decisions', Object.fromEntries(details.names().map((name, i) => [i + 1, () => details.show(name)]))],
-    ['k', 'type on the console of the VM; shift tab leaves', { k: () => { details.show('console'); document.getElementById('keys-to-guest')?.focus(); } }],
+    ['k', 'type on the console of the VM, or at its keyboard where the text screen is shown; shift tab leaves', { k: typeToGuest }],
     ['e', 'settings of the VM', { e: () => document.querySelector('#settings input')?.focus() }],
     ['o', 'columns of the table', { o: actions.columns }],
     ['c', 'what colours mean: state, owner, activity, salt', { c: actions.mode }],
