@@ -96,6 +96,57 @@ def test_what_does_not_exist(paging: str) -> None:
     _faults(_MENDED, paging)
 
 
+_PATCHED_OPCODE = small_guest("""
+        .macro  PATCHED
+patched: andn   %ecx, %edx, %eax        # C4 E2 68 F2 C1
+        .endm
+test:   movb    $0x18, patched + 3      # VBROADCASTSS, of AVX
+again:  ATTEMPT PATCHED
+        REPORT  vector, vector
+        movb    $0xF2, patched + 3
+        decl    turns
+        jnz     again
+        ret
+        .data
+turns:  .long   2
+""")
+
+
+@own_build_only
+@pytest.mark.parametrize("paging", PAGING_MODES)
+def test_the_opcode_of_an_undefined_instruction_is_patched(paging: str) -> None:
+    vectors = re.findall(r"vector=(\w+)", run_small(_PATCHED_OPCODE, paging).console)
+    assert [int(vector, 16) for vector in vectors] == [_UD, _NOTHING]
+
+
+# Debug registers in 32-bit code of a 64-bit kernel: the upper half of RAX does not count.
+_NARROW = small_guest("""
+test:   movabs  $0x00CF9B000000FFFF, %rax
+        mov     %rax, gdt + 0x38
+        movabs  $0xFFFFFFFF00000600, %rax
+        push    $0x38
+        push    $narrow
+        lretq
+        .code32
+narrow: mov     %eax, %dr7
+        mov     %eax, %dr6
+        mov     %dr7, %ecx
+        ljmp    $8, $back
+        .code64
+back:   mov     %ecx, %ecx
+        REPORT  dr7, %rcx
+        ret
+""")
+
+
+@own_build_only
+@pytest.mark.parametrize("paging", PAGING_MODES)
+def test_debug_registers_of_32_bit_code(paging: str) -> None:
+    ran = run_small(_NARROW, paging)
+    assert ran.outcome.succeeded, ran.outcome
+    assert ran.values["dr7"] == 0x600
+
+
 # Logs each #DB and each interrupt 0x40: where (from `base`), DR6 or 0x40.
 _TRACED = """
 test:   mov $1, %edi

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Accesses that take the engine's slow path: they miss in its TLB, cross two pages, or store to a
-page with translated code (engine/changes 14). The same guest in every mode, and on QEMU."""
+page with translated code (engine/changes 18). The same guest in every mode, and on QEMU."""
 
 from __future__ import annotations
 

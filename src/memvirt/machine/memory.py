@@ -211,9 +211,11 @@ class MachineMemory:
 
         Returns the hashes (``content.hash_pages``), and the MPN of a SHARED frame of ``salt`` for
         each, or -1. Each frame is compared right after it was hashed: it is in the cache then.
-        Raises IndexError for an MPN that is no frame's.
+        Raises IndexError for an MPN that is no frame's, and in machine memory without content.
         """
         frames = self._listed(mpns)
+        if self._metadata_only:
+            raise IndexError("frames of this machine memory have no content")
         hashes, found = np.empty(frames.size, np.uint64), np.empty(frames.size, np.int64)
         find_equal_frames(
             self._host_address, frames, *table.frame_arrays,
