@@ -26,8 +26,8 @@ _PRINTING = (
     "run --list",
     "plan plan.csv --host 512G",
     "analyze memory.raw",
-    "watch --once",
-    "watch --once --json",
+    "watch --once --working-set off",
+    "watch --once --json --working-set off",
     "page --status",
     "run s.toml",
     "boot bundled --memory 16M --append workload=selfmod",
@@ -91,7 +91,9 @@ def left_pipe() -> Iterator[int]:
     os.close(writer)
 
 
-@pytest.mark.parametrize("words", ["schema", "--help", "watch --once", "plan plan.csv --host 512G"])
+@pytest.mark.parametrize(
+    "words", ["schema", "--help", "watch --once --working-set off", "plan plan.csv --host 512G"]
+)
 def test_a_reader_that_has_left_ends_it_without_a_word(
     words: str, folder: Path, left_pipe: int
 ) -> None:

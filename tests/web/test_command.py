@@ -165,39 +165,3 @@ def test_what_cannot_be_is_one_line(tmp_path: Path, arguments: list[str], said: 
     assert ended.returncode == 2
     assert said in ended.stderr
     assert len(ended.stderr.strip().splitlines()) == 1
-
-
-# Sends Ctrl-C to itself when it first imports a module: at a certain point of a start.
-_INTERRUPTED_AT = """
-import os, signal, sys
-
-class Interrupter:
-    def find_spec(self, name, path=None, target=None):
-        if name == {module!r}:
-            sys.meta_path.remove(self)
-            os.kill(os.getpid(), signal.SIGINT)
-
-sys.meta_path.insert(0, Interrupter())
-sys.argv = ["memvirt", *{arguments!r}]
-from memvirt.cli.entry import main
-main()
-"""
-
-
-@pytest.mark.parametrize(
-    "arguments", [["run", "--web"], ["boot", "bundled", "--memory", "8M", "--web"]]
-)
-@pytest.mark.parametrize("module", ["typer", "numpy", "memvirt.host.host", "starlette"])
-def test_interrupted_while_it_starts(tmp_path: Path, arguments: list[str], module: str) -> None:
-    code = _INTERRUPTED_AT.format(module=module, arguments=arguments)
-    ended = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert ended.returncode == INTERRUPTED
-    assert "Traceback" not in ended.stderr
-    assert list(tmp_path.iterdir()) == []

@@ -20,6 +20,7 @@ from memvirt.live.vm import LiveVm, open_kernel_pages
 from memvirt.size import format_size
 
 from .errors import UsageError
+from .interruption import interrupts_raise
 
 _PAGE = 4096
 _MOST_PAIRS = 20
@@ -49,6 +50,7 @@ def run_forecast(
 
     Raises LiveError if none can be read.
     """
+    interrupts_raise()  # the terminal's cursor has to come back
     kernel, problem = open_kernel_pages()
     if problem:
         print(f"memvirt: {problem}; pages shared already are unknown", file=sys.stderr)

@@ -86,9 +86,11 @@ def page_command(
     from memvirt.live.pager.supervisor import Policy  # noqa: PLC0415
     from memvirt.live.pager.victims import Goal  # noqa: PLC0415
 
+    from .interruption import interrupts_raise  # noqa: PLC0415
     from .page import PageOptions, detach, page_hand_off, page_vm, show_status  # noqa: PLC0415
 
     with user_errors():
+        interrupts_raise()  # what is half attached has to be given back, and a socket to go
         if status:
             sys.exit(show_status(vm, as_json=as_json))
         if (vm is None) == (listen is None):

@@ -30,7 +30,7 @@ from memvirt.vmkernel.vmkernel import VmKernel
 
 BURST_SECONDS = 1.0  # of a processor, saved up: the first quanta of a guest are its dearest
 LEAST_SECONDS = 0.01  # that a quantum may cost, however short it is
-COST_FACTOR = 25  # times its virtual time, that a quantum may cost beside that
+COST_FACTOR = 50  # times its virtual time, that a quantum may cost beside that
 SLICE_SECONDS = 0.2  # that a throttled VM gets when it has its turn
 MOST_MULTIPLE = 16
 _TOLERANCE_SECONDS = 1e-3  # of two readings of clocks
