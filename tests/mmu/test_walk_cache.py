@@ -8,6 +8,7 @@ import random
 import struct
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from memvirt.mmu.access import FETCH, READ, WRITE
@@ -15,6 +16,7 @@ from memvirt.mmu.entry import CR0_WP, CR4_SMAP, CR4_SMEP, EFER_NXE
 from memvirt.mmu.walk_cache import cached_walk, forget_walks
 from memvirt.vmm.check import check_machine
 from memvirt.vmm.monitor import PagingMode
+from memvirt.vmm.pmap import PageState
 from tests.vmm.driver import ROOTS, Driver
 
 _TABLES = (*ROOTS, 1, 2, 3, 4)  # PPNs of the driver's guest tables: levels 4, 3, 2, 1, 1
@@ -56,10 +58,17 @@ class Pair:
             driver.vmm.write_physical((table << 12) + slot * 8, word)
 
     def move(self) -> None:
-        """Another frame for a page, tables included; its content stays."""
-        ppn = self.rng.choice((*_TABLES, 8, 9, 20))
+        """Another frame for a page, tables included, or none; its content stays."""
+        ppn, act = self.rng.choice((*_TABLES, 8, 9, 20)), self.rng.randrange(4)
         for driver in self.drivers:
-            driver.vmm.move([ppn])
+            if act == 0:
+                driver.vmm.unmap([ppn])
+            elif act == 1:
+                driver.vmm.begin_sample([ppn])
+            elif act == 2 and driver.vmm.pmap.state[ppn] == PageState.PRIVATE:
+                driver.vmm.make_shared(ppn)
+            else:
+                driver.vmm.move([ppn])
 
     def registers(self) -> None:
         """CR3, and what rights depend on."""
@@ -111,3 +120,32 @@ def test_no_access_tells_whether_its_walk_was_cached(seed: int) -> None:
     for driver in pair.drivers:
         assert check_machine(driver.machine, [driver.vmm]) == []
     assert min(pair.outcomes[kind] for kind in ("cached", "fault", "translated")) > 50
+
+
+def test_the_checker_sees_a_table_that_is_not_where_a_walk_was_remembered() -> None:
+    pair = Pair(0)
+    pair.mend()
+    driver = pair.drivers[0]
+    driver.load_root(0)
+    assert driver.attempt(0x400000, READ) is not None
+    vmm = driver.vmm
+    walks = vmm.page_tables.walk_cache  # type: ignore[attr-defined]
+    assert np.count_nonzero(walks["generation"]) == 1
+    assert check_machine(driver.machine, [vmm]) == []
+    generation = int(vmm.state.mmu.walk_cache_generation)
+    vmm.move([1])
+    assert check_machine(driver.machine, [vmm]) == []
+    vmm.state.mmu.walk_cache_generation = generation  # as if nobody had forgotten them
+    (violation,) = check_machine(driver.machine, [vmm])
+    assert (violation.invariant, violation.where) == (
+        "I1", "cached walk of gVA 0x400000, table of level 3",
+    )  # fmt: skip
+    assert violation.found.startswith("PPN 0x1 in MPN")
+    vmm.unmap([1])
+    vmm.state.mmu.walk_cache_generation = generation
+    assert [each.expected for each in check_machine(driver.machine, [vmm])] == [
+        "no frame: it is not resident"
+    ]
+    walks["leaf_level"] = 77  # bears any damage
+    walks["upper_entry"] = -1
+    check_machine(driver.machine, [vmm])

@@ -33,6 +33,7 @@ from .checker.pages import check_pages
 from .checker.shadow import check_shadow
 from .checker.stores import check_kept_pages, check_owners_in_stores, check_stores
 from .checker.violation import CheckLevel, Violation
+from .checker.walk_cache import check_walk_cache
 from .monitor import VirtualMachineMonitor
 
 __all__ = ["CheckLevel", "Violation", "check_machine", "check_vm"]
@@ -48,6 +49,7 @@ def _check_inside(vmm: VirtualMachineMonitor, level: CheckLevel) -> list[Violati
     if level >= CheckLevel.MEMORY:
         found += check_shadow(vmm)
         found += check_nested(vmm)
+        found += check_walk_cache(vmm)
         found += check_reserve_is_zeroed(vmm)
     if level >= CheckLevel.STORES:
         found += check_kept_pages(vmm)

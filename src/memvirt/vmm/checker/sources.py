@@ -121,6 +121,36 @@ def nested_tables(vmm: VirtualMachineMonitor) -> NestedTables | None:
 
 
 @dataclass(frozen=True, slots=True)
+class RememberedWalks:
+    """The walks of four levels that the cache of guest walks holds now, a row each."""
+
+    memory_at: int  # host address of machine memory
+    region: Array  # gVA >> 21
+    cr3: Array
+    leaf_level: Array
+    upper_at: Array  # host addresses of the upper entries, by step from level 4 down
+    upper_entry: Array
+    leaf_table_at: Array
+
+
+def remembered_walks(vmm: VirtualMachineMonitor) -> RememberedWalks | None:
+    """What the cache of guest walks holds, None if the VM has none."""
+    if not isinstance(vmm.page_tables, NestedPaging):
+        return None
+    cache = vmm.page_tables.walk_cache
+    cache = cache[cache["generation"] == vmm.state.mmu.walk_cache_generation]
+    return RememberedWalks(
+        memory_at=int(vmm.state.mmu.memory_at),
+        region=cache["region"],
+        cr3=cache["cr3"],
+        leaf_level=cache["leaf_level"],
+        upper_at=cache["upper_at"],
+        upper_entry=cache["upper_entry"],
+        leaf_table_at=cache["leaf_table_at"],
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class ShadowTables:
     """The pool of shadow pages of one VM: fields by shadow page, links by entry."""
 

@@ -31,8 +31,8 @@ class NestedPaging:
         self.nested_cache = np.zeros(NESTED_CACHE_ENTRIES, NESTED_CACHE_DTYPE)
         vmm.mmu.is_nested = 1
         vmm.mmu.nested_cache_at = host_address(self.nested_cache, "nested cache")
-        self._walk_cache = np.zeros(WALK_CACHE_ENTRIES, WALK_CACHE_DTYPE)
-        vmm.mmu.walk_cache_at = host_address(self._walk_cache, "cache of guest walks")
+        self.walk_cache = np.zeros(WALK_CACHE_ENTRIES, WALK_CACHE_DTYPE)
+        vmm.mmu.walk_cache_at = host_address(self.walk_cache, "cache of guest walks")
         vmm.mmu.walk_cache_generation = 1
         root = machine.allocate(kind=FrameKind.NESTED, owner=int(vmm.vm_id), detail=4)
         vmm.mmu.nested_root = root[0]
