@@ -49,6 +49,8 @@ def find_equal_frames(
         at = frame_slot(frame_keys, key)
         if frame_keys[at] == key:
             other = frame_mpns[at]
+            if other >= kinds.size:  # a table of other machine memory
+                continue
             if kinds[other] == _SHARED and details[other] == detail:
                 following = int(mpns[min(i + 1, last)])
                 if equal_page(
