@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from memvirt.cli.manage import host_plan
-from memvirt.live.errors import KernelFeatureMissing
-from memvirt.live.manage import group_reclaim
+from memvirt.cli.manage import ManageCommand, host_plan, manage
+from memvirt.live.errors import KernelFeatureMissing, LiveError
+from memvirt.live.manage import group_reclaim, manager
 from memvirt.live.manage.cgroup import MemoryCgroup
 from memvirt.live.manage.group_reclaim import GroupReclaim, give_limits_back
 from memvirt.live.manage.ledger import Ledger
@@ -98,18 +98,18 @@ class Run:
         host = ModelHost([self.vm])
         plan = host_plan(parse_scenario(HOST.format(live=live), "host.toml"))
         with host.in_place(), Ledger(tmp_path / "ledger") as ledger:
-            manager = Manager(plan, ledger, cgroups=tmp_path / "groups", **host.sources())
+            managing = Manager(plan, ledger, cgroups=tmp_path / "groups", **host.sources())
             self.vm.touch(0, 60 * MIB)
             for second in range(60):
                 host.seconds = float(second)
-                manager.step()
+                managing.step()
                 if second == 0:
                     self.protected = (self.low.read_text(), self.low_above.read_text())
                     self.vm.touch(0, used * MIB)
-            self.events = list(manager.kernel.events)
+            self.events = list(managing.kernel.events)
             self.reasons = [event.reason for event in self.events]
             self.resident = self.vm.count(LivePageState.PRIVATE)
-            assert manager.close()
+            assert managing.close()
             assert ledger.record.empty
 
     def swapped(self) -> int:
@@ -256,6 +256,31 @@ def test_the_limit_of_version_1_is_as_it_was_also_if_it_cannot_be_lowered_or_mem
         assert give_limits_back(ledger) == [f"{limit}: {NONE_V1} again"]
         assert ledger.record.empty
     assert limit.read_text() == NONE_V1
+
+
+def test_a_lowered_limit_is_put_back_also_if_nothing_can_be_managed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limit, broken = tmp_path / "a" / "memory.limit_in_bytes", tmp_path / "memory.limit_in_bytes"
+    limit.parent.mkdir()
+    limit.write_text(NONE_V1)
+    monkeypatch.setenv("MEMVIRT_MANAGE_DIR", str(tmp_path / "ledger"))
+    with Ledger() as ledger:
+        ledger.record.settings[str(broken)] = NONE_V1
+        ledger.change_setting(limit, str(1 << 20))  # here it is killed
+    broken.mkdir()  # cannot be read
+    file = tmp_path / "host.toml"
+    file.write_text(HOST.format(live=""))
+    monkeypatch.setattr(manager, "open_kernel_pages", lambda: (None, "no page flags"))
+    with pytest.raises(LiveError, match="no page flags"):
+        manage(ManageCommand(file))
+    assert limit.read_text() == NONE_V1
+    assert capsys.readouterr().out.splitlines() == [
+        f"{broken}: cannot be set back to {NONE_V1}: Is a directory",
+        f"{limit}: {NONE_V1} again",
+    ]
+    with Ledger() as ledger:
+        assert ledger.record.settings == {str(broken): NONE_V1}
 
 
 def test_protection_is_raised_above_the_vms_and_follows_them(tmp_path: Path) -> None:

@@ -98,9 +98,23 @@ class GroupReclaim:
 
 
 def give_limits_back(ledger: Ledger) -> list[str]:
-    """Put limits back that a manager has lowered and died; a line for each. Raises OSError."""
-    limits = [path for path in ledger.record.settings if path.endswith("/memory.limit_in_bytes")]
-    return [f"{path}: {ledger.put_back(Path(path))} again" for path in limits]
+    """Put limits back that a manager has lowered and died; a line for each.
+
+    What cannot be put back has its line, too, and stays on record.
+    """
+    lines = []
+    for path, before in list(ledger.record.settings.items()):
+        if not path.endswith("/memory.limit_in_bytes"):
+            continue
+        try:
+            old = ledger.put_back(Path(path))
+        except OSError as error:
+            lines.append(f"{path}: cannot be set back to {before}: {error.strerror}")
+        else:
+            lines.append(
+                f"{path}: is not there any more" if old is None else f"{path}: {old} again"
+            )
+    return lines
 
 
 def _write(file: Path, text: str) -> None:
