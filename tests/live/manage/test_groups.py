@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from memvirt.cli.manage import ManageCommand, host_plan, manage
-from memvirt.live.errors import KernelFeatureMissing, LiveError
-from memvirt.live.manage import group_reclaim, manager
+from memvirt.cli.manage import host_plan
+from memvirt.live.errors import KernelFeatureMissing
+from memvirt.live.manage import group_reclaim
 from memvirt.live.manage.cgroup import MemoryCgroup
-from memvirt.live.manage.group_reclaim import GroupReclaim, give_limits_back
+from memvirt.live.manage.group_reclaim import GroupReclaim
 from memvirt.live.manage.ledger import Ledger
 from memvirt.live.manage.manager import Manager
 from memvirt.live.manage.protection import ReservationProtection
@@ -30,7 +30,11 @@ from memvirt.vmkernel.events import Mechanism
 from .model import ModelAdviser, ModelHost, ModelVm
 
 MIB = 256
-NONE_V1 = str(0x7FFFFFFFFFFFF000)
+
+
+def plenty() -> int:
+    """Pages of free swap."""
+    return 1 << 20
 
 
 def control_group(root: Path, name: str, pid: int, **files: object) -> MemoryCgroup:
@@ -98,18 +102,18 @@ class Run:
         host = ModelHost([self.vm])
         plan = host_plan(parse_scenario(HOST.format(live=live), "host.toml"))
         with host.in_place(), Ledger(tmp_path / "ledger") as ledger:
-            managing = Manager(plan, ledger, cgroups=tmp_path / "groups", **host.sources())
+            manager = Manager(plan, ledger, cgroups=tmp_path / "groups", **host.sources())
             self.vm.touch(0, 60 * MIB)
             for second in range(60):
                 host.seconds = float(second)
-                managing.step()
+                manager.step()
                 if second == 0:
                     self.protected = (self.low.read_text(), self.low_above.read_text())
                     self.vm.touch(0, used * MIB)
-            self.events = list(managing.kernel.events)
+            self.events = list(manager.kernel.events)
             self.reasons = [event.reason for event in self.events]
             self.resident = self.vm.count(LivePageState.PRIVATE)
-            assert managing.close()
+            assert manager.close()
             assert ledger.record.empty
 
     def swapped(self) -> int:
@@ -178,7 +182,7 @@ def test_a_group_that_is_not_the_vms_is_no_lever(
     group = control_group(tmp_path, "a/b", 4711)
     vm: Any = ModelVm("vm", 4711, 16)
     with Ledger(tmp_path / "ledger") as ledger:
-        reclaim = GroupReclaim(group, vm.process, ledger)
+        reclaim = GroupReclaim(group, vm.process, ledger, plenty)
         assert reclaim.impossible == ""
         procs = group.directory / "cgroup.procs"
         if problem == "another process":
@@ -205,82 +209,13 @@ def test_the_file_of_version_2_gets_parts_in_bytes(tmp_path: Path) -> None:
     group = control_group(tmp_path, "vm", 4711, memory__reclaim="x" * 40)
     vm: Any = ModelVm("vm", 4711, 16)
     with Ledger(tmp_path / "ledger") as ledger:
-        GroupReclaim(group, vm.process, ledger).take(4096 + 10)
+        GroupReclaim(group, vm.process, ledger, plenty).take(4096 + 10)
         assert group.reclaim is not None
         assert group.reclaim.read_text().startswith(f"{10 << 12}")  # after 16 MiB
         assert ledger.record.empty
     group.reclaim.write_text("untouched")
-    GroupReclaim(group, vm.process, None).take(10)  # a dry run
+    GroupReclaim(group, vm.process, None, plenty).take(10)  # a dry run
     assert group.reclaim.read_text() == "untouched"
-
-
-def test_the_limit_of_version_1_is_as_it_was_also_if_it_cannot_be_lowered_or_memvirt_dies(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    directory = tmp_path / "memory" / "vm"
-    directory.mkdir(parents=True)
-    limit = directory / "memory.limit_in_bytes"
-    limit.write_text(NONE_V1)
-    (directory / "memory.usage_in_bytes").write_text(str(100 << 20))
-    (directory / "cgroup.procs").write_text("4711\n")
-    vm: Any = ModelVm("vm", 4711, 16)
-    group, written = MemoryCgroup("vm", tmp_path), []
-    reclaim: Path = limit
-    write_text = Path.write_text
-
-    def write(path: Path, text: str, *more: Any) -> int:
-        if path == limit:
-            written.append(text)
-            if refused and text != NONE_V1:
-                raise OSError(refused, os.strerror(refused))
-        return write_text(path, text, *more)
-
-    monkeypatch.setattr(Path, "write_text", write)
-    with Ledger(tmp_path / "ledger") as ledger:
-        refused = 0
-        lever = GroupReclaim(group, vm.process, ledger)
-        assert lever.lever == "memory.limit_in_bytes of vm"
-        assert lever.impossible == ""
-        lever.take(256)
-        assert written == [str(99 << 20), NONE_V1]
-        refused = errno.EBUSY
-        lever.take(256)
-        assert reclaim.read_text() == NONE_V1
-        refused = errno.EACCES
-        with pytest.raises(PermissionError):
-            lever.take(256)
-        assert ledger.record.empty
-        refused = 0
-        ledger.change_setting(limit, str(1 << 20))  # here it is killed
-    with Ledger(tmp_path / "ledger") as ledger:
-        assert give_limits_back(ledger) == [f"{limit}: {NONE_V1} again"]
-        assert ledger.record.empty
-    assert limit.read_text() == NONE_V1
-
-
-def test_a_lowered_limit_is_put_back_also_if_nothing_can_be_managed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    limit, broken = tmp_path / "a" / "memory.limit_in_bytes", tmp_path / "memory.limit_in_bytes"
-    limit.parent.mkdir()
-    limit.write_text(NONE_V1)
-    monkeypatch.setenv("MEMVIRT_MANAGE_DIR", str(tmp_path / "ledger"))
-    with Ledger() as ledger:
-        ledger.record.settings[str(broken)] = NONE_V1
-        ledger.change_setting(limit, str(1 << 20))  # here it is killed
-    broken.mkdir()  # cannot be read
-    file = tmp_path / "host.toml"
-    file.write_text(HOST.format(live=""))
-    monkeypatch.setattr(manager, "open_kernel_pages", lambda: (None, "no page flags"))
-    with pytest.raises(LiveError, match="no page flags"):
-        manage(ManageCommand(file))
-    assert limit.read_text() == NONE_V1
-    assert capsys.readouterr().out.splitlines() == [
-        f"{broken}: cannot be set back to {NONE_V1}: Is a directory",
-        f"{limit}: {NONE_V1} again",
-    ]
-    with Ledger() as ledger:
-        assert ledger.record.settings == {str(broken): NONE_V1}
 
 
 def test_protection_is_raised_above_the_vms_and_follows_them(tmp_path: Path) -> None:

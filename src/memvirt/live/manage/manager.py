@@ -192,7 +192,7 @@ class Manager:
         entry.group, group_problem = find_group(entry.plan.cgroup, self._cgroups)
         group = None
         if entry.group is not None:
-            group = GroupReclaim(entry.group, vm.process, self._ledger)
+            group = GroupReclaim(entry.group, vm.process, self._ledger, lambda: self.swap.free)
         guest = LiveGuest(
             vm, self._pages, self.swap, options, sampling,
             group=group,

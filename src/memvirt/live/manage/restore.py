@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 
@@ -39,15 +38,9 @@ def restore_all(
 
     True if all of it is as it was. What failed stays on record, for the next try.
     """
-    done = True
-    for path, before in list(ledger.record.settings.items()):
-        try:
-            old = ledger.put_back(Path(path))
-        except OSError as error:
-            say(f"{path}: cannot be set back to {before}: {error.strerror}")
-            done = False
-        else:
-            say(f"{path}: is not there any more" if old is None else f"{path}: {old} again")
+    lines, done = ledger.put_all_back()
+    for line in lines:
+        say(line)
     for record in list(ledger.record.vms):
         done &= restore_vm(ledger, record, say, wait)
     return done
