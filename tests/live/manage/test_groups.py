@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 
 from memvirt.cli.manage import host_plan
-from memvirt.live.errors import KernelFeatureMissing
+from memvirt.live.errors import KernelFeatureMissing, LiveError
 from memvirt.live.manage import group_reclaim
 from memvirt.live.manage.cgroup import MemoryCgroup
 from memvirt.live.manage.group_reclaim import GroupReclaim
+from memvirt.live.manage.guest import LiveGuest
 from memvirt.live.manage.ledger import Ledger
 from memvirt.live.manage.manager import Manager
 from memvirt.live.manage.protection import ReservationProtection
@@ -37,7 +38,7 @@ def plenty() -> int:
     return 1 << 20
 
 
-def control_group(root: Path, name: str, pid: int, **files: object) -> MemoryCgroup:
+def control_group(root: Path, name: str, pid: int | str, **files: object) -> MemoryCgroup:
     """A group of version 2 below ``root``; two underscores in a file's name are a dot."""
     directory = root / name
     directory.mkdir(parents=True)
@@ -168,6 +169,32 @@ def test_the_group_gives_what_a_kernel_without_advice_cannot(
     assert run.kernel.asked >= run.swapped()
 
 
+@pytest.mark.parametrize("seen", [True, False])
+def test_what_advice_sent_away_before_it_failed_is_not_asked_of_the_group(
+    seen: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it cannot be seen how much that was, nothing is."""
+    advise, rescan, failed = ModelAdviser.advise, LiveGuest.rescan, []
+
+    def fails(adviser: ModelAdviser, runs: Any, advice: int) -> None:
+        advise(adviser, runs, advice)
+        failed.append(not seen)
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    def look(guest: LiveGuest) -> None:
+        if failed and failed[-1]:
+            raise LiveError("its pagemap cannot be read")
+        rescan(guest)
+
+    monkeypatch.setattr(ModelAdviser, "advise", fails)
+    monkeypatch.setattr(LiveGuest, "rescan", look)
+    run = Run(tmp_path, monkeypatch)
+    assert failed
+    assert run.kernel.asked == 0
+    assert bool(run.swapped()) == seen
+    assert run.resident >= 64 * MIB
+
+
 def test_a_group_that_gives_less_than_was_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,6 +221,9 @@ def test_a_group_that_is_not_the_vms_is_no_lever(
             (below / "cgroup.procs").write_text("99\n100\n")
             # Groups of threads cannot be read.
             (group.directory / "libvirt" / "cgroup.procs").mkdir()
+            # Nothing of the processes that have these numbers here is asked.
+            monkeypatch.setattr(group_reclaim, "_resident_pages", lambda pid: 1)
+            monkeypatch.setattr(group_reclaim, "runs_qemu", lambda pid: False)
             assert reclaim.impossible == ""  # helpers of its own
             monkeypatch.setattr(group_reclaim, "runs_qemu", lambda pid: pid == 99)
             assert reclaim.impossible == "control group a/b holds another VM, too (process 99)"
@@ -203,6 +233,24 @@ def test_a_group_that_is_not_the_vms_is_no_lever(
         else:
             procs.unlink()
             assert reclaim.impossible == "control group a/b: No such file or directory"
+
+
+def test_a_group_with_processes_of_others_is_no_lever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = control_group(tmp_path, "system.slice", "4711\n99\n100\n")
+    vm: Any = ModelVm("vm", 4711, 1024 * MIB, overhead=100 * MIB)
+    theirs = {99: 2 * MIB, 100: 8 * MIB}
+    monkeypatch.setattr(group_reclaim, "runs_qemu", lambda pid: False)
+    monkeypatch.setattr(group_reclaim, "_resident_pages", lambda pid: theirs[pid])
+    with Ledger(tmp_path / "ledger") as ledger:
+        reclaim = GroupReclaim(group, vm.process, ledger, plenty)
+        assert reclaim.impossible == ""
+        theirs[100] += 1 * MIB
+        assert reclaim.impossible == (
+            "control group system.slice holds other processes, too: they have 11.0 MiB, the VM "
+            "100.0 MiB; start the VM in a group of its own"
+        )
 
 
 def test_the_file_of_version_2_gets_parts_in_bytes(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from pathlib import Path
 from memvirt.address import PAGE_BYTES
 from memvirt.live.discovery import runs_qemu
 from memvirt.live.errors import LiveError
-from memvirt.live.process import Process
+from memvirt.live.process import Process, resident_pages
 from memvirt.size import format_size
 
 from .cgroup import MemoryCgroup
@@ -37,6 +37,7 @@ from .ledger import Ledger
 _PART_BYTES = 16 << 20  # asked for at one go, so that nobody waits for long
 _LIMIT_PART_BYTES = 4 << 20  # by so much a limit is lowered at one go
 _LEAST_SWAP_BYTES = 16 * _LIMIT_PART_BYTES  # that are free: else no limit is lowered
+_MOST_OTHERS = 0.1  # of the QEMU's resident memory that other processes of its group may have
 # The kernel's words for "less than that could be reclaimed".
 _FELL_SHORT = (errno.EAGAIN, errno.EBUSY, errno.EINTR)
 
@@ -76,11 +77,28 @@ class GroupReclaim:
         if others := sorted(other for other in processes - {pid} if runs_qemu(other)):
             numbers = ", ".join(map(str, others))
             return f"control group {group.name} holds another VM, too (process {numbers})"
+        if problem := self._others(processes - {pid}):
+            return problem
         if group.version == 2 and group.reclaim is None:
             return f"control group {group.name} has no memory.reclaim (Linux 5.19)"
         if group.version == 1 and not group.oom_control.exists():
             return f"control group {group.name} has no memory.oom_control"
         return ""
+
+    def _others(self, others: set[int]) -> str:
+        """Why what the kernel takes might be of other processes; "" if those are small helpers."""
+        try:
+            own = resident_pages(self._process)
+        except (LiveError, OSError) as error:
+            return str(error)
+        theirs = sum(map(_resident_pages, others))
+        if theirs <= _MOST_OTHERS * own:
+            return ""
+        return (
+            f"control group {self._group.name} holds other processes, too: they have "
+            f"{format_size(theirs * PAGE_BYTES)}, the VM {format_size(own * PAGE_BYTES)}; start "
+            "the VM in a group of its own"
+        )
 
     def take(self, pages: int) -> int:
         """Have the kernel take about ``pages`` pages, as far as it can; by how many its use fell.
@@ -122,6 +140,15 @@ class GroupReclaim:
     @property
     def _swap_is_there(self) -> bool:
         return self._free_swap() * PAGE_BYTES >= _LEAST_SWAP_BYTES
+
+
+def _resident_pages(pid: int) -> int:
+    """Of process ``pid``; none if it has ended."""
+    try:
+        with Process(pid) as process:
+            return resident_pages(process)
+    except (LiveError, OSError):
+        return 0
 
 
 def _parts(amount: int, most: int) -> Iterator[int]:
