@@ -198,6 +198,8 @@ def test_pages_are_taken_through_the_kernels_own_control_group(
                 assert manager.close()
             assert ledger.record.empty
         assert group.limit_file.read_text() == limit
+        if group.version == 1:
+            assert group.oom_control.read_text().startswith("oom_kill_disable 0\n")
         verified(vm)
     finally:
         vm.kill()
