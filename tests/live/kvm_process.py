@@ -3,7 +3,8 @@
 
 usage: kvm_process.py PAGES
 
-Needs the standard library only. Prints the address of its memory, then answers commands on standard
+Needs the standard library only. Prints the address of its memory once the guest has run, or "no
+guest:" and why it cannot; then answers commands on standard
 input with one line each:
 
     run     the guest walks over all its data pages once; "ran"
@@ -26,7 +27,12 @@ def main():
     memory.madvise(mmap.MADV_NOHUGEPAGE)
     memory[:] = bytes(range(256)) * (pages * PAGE // 256)
     address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    guest = kvm_guest.KvmGuest(memory, address, pages)
+    try:
+        guest = kvm_guest.KvmGuest(memory, address, pages)
+        guest.run()
+    except (OSError, RuntimeError) as error:
+        print(f"no guest: {error}", flush=True)
+        return
     print(address, flush=True)
     for line in sys.stdin:
         guest.run()

@@ -45,7 +45,11 @@ class KvmProcess:
             [sys.executable, "-S", str(Path(__file__).with_name("kvm_process.py")), str(PAGES)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
-        start = HostVirtualAddress(int(self.line()))
+        said = self.line()
+        if said.startswith("no guest: "):
+            self.process.communicate()
+            pytest.skip(f"KVM: {said}")
+        start = HostVirtualAddress(int(said))
         block = RamBlock(
             "ram", start, PAGES << 12, 0, Backing.ANONYMOUS, False, True, "00:00", 0, 0, ""
         )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memvirt.address import PAGE_BYTES
+from memvirt.live.manage.group_reclaim import give_limits_back
 from memvirt.live.manage.host_plan import HostPlan, VmPlan, VmSelector
 from memvirt.live.manage.ledger import Ledger
 from memvirt.live.manage.manager import Manager
@@ -115,6 +116,8 @@ def manage(options: ManageCommand) -> int:
     with contextlib.ExitStack() as stack:
         interruption = stack.enter_context(Interruption())
         ledger = None if options.dry_run else stack.enter_context(Ledger())
+        for line in give_limits_back(ledger) if ledger is not None else ():
+            _print(line)  # a VM must not wait for it until everything else is there
         manager = stack.enter_context(Manager(plan, ledger, dry_run=options.dry_run))
         if options.events is not None:
             stack.enter_context(EventWriter(manager.kernel.events, options.events))

@@ -179,3 +179,8 @@ class Process:
         """Processor time of all its threads, user and system (proc(5), stat fields 14 and 15)."""
         fields = self.read("stat").rpartition(b")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def resident_pages(process: Process) -> int:
+    """Pages of all its memory that a process has mapped. Raises ProcessGone, AccessDenied."""
+    return int(process.read("statm").split()[1])

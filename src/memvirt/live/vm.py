@@ -53,14 +53,13 @@ class LiveVm:
         self.discovered = discovered
         self.name = discovered.name
         self.pid = discovered.pid
-        self.process = Process(discovered.pid)
-        if discovered.started and self.process.start_time() != discovered.started:
-            self.process.close()
-            raise ProcessGone(f"process {self.pid} is gone, and its number another's")
         self._pagemap: Pagemap | None = None
         self._content: GuestContent | None = None
         self.monitor: Monitor | None = None
+        self.process = Process(discovered.pid)
         try:
+            if discovered.started and self.process.start_time() != discovered.started:
+                raise ProcessGone(f"process {self.pid} is gone, and its number another's")
             self.monitor = open_monitor(discovered)
             self.layout: RamLayout = read_ram_layout(self.monitor, self.process)
         except BaseException:

@@ -50,14 +50,15 @@ def start_vm(
     started: list[VerifyingVm] = []
 
     def start(
-        name: str, memory: int = 192, used: int = 64, churn: int = 32, more: str = ""
-    ) -> VerifyingVm:
+        name: str, memory: int = 192, used: int = 64, churn: int = 32, more: str = "",
+        group: Path | None = None,
+    ) -> VerifyingVm:  # fmt: skip
         directory = tmp_path / name
         directory.mkdir()
         vm = VerifyingVm(
             directory, *verifying_guest, memory=f"{memory}M",
             command_line=f"memory={used} churn={churn} {more}", backend="share=off",
-            disks=False, kind="ram", balloon="deflate-on-oom=on",
+            disks=False, kind="ram", balloon="deflate-on-oom=on", group=group,
         )  # fmt: skip
         started.append(vm)
         return vm

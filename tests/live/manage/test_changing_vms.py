@@ -14,6 +14,9 @@ from typing import Any
 import pytest
 
 from memvirt.cli.manage import host_plan
+from memvirt.live import vm as vm_module
+from memvirt.live.command_line import parse_command_line
+from memvirt.live.discovery import DiscoveredVm
 from memvirt.live.errors import CommandError, MonitorError, ProcessGone
 from memvirt.live.manage import eviction
 from memvirt.live.manage.blocking import stop_or_continue
@@ -21,6 +24,8 @@ from memvirt.live.manage.ledger import Ledger, VmRecord
 from memvirt.live.manage.manager import Manager
 from memvirt.live.manage.restore import restore_all
 from memvirt.live.page_states import LivePageState
+from memvirt.live.process import Process
+from memvirt.live.vm import LiveVm
 from memvirt.scenario.scenario import parse_scenario
 from memvirt.vmkernel.managed import Condition
 
@@ -241,6 +246,58 @@ def test_what_was_stopped_by_a_manager_that_died_goes_on_even_if_it_cannot_be_as
         managed.steps(manager, 2)
         assert not managed.vm.stopped
         assert manager.close()
+
+
+def test_that_a_vm_runs_again_is_on_record_although_its_balloon_cannot_be_asked(
+    managed: Managed,
+) -> None:
+    """Whoever stops it after that is somebody else, and the next try leaves it stopped."""
+    with Ledger(managed.directory) as ledger:
+        record = ledger.vm(managed.vm.pid, 1)
+        record.stopped = managed.vm.stopped = True
+        record.balloon = 256 << 20
+        ledger.save()
+        execute = managed.vm.execute
+
+        def refuses(command: str, arguments: Any = None) -> Any:
+            if command == "query-balloon":
+                raise MonitorError("vm: query-balloon: no answer within 5 s")
+            return execute(command, arguments)
+
+        managed.vm.execute = refuses  # type: ignore[method-assign]
+        assert not restore_all(ledger, lambda line: None, lambda seconds: None)
+        assert not managed.vm.stopped
+        managed.vm.execute = execute  # type: ignore[method-assign]
+    managed.vm.stopped = True
+    with Ledger(managed.directory) as ledger:
+        assert [vm.stopped for vm in ledger.record.vms] == [False]
+        assert restore_all(ledger, lambda line: None, lambda seconds: None)
+    assert managed.vm.stopped
+
+
+def test_a_process_that_ends_while_it_is_opened_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Process] = []
+    closed: list[Process] = []
+
+    class Ended(Process):
+        def __init__(self, pid: int) -> None:
+            super().__init__(pid)
+            opened.append(self)
+
+        def start_time(self) -> int:
+            raise ProcessGone(f"process {self.pid} is gone")
+
+        def close(self) -> None:
+            super().close()
+            closed.append(self)
+
+    monkeypatch.setattr(vm_module, "Process", Ended)
+    command_line = parse_command_line(["qemu"])
+    found = DiscoveredVm(os.getpid(), "vm", "qemu", "", command_line, (), "", "", started=1)
+    with pytest.raises(ProcessGone):
+        LiveVm(found)
+    assert len(opened) == 1
+    assert closed == opened
 
 
 class Stoppable:

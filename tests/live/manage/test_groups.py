@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 
 from memvirt.cli.manage import host_plan
-from memvirt.live.errors import KernelFeatureMissing
+from memvirt.live.errors import KernelFeatureMissing, LiveError
 from memvirt.live.manage import group_reclaim
 from memvirt.live.manage.cgroup import MemoryCgroup
-from memvirt.live.manage.group_reclaim import GroupReclaim, give_limits_back
+from memvirt.live.manage.group_reclaim import GroupReclaim
+from memvirt.live.manage.guest import LiveGuest
 from memvirt.live.manage.ledger import Ledger
 from memvirt.live.manage.manager import Manager
 from memvirt.live.manage.protection import ReservationProtection
@@ -30,10 +31,14 @@ from memvirt.vmkernel.events import Mechanism
 from .model import ModelAdviser, ModelHost, ModelVm
 
 MIB = 256
-NONE_V1 = str(0x7FFFFFFFFFFFF000)
 
 
-def control_group(root: Path, name: str, pid: int, **files: object) -> MemoryCgroup:
+def plenty() -> int:
+    """Pages of free swap."""
+    return 1 << 20
+
+
+def control_group(root: Path, name: str, pid: int | str, **files: object) -> MemoryCgroup:
     """A group of version 2 below ``root``; two underscores in a file's name are a dot."""
     directory = root / name
     directory.mkdir(parents=True)
@@ -164,6 +169,32 @@ def test_the_group_gives_what_a_kernel_without_advice_cannot(
     assert run.kernel.asked >= run.swapped()
 
 
+@pytest.mark.parametrize("seen", [True, False])
+def test_what_advice_sent_away_before_it_failed_is_not_asked_of_the_group(
+    seen: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it cannot be seen how much that was, nothing is."""
+    advise, rescan, failed = ModelAdviser.advise, LiveGuest.rescan, []
+
+    def fails(adviser: ModelAdviser, runs: Any, advice: int) -> None:
+        advise(adviser, runs, advice)
+        failed.append(not seen)
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    def look(guest: LiveGuest) -> None:
+        if failed and failed[-1]:
+            raise LiveError("its pagemap cannot be read")
+        rescan(guest)
+
+    monkeypatch.setattr(ModelAdviser, "advise", fails)
+    monkeypatch.setattr(LiveGuest, "rescan", look)
+    run = Run(tmp_path, monkeypatch)
+    assert failed
+    assert run.kernel.asked == 0
+    assert bool(run.swapped()) == seen
+    assert run.resident >= 64 * MIB
+
+
 def test_a_group_that_gives_less_than_was_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,7 +209,7 @@ def test_a_group_that_is_not_the_vms_is_no_lever(
     group = control_group(tmp_path, "a/b", 4711)
     vm: Any = ModelVm("vm", 4711, 16)
     with Ledger(tmp_path / "ledger") as ledger:
-        reclaim = GroupReclaim(group, vm.process, ledger)
+        reclaim = GroupReclaim(group, vm.process, ledger, plenty)
         assert reclaim.impossible == ""
         procs = group.directory / "cgroup.procs"
         if problem == "another process":
@@ -190,6 +221,9 @@ def test_a_group_that_is_not_the_vms_is_no_lever(
             (below / "cgroup.procs").write_text("99\n100\n")
             # Groups of threads cannot be read.
             (group.directory / "libvirt" / "cgroup.procs").mkdir()
+            # Nothing of the processes that have these numbers here is asked.
+            monkeypatch.setattr(group_reclaim, "_resident_pages", lambda pid: 1)
+            monkeypatch.setattr(group_reclaim, "runs_qemu", lambda pid: False)
             assert reclaim.impossible == ""  # helpers of its own
             monkeypatch.setattr(group_reclaim, "runs_qemu", lambda pid: pid == 99)
             assert reclaim.impossible == "control group a/b holds another VM, too (process 99)"
@@ -201,61 +235,35 @@ def test_a_group_that_is_not_the_vms_is_no_lever(
             assert reclaim.impossible == "control group a/b: No such file or directory"
 
 
+def test_a_group_with_processes_of_others_is_no_lever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = control_group(tmp_path, "system.slice", "4711\n99\n100\n")
+    vm: Any = ModelVm("vm", 4711, 1024 * MIB, overhead=100 * MIB)
+    theirs = {99: 2 * MIB, 100: 8 * MIB}
+    monkeypatch.setattr(group_reclaim, "runs_qemu", lambda pid: False)
+    monkeypatch.setattr(group_reclaim, "_resident_pages", lambda pid: theirs[pid])
+    with Ledger(tmp_path / "ledger") as ledger:
+        reclaim = GroupReclaim(group, vm.process, ledger, plenty)
+        assert reclaim.impossible == ""
+        theirs[100] += 1 * MIB
+        assert reclaim.impossible == (
+            "control group system.slice holds other processes, too: they have 11.0 MiB, the VM "
+            "100.0 MiB; start the VM in a group of its own"
+        )
+
+
 def test_the_file_of_version_2_gets_parts_in_bytes(tmp_path: Path) -> None:
     group = control_group(tmp_path, "vm", 4711, memory__reclaim="x" * 40)
     vm: Any = ModelVm("vm", 4711, 16)
     with Ledger(tmp_path / "ledger") as ledger:
-        GroupReclaim(group, vm.process, ledger).take(4096 + 10)
+        GroupReclaim(group, vm.process, ledger, plenty).take(4096 + 10)
         assert group.reclaim is not None
         assert group.reclaim.read_text().startswith(f"{10 << 12}")  # after 16 MiB
         assert ledger.record.empty
     group.reclaim.write_text("untouched")
-    GroupReclaim(group, vm.process, None).take(10)  # a dry run
+    GroupReclaim(group, vm.process, None, plenty).take(10)  # a dry run
     assert group.reclaim.read_text() == "untouched"
-
-
-def test_the_limit_of_version_1_is_as_it_was_also_if_it_cannot_be_lowered_or_memvirt_dies(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    directory = tmp_path / "memory" / "vm"
-    directory.mkdir(parents=True)
-    limit = directory / "memory.limit_in_bytes"
-    limit.write_text(NONE_V1)
-    (directory / "memory.usage_in_bytes").write_text(str(100 << 20))
-    (directory / "cgroup.procs").write_text("4711\n")
-    vm: Any = ModelVm("vm", 4711, 16)
-    group, written = MemoryCgroup("vm", tmp_path), []
-    reclaim: Path = limit
-    write_text = Path.write_text
-
-    def write(path: Path, text: str, *more: Any) -> int:
-        if path == limit:
-            written.append(text)
-            if refused and text != NONE_V1:
-                raise OSError(refused, os.strerror(refused))
-        return write_text(path, text, *more)
-
-    monkeypatch.setattr(Path, "write_text", write)
-    with Ledger(tmp_path / "ledger") as ledger:
-        refused = 0
-        lever = GroupReclaim(group, vm.process, ledger)
-        assert lever.lever == "memory.limit_in_bytes of vm"
-        assert lever.impossible == ""
-        lever.take(256)
-        assert written == [str(99 << 20), NONE_V1]
-        refused = errno.EBUSY
-        lever.take(256)
-        assert reclaim.read_text() == NONE_V1
-        refused = errno.EACCES
-        with pytest.raises(PermissionError):
-            lever.take(256)
-        assert ledger.record.empty
-        refused = 0
-        ledger.change_setting(limit, str(1 << 20))  # here it is killed
-    with Ledger(tmp_path / "ledger") as ledger:
-        assert give_limits_back(ledger) == [f"{limit}: {NONE_V1} again"]
-        assert ledger.record.empty
-    assert limit.read_text() == NONE_V1
 
 
 def test_protection_is_raised_above_the_vms_and_follows_them(tmp_path: Path) -> None:

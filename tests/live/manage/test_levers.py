@@ -165,9 +165,9 @@ def test_pages_are_taken_through_the_kernels_own_control_group(
     group: MemoryCgroup, start_vm: StartVm, ledger_directory: Path, zram_swap: int
 ) -> None:
     """By ``memory.reclaim``, or by the limit of a group of version 1, which is as it was after."""
-    vm = start_vm("grouped", used=48, churn=16, more="module_blacklist=virtio_balloon")
+    no_balloon = "module_blacklist=virtio_balloon"
+    vm = start_vm("grouped", used=48, churn=16, more=no_balloon, group=group.directory)
     try:
-        (group.directory / "cgroup.procs").write_text(str(vm.pid))
         ready(vm)
         limit = group.limit_file.read_text()
         keys = f'reservation = "32M"\nlive.cgroup = "{group.name}"'
@@ -198,6 +198,8 @@ def test_pages_are_taken_through_the_kernels_own_control_group(
                 assert manager.close()
             assert ledger.record.empty
         assert group.limit_file.read_text() == limit
+        if group.version == 1:
+            assert group.oom_control.read_text().startswith("oom_kill_disable 0\n")
         verified(vm)
     finally:
         vm.kill()
@@ -208,12 +210,11 @@ def test_a_control_group_bounds_memory_and_protects_a_reservation(
 ) -> None:
     limit = group.directory / ("memory.max" if group.version == 2 else "memory.limit_in_bytes")
     limit.write_text(str(600 << 20))
-    vm = start_vm("grouped", used=64, churn=0)
+    vm = start_vm("grouped", used=64, churn=0, group=group.directory)
     try:
-        (group.directory / "cgroup.procs").write_text(str(vm.pid))
         ready(vm)
         assert group.limit == 600 << 8
-        # The guest's memory is its alone, and counts in its group, less what it had before.
+        # The guest's memory is its alone, and counts in its group, from its first page on.
         room = group.room()
         assert room is not None
         assert room <= (600 - 64) << 8

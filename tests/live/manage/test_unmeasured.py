@@ -184,8 +184,12 @@ def test_damon_in_other_hands_is_named_with_every_fallback(
     vms = [ModelVm("known", 4711, 192 * MIB), ModelVm("other", 4712, 192 * MIB)]
     host = ModelHost(vms)
     plan = host_plan(parse_scenario(HOST.format("auto"), "host.toml"))
-    with host.in_place(), Ledger(tmp_path / "ledger") as ledger:
-        monkeypatch.setattr(manager_module, "open_sampler", open_sampler)
+    with (
+        host.in_place(),
+        Ledger(tmp_path / "ledger") as ledger,
+        monkeypatch.context() as patch,
+    ):
+        patch.setattr(manager_module, "open_sampler", open_sampler)
         with Manager(plan, ledger, **(host.sources() | {"watcher": None})) as manager:
             manager.step()
             (event,) = [e for e in manager.kernel.events if "working sets are unknown" in e.reason]

@@ -50,7 +50,9 @@ class VerifyingVm:
         balloon: str = "free-page-reporting=on",
         name: str = "",
         extra: tuple[str, ...] = (),
+        group: Path | None = None,
     ) -> None:
+        """``group``: the directory of the control group that it is started in."""
         self.name = name or f"paged-{os.getpid()}-{directory.name}"
         self.serial = directory / "serial.log"
         self.monitor_path = directory / "qmp-of-the-test"
@@ -82,6 +84,9 @@ class VerifyingVm:
                     file.truncate(DISK_BYTES)
                 drive = f"file={image},format=raw,if=none,id={disk},{cache}"
                 arguments += ["-drive", drive, "-device", f"virtio-blk-pci,drive={disk}"]
+        if group is not None:  # from its first page on
+            join = 'echo $$ > "$0" && exec "$@"'
+            arguments = ["sh", "-c", join, str(group / "cgroup.procs"), *arguments]
         self.log = (directory / "qemu.log").open("wb")
         self.process = subprocess.Popen(
             arguments,

@@ -47,6 +47,11 @@ class MemoryCgroup:
         return self.directory / ("memory.max" if self.version == 2 else "memory.limit_in_bytes")
 
     @property
+    def oom_control(self) -> Path:
+        """Version 1: the file that switches its OOM killer off."""
+        return self.directory / "memory.oom_control"
+
+    @property
     def limit(self) -> int | None:
         """Pages it may use; None if it is not limited."""
         value = self._bytes(self.limit_file.name)

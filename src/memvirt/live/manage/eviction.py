@@ -162,6 +162,7 @@ class KernelReclaim:
             return Eviction(refused=wanted)
         self.trouble = ""
         gone = freed = 0
+        known = True  # what became of the pages
         try:
             self._guest.expect_out(self.out + int(taken.size))
         except OSError as error:  # what is not on record is not done
@@ -170,9 +171,10 @@ class KernelReclaim:
         try:
             gone = self._advise(taken) if self._advice else 0
         except (LiveError, OSError) as error:
-            self.trouble = str(error)  # the group may still give them
+            self.trouble = str(error)  # the group may still give what did not go
+            known, gone = self._look_again(taken)
         try:
-            if gone < taken.size:
+            if known and gone < taken.size:
                 by_group, freed = self._by_group(int(taken.size) - gone)
                 gone += by_group
         except (LiveError, OSError) as error:
@@ -186,10 +188,21 @@ class KernelReclaim:
     def _advise(self, taken: np.ndarray[Any, Any]) -> int:
         """Send these very pages away; how many went. Raises LiveError, OSError."""
         self._of_process().advise(ranges_of(self._guest.vm.layout, taken), PAGEOUT)
+        return self._gone_of(taken)
+
+    def _gone_of(self, taken: np.ndarray[Any, Any]) -> int:
+        """How many of these pages are in swap now. Raises LiveError, OSError."""
         self._guest.rescan()
         states = self._guest.states
         assert states is not None
         return int(np.count_nonzero(states.state[taken] == LivePageState.SWAPPED))
+
+    def _look_again(self, taken: np.ndarray[Any, Any]) -> tuple[bool, int]:
+        """After advice has failed on the way: is it known how many pages went, and how many."""
+        try:
+            return True, self._gone_of(taken)
+        except (LiveError, OSError):
+            return False, 0
 
     def _by_group(self, left: int) -> tuple[int, int]:
         """Have the VM's group reclaim what is left; how many of its pages went to swap, and by how

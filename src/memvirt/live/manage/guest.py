@@ -19,7 +19,7 @@ from memvirt.live.kernel_pages import KernelPages
 from memvirt.live.libvirt_domain import LibvirtMonitor
 from memvirt.live.migration import why_on_the_move
 from memvirt.live.page_states import PageStates, has_pager
-from memvirt.live.process import Process
+from memvirt.live.process import resident_pages
 from memvirt.live.vm import LiveVm
 from memvirt.vmkernel.protocols import ActivitySampling, KeptPages, MemoryUsage
 
@@ -307,8 +307,3 @@ def set_balloon(vm: LiveVm, memory_bytes: int) -> None:
         monitor.set_memory(memory_bytes)
     else:
         monitor.execute("balloon", {"value": memory_bytes})
-
-
-def resident_pages(process: Process) -> int:
-    """Pages of all its memory that a process has mapped. Raises ProcessGone, AccessDenied."""
-    return int(process.read("statm").split()[1])

@@ -13,6 +13,7 @@ import fcntl
 import json
 import os
 import tempfile
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -57,6 +58,13 @@ def start_time(pid: int) -> int:
     """Start time of a process, in clock ticks after the boot. Raises ProcessGone."""
     with Process(pid) as process:
         return process.start_time()
+
+
+def _setting(path: Path) -> str:
+    """What is in a kernel's file, as it can be written back. Raises OSError."""
+    text = path.read_text().strip()
+    # memory.oom_control has lines of several values, and takes the first one.
+    return text.split()[1] if text.startswith("oom_kill_disable ") else text
 
 
 def _boot() -> str:
@@ -143,7 +151,7 @@ class Ledger:
 
         Raises OSError, with nothing changed.
         """
-        old = path.read_text().strip()
+        old = _setting(path)
         if str(path) not in self.record.settings:
             self.record.settings[str(path)] = old
             self.save()
@@ -156,7 +164,7 @@ class Ledger:
         """
         old: str | None = self.record.settings[str(path)]
         try:
-            if path.read_text().strip() != old:
+            if _setting(path) != old:
                 path.write_text(str(old))
         except FileNotFoundError:
             old = None
@@ -164,9 +172,35 @@ class Ledger:
         self.save()
         return old
 
+    def put_all_back(self, names: Collection[str] | None = None) -> tuple[list[str], bool]:
+        """Put the kernel's files back, the last change first; with ``names`` those files only.
+
+        A line for each, and True if all of them are as they were. What failed stays on record.
+        """
+        lines, done, settings = [], True, self.record.settings
+        for file, before in reversed(list(settings.items())):
+            path = Path(file)
+            if names is not None and path.name not in names:
+                continue
+            limit = path.with_name("memory.limit_in_bytes")
+            if path.name == "memory.oom_control" and str(limit) in settings:
+                lines.append(f"{file}: stays as it is: nobody must be killed for a low limit")
+                done = False
+                continue
+            try:
+                old = self.put_back(path)
+            except OSError as error:
+                lines.append(f"{file}: cannot be set back to {before}: {error.strerror}")
+                done = False
+            else:
+                lines.append(
+                    f"{file}: {'is not there any more' if old is None else f'{old} again'}"
+                )
+        return lines, done
+
     def before(self, path: Path) -> str:
         """What was in a kernel's file before it was changed, or is there now. Raises OSError."""
-        return self.record.settings.get(str(path)) or path.read_text().strip()
+        return self.record.settings.get(str(path)) or _setting(path)
 
     def save(self) -> None:
         """Bring the record to disk, whole or not at all."""

@@ -84,6 +84,7 @@ class Manager:
     ) -> None:
         if (ledger is None) != dry_run:
             raise ValueError("a ledger is needed unless nothing is done")
+        given_back = give_limits_back(ledger) if ledger is not None else []  # before all else
         self.plan = plan
         self.dry_run = dry_run
         self._ledger = ledger
@@ -115,7 +116,7 @@ class Manager:
         )
         if self.swap.total == 0 and plan.evicts:
             self._note("", "this host has no swap space: only balloons reclaim; zram gives it some")
-        for line in give_limits_back(ledger) if ledger is not None else ():
+        for line in given_back:
             self._note("", line)
         self._protection = ReservationProtection(ledger, self._note)
         self.ksm = KsmControl(self.kernel, ledger, self._note, dry_run=dry_run, wanted=plan.ksm)
@@ -191,7 +192,7 @@ class Manager:
         entry.group, group_problem = find_group(entry.plan.cgroup, self._cgroups)
         group = None
         if entry.group is not None:
-            group = GroupReclaim(entry.group, vm.process, self._ledger)
+            group = GroupReclaim(entry.group, vm.process, self._ledger, lambda: self.swap.free)
         guest = LiveGuest(
             vm, self._pages, self.swap, options, sampling,
             group=group,

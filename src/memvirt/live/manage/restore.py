@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 
@@ -39,15 +38,9 @@ def restore_all(
 
     True if all of it is as it was. What failed stays on record, for the next try.
     """
-    done = True
-    for path, before in list(ledger.record.settings.items()):
-        try:
-            old = ledger.put_back(Path(path))
-        except OSError as error:
-            say(f"{path}: cannot be set back to {before}: {error.strerror}")
-            done = False
-        else:
-            say(f"{path}: is not there any more" if old is None else f"{path}: {old} again")
+    lines, done = ledger.put_all_back()
+    for line in lines:
+        say(line)
     for record in list(ledger.record.vms):
         done &= restore_vm(ledger, record, say, wait)
     return done
@@ -67,7 +60,7 @@ def restore_vm(
         if not found:
             raise ProcessGone(f"process {record.pid} is gone")
         with _open(found[0], wait) as vm:
-            for line in _restore(vm, record, wait):
+            for line in _restore(vm, ledger, record, wait):
                 say(f"{record.name}: {line}")
     except ProcessGone:
         say(f"{record.name}: has ended")
@@ -90,8 +83,10 @@ def _open(found: DiscoveredVm, wait: Callable[[float], object]) -> LiveVm:
             wait(0.2)
 
 
-def _restore(vm: LiveVm, record: VmRecord, wait: Callable[[float], object]) -> Iterator[str]:
-    """Raises LiveError if something cannot be put back."""
+def _restore(
+    vm: LiveVm, ledger: Ledger, record: VmRecord, wait: Callable[[float], object]
+) -> Iterator[str]:
+    """Raises LiveError if something cannot be put back, OSError if that cannot go on record."""
     status = run_state(vm.ask())
     if status == MIGRATED:
         yield "has migrated to another host, its balloon with it"
@@ -101,6 +96,7 @@ def _restore(vm: LiveVm, record: VmRecord, wait: Callable[[float], object]) -> I
             vm.ask().execute("cont")
             yield "runs again"
         record.stopped = False
+        ledger.save()  # who stops it from now on is somebody else
     failure = ""
     if record.balloon is not None:
         # What was plugged in or out meanwhile is the guest's own, and not of the balloon.
