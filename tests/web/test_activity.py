@@ -85,7 +85,7 @@ def test_the_vmkernels_samples_are_not_disturbed() -> None:
 
 def test_observed_only_while_a_page_shows_it(opened: Opened, served: Served) -> None:
     vm = vm_of(served, "nested")
-    assert served.source._activity is None
+    until(lambda: served.ask(lambda: served.source._activity) is None, "nobody to look before")
     opened.js(
         """() => { const box = document.getElementById('mode');
                    box.value = 'activity'; box.dispatchEvent(new Event('change')); }"""

@@ -20,7 +20,7 @@ from tests.waiting import until
 from .conftest import SCREENSHOTS, Opened, Served, opening, serving
 
 # Prints on the VGA, then copies what comes on COM1 to both, without control characters on the VGA.
-# A key of the keyboard prints its scan code (set 1) + 0x30 there: w is A, e is B.
+# A key of the keyboard prints its scan code (set 1) + 0x30 there: w is A, e is B; tab clears it.
 ECHO = """
 test:   mov     $0xB8000, %rdi
         mov     $text, %rsi
@@ -36,6 +36,8 @@ next:   pause
         in      $0x60, %al
         test    $0x80, %al              # let go
         jnz     2f
+        cmp     $0x0F, %al              # tab: all is cleared
+        je      clear
         add     $0x30, %al
         stosw
 2:      mov     $0x3FD, %edx
@@ -48,6 +50,12 @@ next:   pause
         cmp     $0x20, %al
         jb      next
         stosw
+        jmp     next
+clear:  mov     $0xB8000, %rdi
+        mov     $2000, %ecx
+        mov     $0x1F20, %ax
+        rep stosw
+        mov     $0xB8000, %rdi
         jmp     next
 text:   .asciz  "ready: "
 """
@@ -141,13 +149,44 @@ def test_keys_typed_on_the_text_screen(echo: Served, browser: Browser) -> None:
         _ready(opened, echo)
         before = bytes(echo.host.vms[0].serial_log)
         page.click("#tab-screen")
+        panel = page.locator("#panel")
+        expect(panel).to_contain_text("Click, or press k, and type.")
         keyboard.press("k")
+        expect(panel).to_contain_text("Keys go to the guest; shift tab leaves.")
         keyboard.type("wer" * 20)
         keyboard.press("ArrowUp")
         expect(page.locator("#screen")).to_contain_text("ABC" * 20 + "x")
         keyboard.press("Shift+Tab")
         assert opened.js("() => document.activeElement.id") != "keys-to-keyboard"
+        expect(panel).to_contain_text("Click, or press k, and type.")
         assert bytes(echo.host.vms[0].serial_log) == before
+
+
+def test_a_screen_that_is_cleared(echo: Served, browser: Browser) -> None:
+    """It is gone from the page, and who types goes on typing."""
+    with opening(echo, browser) as opened:
+        page, keyboard = opened.page, opened.page.keyboard
+        _ready(opened, echo)
+        page.click("#tab-screen")
+        keyboard.press("k")
+        keyboard.press("Tab")
+        panel, part = page.locator("#panel"), f"screen:{echo.host.vms[0].vm_id}"
+        expect(panel).to_contain_text("shows nothing on a text screen")
+        assert not opened.js("part => memvirt.store.parts.has(part)", part)
+        expect(panel).not_to_contain_text("ready")
+        keyboard.type("we")
+        expect(page.locator("#screen")).to_contain_text("AB")
+        keyboard.press("Tab")
+        expect(panel).to_contain_text("shows nothing on a text screen")
+        keyboard.press("Shift+Tab")
+        opened.settled(echo)
+        page.click("#tab-walk")
+        page.click("#tab-screen")
+        expect(page.locator("#screen")).to_have_count(0)
+        keyboard.press("k")  # no screen: the console
+        assert opened.js("() => document.activeElement.id") == "keys-to-guest"
+        expect(panel).to_contain_text("Paused: the guest reads when it runs.")
+        page.click("#tab-screen")
 
 
 def test_the_console_of_a_moment_that_is_over(echo: Served, browser: Browser) -> None:

@@ -71,6 +71,28 @@ def test_every_moment_and_life_is_kept(made: Changes, page: int) -> None:
     assert found == lived
 
 
+def test_an_array_that_is_gone() -> None:
+    """A receiver drops it, and so does every later moment; when it is there again it is whole."""
+    machine, screen = np.zeros(9, np.uint8), np.arange(5, dtype=np.uint8)
+    states: list[Parts] = [
+        {"machine": machine, "screen:1": screen},
+        {"machine": machine},
+        {"machine": machine},
+        {"machine": machine, "screen:1": screen + np.uint8(1)},
+    ]
+    history, before, have = History(), None, None
+    for number, state in enumerate(states, 1):
+        header, have = decode(encode({}, state, before), have)
+        assert len(header["parts"]) == (2, 1, 0, 1)[number - 1]
+        _equal(have, state)
+        before = state
+        history.add(number, json.dumps({"number": number}).encode(), state)
+    for number, state in enumerate(states, 1):
+        _equal(history.at(number)[1], state)
+    lived = [(header["number"], value) for header, value in history.life("screen:1", 4)]
+    assert lived == [(1, 4), (4, 5)]
+
+
 def test_the_oldest_goes_when_it_is_too_much() -> None:
     history, random = History(most_bytes=100_000), np.random.default_rng(2)
     for number in range(1, 400):

@@ -173,8 +173,13 @@ memory = "4M"
         answers = host_page.answers(source)
         vm = str(host.vms[0].vm_id)
         assert answers["virtual"]({"vm": vm})["runs"]
+        then = source.capture().number
         while host.step():
             pass
+        after = source.capture().number
+        assert answers["page"]({"vm": vm, "ppn": "0", "at": str(then)})["ppn"] == 0
+        with pytest.raises(NothingToSay, match="ended"):
+            answers["page"]({"vm": vm, "ppn": "0", "at": str(after)})
         for name, values in (
             ("map", {"vm": vm, "gva": "0"}),
             ("page", {"vm": vm, "ppn": "0"}),

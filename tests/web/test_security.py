@@ -18,7 +18,12 @@ from .conftest import Served
 
 
 def request(
-    served: Served, path: str, *, method: str = "GET", body: str | None = None, **headers: str
+    served: Served,
+    path: str,
+    *,
+    method: str = "GET",
+    body: str | bytes | None = None,
+    **headers: str,
 ) -> Any:
     connection = http.client.HTTPConnection("127.0.0.1", served.server.port, timeout=300)
     sent = {"Host": f"127.0.0.1:{served.server.port}", **headers}
@@ -95,6 +100,25 @@ def test_bad_questions_have_one_clear_error(served: Served, path: str, said: str
     response = request(served, path.replace("vm=0", f"vm={vm}"), **token(served))
     assert response.status in (400, 404)
     assert said in json.loads(response.body)["error"]
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ('{"command": "step", "value": "nan"}', "value: nan is no number"),
+        ('{"command": "step", "value": "inf"}', "value: inf is no number"),
+        ('{"command": "speed", "value": 1e999}', "value: inf is no number"),
+        ('{"command": "step", "value": "many"}', "value: many is no number"),
+        ("[" * 30_000, "the body must be a JSON object"),
+        ('{"command": ' + "[" * 20_000 + "]" * 20_000 + "}", "the body must be a JSON object"),
+        ("rubbish", "the body must be a JSON object"),
+        (b"\xff\xfe{", "the body must be a JSON object"),
+    ],
+)
+def test_bad_commands_have_one_clear_error(served: Served, body: str | bytes, said: str) -> None:
+    response = request(served, "/api/control", method="POST", body=body, **token(served))
+    assert response.status == 400
+    assert json.loads(response.body)["error"] == said
 
 
 def test_a_question_without_an_answer_is_no_error(served: Served) -> None:

@@ -130,11 +130,11 @@ class WebApplication:
                 return JSONResponse({"error": "the request is too long"}, 413, HEADERS)
         try:
             values = json.loads(body or b"{}")
-        except ValueError:
-            values = None
-        if not isinstance(values, dict):
+            if not isinstance(values, dict):
+                raise ValueError
+            texts = {str(key): str(value) for key, value in values.items()}
+        except (ValueError, RecursionError):
             return JSONResponse({"error": "the body must be a JSON object"}, 400, HEADERS)
-        texts = {str(key): str(value) for key, value in values.items()}
         return await self._ask(request.path_params["name"], self._commands, texts)
 
     # State -------------------------------------------------------------------------------------
@@ -192,7 +192,7 @@ def _wish(text: str) -> bool | None:
     """Whether a client wishes to see activity; None if it says nothing of it."""
     try:
         said = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     wish = said.get("activity") if isinstance(said, dict) else None
     return wish if isinstance(wish, bool) else None

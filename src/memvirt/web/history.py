@@ -26,7 +26,10 @@ _WORTH_DEFLATING = 4096  # bytes: most frames change little, and deflating costs
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """A change, ``kept`` deflated if it is big. ``width`` of a gap 0: a whole array."""
+    """A change, ``kept`` deflated if it is big.
+
+    ``width`` of a gap 0: a whole array; ``size`` 0: there is none any more.
+    """
 
     size: int
     count: int
@@ -149,7 +152,10 @@ class History:
                 break
             moment = later
             for name, kept in later.parts.items():
-                parts[name] = kept.apply(parts.get(name))
+                if kept.size:
+                    parts[name] = kept.apply(parts.get(name))
+                else:
+                    parts.pop(name, None)
         return moment.opened(), parts
 
     def life(self, part: str, index: int) -> list[tuple[dict[str, Any], int]]:

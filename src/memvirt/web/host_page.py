@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from memvirt.address import GuestVirtualAddress, PhysicalPageNumber
@@ -168,7 +169,9 @@ def commands(source: HostSource) -> dict[str, Answer]:
         try:
             value = float(values.get("value", 0))
         except ValueError:
-            raise SourceError(f"value: {values['value'][:40]} is no number") from None
+            value = math.nan
+        if not math.isfinite(value):
+            raise SourceError(f"value: {values['value'][:40]} is no number")
         source.control(values["command"], value)
         return {}
 

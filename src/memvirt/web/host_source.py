@@ -136,6 +136,7 @@ class HostSource:
             "guest_classes": names(GuestClass),
             "frame_classes": names(FrameClass),
             "columns": [[column.name, column.meaning, column.decimals] for column in COLUMNS],
+            "error": self._error,
             "states": [state.name.lower() for state in HostState],
             "shown": self._columns,
             "use_classes": names(UseClass),
@@ -218,11 +219,23 @@ class HostSource:
         if force or self._done or due:
             self._dirty = False
             began = time.thread_time()
-            self.capture()
+            try:
+                self.capture()
+            except Exception as error:
+                self._fail(error)
             # What takes long is done less often: a page must not slow the host down.
             cost = time.thread_time() - began
             self._next_frame = time.monotonic() + FRAME_SECONDS
             self._next_paid = self._spent() + cost / MOST_OF_TIME
+
+    def _fail(self, error: Exception) -> None:
+        """A frame could not be made: the host stands still, and the last frame says why."""
+        self._error = self._error or f"{type(error).__name__}: {error}"
+        last = self._latest
+        if last is not None:
+            self._numbers += 1
+            header = last.header | {"number": self._numbers, "error": self._error, "playing": False}
+            self._latest = Frame(self._numbers, header, last.parts, last.consoles)
 
     def capture(self) -> Frame:
         """Make the frame of this moment. Called in the host's thread, or before it runs."""

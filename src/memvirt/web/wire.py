@@ -4,9 +4,9 @@
 A message is a header, a length in four bytes (little-endian) and UTF-8 JSON, and after it one
 deflate stream. The header's ``parts`` say what the stream holds, in order: each is one array of
 page classes, ``vm:ID`` by PPN or ``machine`` or ``owners`` by MPN. A part is *whole* (``count``
-bytes, the array) or a *delta*: ``count`` gaps of ``width`` bytes each (little-endian; an index is
-the sum of the gaps up to it), then as many new bytes. Neighbours change together, so gaps deflate
-well.
+bytes, the array; with ``size`` 0 there is no such part any more) or a *delta*: ``count`` gaps of
+``width`` bytes each (little-endian; an index is the sum of the gaps up to it), then as many new
+bytes. Neighbours change together, so gaps deflate well.
 ``version`` is that of this format; a client that does not know it says so and draws nothing.
 
 Who has fallen behind gets the difference between what it was sent last and what is true now: frames
@@ -71,8 +71,12 @@ def unpack(raw: bytes, at: int, count: int, width: int) -> tuple[Indices, Classe
 
 
 def changes(now: Parts, before: Parts | None = None) -> list[Change]:
-    """What differs between two states; arrays that are new or of another size are whole."""
-    made = []
+    """What differs between two states; arrays that are new or of another size are whole.
+
+    An array that there is no more becomes one of size 0.
+    """
+    gone = () if before is None else before.keys() - now.keys()
+    made = [Change(name, 0, None, np.empty(0, np.uint8)) for name in sorted(gone)]
     for name, array in now.items():
         old = None if before is None else before.get(name)
         if old is not None and old.size == array.size:
@@ -117,6 +121,9 @@ def decode(message: bytes, before: Parts | None = None) -> tuple[dict[str, Any],
     at = 0
     for part in header["parts"]:
         name, count = part["name"], part["count"]
+        if not part["size"]:
+            parts.pop(name, None)
+            continue
         if part["kind"] == "whole":
             parts[name] = np.frombuffer(stream, np.uint8, count, at).copy()
             at += count

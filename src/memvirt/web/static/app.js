@@ -85,8 +85,10 @@ function top() {
   by('play').textContent = live.playing ? '❚❚ pause' : '▶ run';
   by('play').setAttribute('aria-pressed', Boolean(live.playing));
   by('speed').value = String(live.speed ?? 0);
-  notice(header.error ? `the host cannot go on: ${header.error}` : '', 'host');
+  failed(live.error);
 }
+
+const failed = error => notice(error ? `the host cannot go on: ${error}` : '', 'host');
 
 function theme(name) {
   document.documentElement.dataset.theme = name;
@@ -174,6 +176,7 @@ function begin() {
       by('title').textContent = hello.title;
       by('controls').hidden = !hello.can.includes('play');
       store.greet(hello);
+      failed(hello.error);
       ask('series').then(series => { store.series = [...series.slice(0, -1), ...store.series.slice(-1)]; }).catch(() => {});
     },
     onFrame: (header, parts, changed, bytes) => {

@@ -18,6 +18,7 @@ export async function decode(buffer, parts) {
   const view = new DataView(stream.buffer, stream.byteOffset, stream.byteLength);
   let at = 0;
   for (const part of header.parts) {
+    if (!part.size) { parts.delete(part.name); continue; } // there is no such part any more
     if (part.kind === 'whole') {
       parts.set(part.name, stream.slice(at, at + part.count));
       at += part.count;

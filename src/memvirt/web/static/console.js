@@ -7,6 +7,7 @@ import { html } from './svg.js';
 import { TypedOn } from './typing.js';
 
 const MOST_SHOWN = 2000; // lines that have scrolled away
+const BLANK = { cursor: null, lines: Array.from({ length: 25 }, () => []) };
 let consoles = null, screens = null, drawnOf = null, scrolled = 0;
 
 function makeConsole() {
@@ -33,7 +34,7 @@ export function consolePanel() {
   const vm = store.vms[store.position(store.vm)], made = consoles ?? makeConsole(), shown = vm && terminal(vm);
   made.on.title.textContent = vm ? `Console of ${vm.name}` : 'Choose a VM.';
   made.on.update(vm);
-  if (drawnOf !== shown) { drawnOf = shown; scrolled = shown ? Math.max(shown.scrolled - shown.history.length, 0) : 0; made.past.replaceChildren(); made.on.say(''); }
+  if (drawnOf !== shown) { drawnOf = shown; scrolled = shown ? Math.max(shown.scrolled - shown.history.length, 0) : 0; made.past.replaceChildren(); }
   if (!shown) { made.screen.replaceChildren(); return made.on.root; }
   const news = shown.history.slice(Math.max(shown.history.length - (shown.scrolled - scrolled), 0));
   scrolled = shown.scrolled;
@@ -50,9 +51,10 @@ export function consolePanel() {
 /** The text screen (VGA) of the chosen VM; what is typed on it are keys of the PC's keyboard. */
 export function screenPanel() {
   const vm = store.vms[store.position(store.vm)], part = store.parts.get(`screen:${store.vm}`), made = screens ?? makeScreen();
-  if (!vm || !part) return html('p', { class: 'quiet' }, vm ? `${vm.name} shows nothing on a text screen (VGA).` : 'Choose a VM.');
-  const screen = decode(part);
-  made.on.title.textContent = `Text screen of ${vm.name}, ${screen.columns} x ${screen.rows}`;
+  const typing = vm && document.activeElement === made.on.keys; // a screen that is cleared keeps the focus
+  if (!part && !typing) return html('p', { class: 'quiet' }, vm ? `${vm.name} shows nothing on a text screen (VGA).` : 'Choose a VM.');
+  const screen = part ? decode(part) : BLANK;
+  made.on.title.textContent = part ? `Text screen of ${vm.name}, ${screen.columns} x ${screen.rows}` : `${vm.name} shows nothing on a text screen (VGA).`;
   made.on.update(vm);
   made.pre.replaceChildren(...screen.lines.map((cells, row) => line(cells, screen.cursor?.[0] === row ? screen.cursor[1] : null)));
   return made.on.root;

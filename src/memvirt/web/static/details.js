@@ -55,7 +55,7 @@ function draw() {
 /** Which screen there is now: parts are changed in place, so it is their bytes that tell. */
 function screenNow() {
   const part = store.parts.get(`screen:${store.vm}`), vm = store.vms[store.position(store.vm)];
-  return `${store.vm} ${Boolean(store.past)} ${vm?.outcome} ${vm?.condition} ${part ? part.join() : ''}`;
+  return `${store.vm} ${Boolean(store.past)} ${store.live.header?.playing} ${vm?.outcome} ${vm?.condition} ${part ? part.join() : ''}`;
 }
 
 /** The console's elements stay: who types keeps the focus, who reads further up is not moved. */

@@ -63,8 +63,9 @@ function follow(kind) {
 }
 
 function typeToGuest() {
-  if (details.shown() !== 'screen') details.show('console');
-  document.getElementById(details.shown() === 'screen' ? 'keys-to-keyboard' : 'keys-to-guest')?.focus();
+  const keyboard = document.getElementById('keys-to-keyboard'); // there while a text screen is shown
+  if (!keyboard) details.show('console');
+  (keyboard ?? document.getElementById('keys-to-guest')).focus();
 }
 
 function nextVm(way) {

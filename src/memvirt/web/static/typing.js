@@ -4,6 +4,7 @@
 import { command } from './connection.js';
 import { store } from './store.js';
 import { html } from './svg.js';
+import { counted } from './words.js';
 
 const SPECIAL = {
   Enter: '\r', Backspace: '\x7f', Tab: '\t', Escape: '\x1b', ArrowUp: '\x1b[A', ArrowDown: '\x1b[B', ArrowRight: '\x1b[C', ArrowLeft: '\x1b[D',
@@ -24,7 +25,7 @@ function sent(event) {
 
 /** What is typed on: a heading, cells, and a line that says how it stands. Its elements stay, so that what is typed into keeps the focus. */
 export class TypedOn {
-  #waiting = ''; #sending = false; #said = ''; #usual = '';
+  #waiting = ''; #sending = false; #said = ''; #usual = ''; #paused = ''; #of = null;
 
   /** `device`: console or keyboard. `cells`: the element with what the guest shows. `name`: of the field for keys. */
   constructor(device, cells, name) {
@@ -42,6 +43,7 @@ export class TypedOn {
     });
     this.keys.addEventListener('input', event => { if (event.isComposing) return; this.#type(this.keys.value.replace(/\r?\n/g, '\r')); this.keys.value = ''; });
     this.keys.addEventListener('compositionend', () => { this.#type(this.keys.value); this.keys.value = ''; });
+    for (const event of ['focus', 'blur']) this.keys.addEventListener(event, () => this.say(this.#said));
     cells.addEventListener('mouseup', () => { if (getSelection().isCollapsed && !this.keys.disabled) this.keys.focus(); }); // a click; not one that marks text
   }
 
@@ -50,26 +52,38 @@ export class TypedOn {
     const may = Boolean(vm && store.hello.can.includes('type') && !store.past && !vm.outcome && vm.condition !== 'off');
     this.keys.disabled = !may;
     this.root.classList.toggle('may', may);
-    this.#usual = may ? 'Click and type; shift tab leaves.' : store.past ? 'As it was at that moment.' : vm?.outcome ? `${vm.name} has ended: ${vm.outcome}` : '';
-    this.hint.textContent = this.#said || this.#usual;
+    const { playing, done } = store.live.header ?? {};
+    if (this.#of !== vm?.vm_id) { this.#of = vm?.vm_id; this.#said = ''; }
+    this.#paused = may && !playing && !done ? ' Paused: the guest reads when it runs.' : '';
+    this.#usual = may ? '' : store.past ? 'As it was at that moment.' : vm?.outcome ? `${vm.name} has ended: ${vm.outcome}` : '';
+    this.say(may ? this.#said : '');
   }
 
   /** What is said after typing; with nothing, how it stands. */
-  say(text) { this.#said = text; this.hint.textContent = text || this.#usual; }
+  say(text) {
+    this.#said = text;
+    const how = document.activeElement === this.keys ? 'Keys go to the guest; shift tab leaves.' : 'Click, or press k, and type.';
+    this.hint.textContent = (text || this.#usual || (this.keys.disabled ? '' : how)) + this.#paused;
+  }
 
-  /** Send what is typed, in order, one request at a time. */
-  async #type(text) {
+  #type(text) {
+    if (!text) return;
     this.#waiting += text;
-    if (this.#sending) return;
+    if (!this.#sending) this.#send();
+  }
+
+  /** Send what is typed, in order, one request at a time; with nothing typed, learn what the guest has not read. */
+  async #send() {
     this.#sending = true;
-    while (this.#waiting) {
+    do {
       const part = this.#waiting, vm = store.vm;
       this.#waiting = '';
       try {
         const { waiting: left } = await command('type', { vm, text: part, device: this.device });
-        this.say(left ? `${left} bytes wait until the guest reads them` : !store.live.header.playing && !store.live.header.done ? 'paused: the guest reads it when it runs' : '');
+        this.say(left ? `Not read by the guest yet: ${counted(left, 'byte')}.` : '');
+        if (left) setTimeout(() => { if (!this.#sending && !this.keys.disabled && this.#of === vm) this.#send(); }, 500);
       } catch (error) { this.say(error.message); }
-    }
+    } while (this.#waiting);
     this.#sending = false;
   }
 }
