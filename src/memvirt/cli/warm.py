@@ -145,8 +145,9 @@ def warm() -> float:
         # No KeyboardInterrupt: raised inside a callback of Numba's it would be lost.
         for child in children:
             child.kill()
-        bar.stop()
-        print("memvirt: interrupted", file=sys.stderr, flush=True)
+        with contextlib.suppress(RuntimeError):  # it was drawing just then
+            bar.stop()
+        os.write(2, b"memvirt: interrupted\n")  # nor may standard error be asked while it prints
         os._exit(INTERRUPTED)
 
     before = signal.signal(signal.SIGINT, interrupt)
