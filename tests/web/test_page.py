@@ -156,6 +156,20 @@ def test_dragging_back_shows_what_was(opened: Opened, served: Served) -> None:
     expect(opened.page.locator("#figures")).to_contain_text(f"round {now}")
 
 
+def test_the_series_may_be_there_before_the_first_frame(opened: Opened) -> None:
+    """It is asked for as soon as the page is greeted; errors of the page are looked for behind."""
+    opened.until("memvirt.store.series.length > 1")
+    opened.js(
+        """() => new Promise(done => {
+          const { store } = memvirt, header = store.live.header;
+          store.live.header = null;
+          store.changed('vm');
+          const back = () => { store.live.header = header; done(); };
+          requestAnimationFrame(() => requestAnimationFrame(back));
+        })"""
+    )
+
+
 def test_pause_one_round_and_run(opened: Opened, served: Served) -> None:
     first = served.round()
     opened.page.click("#step")

@@ -85,7 +85,7 @@ function draw() {
   const colour = name => style.getPropertyValue(name).trim();
   context.scale(ratio, ratio);
   context.font = `${innerWidth >= 2400 ? 16 : 11}px system-ui, sans-serif`;
-  if (store.series.length < 2) return;
+  if (store.series.length < 2 || !store.header) return; // the series may be there before the first frame
   const points = thin(store.series, width), base = height - BOTTOM, room = base - TOP - 5;
   const stacked = points.map(point => stacks(point));
   const most = Math.max(...stacked.map(({ parts, target }) => Math.max(parts.reduce((a, b) => a + b), target)), 1) * 1.06;
