@@ -32,6 +32,7 @@ from memvirt.host.vmm_memory import VmmMemory
 from memvirt.images import BUNDLED, image_path
 from memvirt.machine.machine import Machine
 from memvirt.scenario.scenario import parse_scenario
+from memvirt.share_table import ShareTable
 from memvirt.vm.virtual_machine import VirtualMachine
 from memvirt.vmkernel.sharing import PageSharing
 
@@ -92,6 +93,7 @@ def _compile_first_half() -> None:
         sharing.add(memory)
         sharing.scan(memory, memory.pages)
         memory.usage()
+    ShareTable().drop_frames(np.zeros(1, np.uint64))
 
 
 def _compile_other_half() -> None:
