@@ -12,13 +12,8 @@ import pytest
 
 from tests.test_output_file import device, names
 
-_SCENARIO = """[machine]
-memory = "32M"
-[[vm]]
-name = "a"
-memory = "8M"
-append = "workload=selfmod"
-"""
+from .small_scenario import SMALL_SCENARIO
+
 _BOOT = ("boot", "bundled", "--memory", "16M", "--append", "workload=selfmod")
 
 
@@ -44,7 +39,7 @@ def test_devices_stay_devices(tmp_path: Path) -> None:
         tmp_path, *_BOOT, "--stats", "null", "--snapshot", "null", "--serial", "null", "--check"
     )
     assert done.returncode == 0, done.stderr
-    (tmp_path / "s.toml").write_text(_SCENARIO)
+    (tmp_path / "s.toml").write_text(SMALL_SCENARIO)
     done = memvirt(tmp_path, "run", "s.toml", "--record", "null", "--events", "null")
     assert done.returncode == 0, done.stderr
     assert stat.S_ISCHR(null.stat().st_mode)
@@ -70,13 +65,13 @@ def test_a_full_disk_under_boot(option: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("option", ["--record", "--events"])
 def test_a_full_disk_under_run(option: str, tmp_path: Path) -> None:
     device(tmp_path / "full", 7)
-    (tmp_path / "s.toml").write_text(_SCENARIO)
+    (tmp_path / "s.toml").write_text(SMALL_SCENARIO)
     _last_line(memvirt(tmp_path, "run", "s.toml", option, "full"), "full", "No space left")
     assert names(tmp_path) == ["full", "s.toml"]
 
 
 def test_what_cannot_be_written_is_said_before_the_run(tmp_path: Path) -> None:
-    (tmp_path / "s.toml").write_text(_SCENARIO)
+    (tmp_path / "s.toml").write_text(SMALL_SCENARIO)
     for words in (
         (*_BOOT, "--stats", "none/stats"),
         (*_BOOT, "--snapshot", "."),
@@ -90,7 +85,7 @@ def test_what_cannot_be_written_is_said_before_the_run(tmp_path: Path) -> None:
         _last_line(done, words[-1].removeprefix("./"))
         assert done.stdout == ""
     assert names(tmp_path) == ["s.toml"]
-    assert (tmp_path / "s.toml").read_text() == _SCENARIO
+    assert (tmp_path / "s.toml").read_text() == SMALL_SCENARIO
 
 
 def test_a_vm_that_cannot_start_leaves_no_console_file(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from .small_scenario import SMALL_SCENARIO
+
 _PROGRAM = """
 import os, signal, sys
 
@@ -30,13 +32,6 @@ sys.meta_path.insert(0, Sender())
 main()
 """
 _IGNORING = "\n".join(line for line in _PROGRAM.splitlines() if "default_int_handler" not in line)
-_SCENARIO = """[machine]
-memory = "32M"
-[[vm]]
-name = "a"
-memory = "8M"
-append = "workload=selfmod"
-"""
 # What each command imports before it begins, in this order.
 _COMMANDS = {
     "run s.toml --events events --record record": (
@@ -57,7 +52,7 @@ _COMMANDS = {
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / "s.toml").write_text(_SCENARIO)
+    (tmp_path / "s.toml").write_text(SMALL_SCENARIO)
     (tmp_path / "plan.csv").write_text("vm,memory_mib,in_use_mib\na,4096,1000\n")
     (tmp_path / "temporary").mkdir()
     return tmp_path

@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from .small_scenario import SMALL_SCENARIO
+
 _COMMAND = [sys.executable, "-m", "memvirt"]
-_SCENARIO = (
-    '[machine]\nmemory = "32M"\n[[vm]]\nname = "a"\nmemory = "8M"\nappend = "workload=selfmod"\n'
-)
 _PLAN = "vm,memory_mib,in_use_mib\n" + "".join(f"vm{n},4096,1000\n" for n in range(40))
 _PRINTING = (
     "--help",
@@ -38,7 +37,7 @@ _PRINTING = (
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / "s.toml").write_text(_SCENARIO)
+    (tmp_path / "s.toml").write_text(SMALL_SCENARIO)
     (tmp_path / "plan.csv").write_text(_PLAN)
     (tmp_path / "memory.raw").write_bytes(bytes(1 << 20))
     return tmp_path

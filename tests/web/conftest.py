@@ -140,6 +140,24 @@ class Opened:
             assert time.monotonic() < deadline, expression
             self.page.wait_for_timeout(20)
 
+    def drawn(self, vm_id: int, page: int) -> str:
+        """The colour of a guest page in its lane, read back from what WebGL has drawn."""
+        colour: str = self.js(
+            """([vm, page]) => {
+              const lane = memvirt.pagemap.lanes.physical.get(vm);
+              lane.show(page, 16);
+              const canvas = memvirt.pagemap.image(), gl = canvas.getContext('webgl2');
+              const box = lane.box(page), ratio = devicePixelRatio, pixel = new Uint8Array(4);
+              gl.readPixels(Math.round((box.x + box.w / 2) * ratio),
+                canvas.height - Math.round((box.y + box.h / 2) * ratio), 1, 1,
+                gl.RGBA, gl.UNSIGNED_BYTE, pixel);
+              const hex = [...pixel.slice(0, 3)].map(v => v.toString(16).padStart(2, '0')).join('');
+              return '#' + hex;
+            }""",
+            [vm_id, page],
+        )
+        return colour
+
     def settled(self, served: Served) -> int:
         """Pause the host, wait until the page shows its last round, and return that."""
         served.ask(lambda: served.source.control("pause"))

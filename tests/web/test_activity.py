@@ -95,24 +95,15 @@ def test_observed_only_while_a_page_shows_it(opened: Opened, served: Served) -> 
     served.ask(lambda: served.source.control("step", 3))
     opened.until(f"{part}.some(use => use >= {UseClass.RECENT.value})")
     opened.settled(served)
-    drawn, wanted = opened.js(
+    page, wanted = opened.js(
         """async id => {
           const { useColours } = await import('./static/colors.js');
-          const lane = memvirt.pagemap.lanes.physical.get(id);
           const uses = memvirt.store.parts.get(`use:${id}`), last = Math.max(...uses);
-          const page = uses.indexOf(last);
-          lane.show(page, 16);
-          const canvas = memvirt.pagemap.image(), gl = canvas.getContext('webgl2');
-          const box = lane.box(page), ratio = devicePixelRatio, pixel = new Uint8Array(4);
-          gl.readPixels(Math.round((box.x + box.w / 2) * ratio),
-            canvas.height - Math.round((box.y + box.h / 2) * ratio), 1, 1,
-            gl.RGBA, gl.UNSIGNED_BYTE, pixel);
-          const hex = [...pixel.slice(0, 3)].map(v => v.toString(16).padStart(2, '0')).join('');
-          return ['#' + hex, useColours()[last]];
+          return [uses.indexOf(last), useColours()[last]];
         }""",
         vm.vm_id,
     )
-    assert drawn == wanted
+    assert opened.drawn(vm.vm_id, page) == wanted
     opened.page.keyboard.press("c")
     until(lambda: not served.source._observed, "nobody to look at activity")
     served.ask(lambda: served.source.control("step", 1))

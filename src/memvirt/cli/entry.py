@@ -7,16 +7,14 @@ callbacks is a traceback, or is lost. Until a command has something to clean up,
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 
-from .errors import INTERRUPTED
+from .errors import end_interrupted
 
 
 def _end_at_once(*_: object) -> None:
-    os.write(2, b"memvirt: interrupted\n")
-    os._exit(INTERRUPTED)
+    end_interrupted()
 
 
 def _is_worker() -> bool:

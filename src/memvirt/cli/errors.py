@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
+from typing import NoReturn
 
 from memvirt.errors import MemvirtError
 from memvirt.notebook import one_line
@@ -65,6 +67,13 @@ def _say(message: str) -> None:
     """Names of files and what stands in them may be anything: no terminal obeys what is printed."""
     shown = "\n".join(one_line(line, _MOST_CHARACTERS) for line in message.split("\n"))
     print(f"memvirt: {shown}", file=sys.stderr)
+
+
+def end_interrupted() -> NoReturn:
+    """Say that Ctrl-C has come and end at once: for a signal handler, which may have come while
+    standard error was being printed on."""
+    os.write(2, b"memvirt: interrupted\n")
+    os._exit(INTERRUPTED)
 
 
 @contextlib.contextmanager

@@ -36,7 +36,7 @@ from memvirt.share_table import ShareTable
 from memvirt.vm.virtual_machine import VirtualMachine
 from memvirt.vmkernel.sharing import PageSharing
 
-from .errors import INTERRUPTED
+from .errors import end_interrupted
 
 _GUEST = "workload=fill"
 _HOST = """
@@ -149,8 +149,7 @@ def warm() -> float:
             child.kill()
         with contextlib.suppress(RuntimeError):  # it was drawing just then
             bar.stop()
-        os.write(2, b"memvirt: interrupted\n")  # nor may standard error be asked while it prints
-        os._exit(INTERRUPTED)
+        end_interrupted()
 
     before = signal.signal(signal.SIGINT, interrupt)
     try:

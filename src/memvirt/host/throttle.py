@@ -23,14 +23,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from memvirt.host.hosted_vm import HostedVm
+from memvirt.vm.host_time import SHARE_FACTOR, SHARE_SECONDS
 from memvirt.vm.outcome import Outcome
 from memvirt.vm.virtual_machine import VirtualMachine
 from memvirt.vmkernel.managed import Condition
 from memvirt.vmkernel.vmkernel import VmKernel
 
-BURST_SECONDS = 1.0  # of a processor, saved up: the first quanta of a guest are its dearest
+BURST_SECONDS = SHARE_SECONDS  # of a processor, saved up: the first quanta of a guest are dear
 LEAST_SECONDS = 0.01  # that a quantum may cost, however short it is
-COST_FACTOR = 50  # times its virtual time, that a quantum may cost beside that
+COST_FACTOR = SHARE_FACTOR  # times its virtual time, that a quantum may cost beside that
 SLICE_SECONDS = 0.2  # that a throttled VM gets when it has its turn
 MOST_MULTIPLE = 16
 _TOLERANCE_SECONDS = 1e-3  # of two readings of clocks

@@ -22,8 +22,8 @@ from typing import Protocol
 
 from memvirt.compiled import compile_seconds
 
-_SHARE_SECONDS = 1.0
-_SHARE_FACTOR = 50  # of the quantum's virtual time
+SHARE_SECONDS = 1.0
+SHARE_FACTOR = 50  # of the quantum's virtual time
 _LOOK_SECONDS = 0.2
 
 
@@ -70,7 +70,7 @@ class HostCost:
 
 def share_seconds(quantum_ns: int) -> float:
     """Processor time of the host that a quantum of ``quantum_ns`` may cost, in seconds."""
-    return _SHARE_SECONDS + _SHARE_FACTOR * quantum_ns / 1e9
+    return SHARE_SECONDS + SHARE_FACTOR * quantum_ns / 1e9
 
 
 class HostTimeWatch:

@@ -18,7 +18,7 @@ import pytest
 from memvirt.address import HostVirtualAddress
 from memvirt.live.command_line import parse_command_line
 from memvirt.live.discovery import DiscoveredVm
-from memvirt.live.errors import CommandError
+from memvirt.live.errors import CommandError, MonitorError
 from memvirt.live.host_memory import HostPages
 from memvirt.live.manage import eviction, manager, restore
 from memvirt.live.manage.sampling import VmSampling
@@ -53,6 +53,7 @@ class ModelVm:
     plugged: int = 0  # pages of RAM plugged in since
 
     def __post_init__(self) -> None:
+        self.unanswered: set[str] = set()  # commands that QEMU does not answer now
         self.state = np.full(self.pages, _UNTOUCHED, np.uint8)
         self.ballooned = np.zeros(self.pages, np.bool_)
         self.kept = np.zeros(self.pages, np.bool_)  # pages that advice does not move
@@ -103,6 +104,8 @@ class ModelVm:
     def close(self) -> None: ...
 
     def execute(self, command: str, arguments: Any = None) -> Any:
+        if command in self.unanswered:
+            raise MonitorError(f"{self.name}: {command}: no answer within 5 s")
         if command == "query-status":
             return {"status": self.run_state or ("paused" if self.stopped else "running")}
         if command == "query-migrate":

@@ -17,7 +17,7 @@ from memvirt.cli.manage import host_plan
 from memvirt.live import vm as vm_module
 from memvirt.live.command_line import parse_command_line
 from memvirt.live.discovery import DiscoveredVm
-from memvirt.live.errors import CommandError, MonitorError, ProcessGone
+from memvirt.live.errors import CommandError, ProcessGone
 from memvirt.live.manage import eviction
 from memvirt.live.manage.blocking import stop_or_continue
 from memvirt.live.manage.ledger import Ledger, VmRecord
@@ -231,18 +231,11 @@ def test_what_was_stopped_by_a_manager_that_died_goes_on_even_if_it_cannot_be_as
         ledger.save()
         managed.vm.state[60 * MIB :] = LivePageState.UNTOUCHED  # the shortage is over
         manager = managed.manager(ledger)
-        execute = managed.vm.execute
-
-        def refuses(command: str, arguments: Any = None) -> Any:
-            if command == "cont":
-                raise MonitorError("vm: cont: no answer within 5 s")
-            return execute(command, arguments)
-
-        managed.vm.execute = refuses  # type: ignore[method-assign]
+        managed.vm.unanswered.add("cont")
         managed.steps(manager, 2)
         assert managed.vm.stopped
         assert any("no answer within 5 s" in reason for reason in managed.reasons(manager))
-        managed.vm.execute = execute  # type: ignore[method-assign]
+        managed.vm.unanswered.clear()
         managed.steps(manager, 2)
         assert not managed.vm.stopped
         assert manager.close()
@@ -257,17 +250,10 @@ def test_that_a_vm_runs_again_is_on_record_although_its_balloon_cannot_be_asked(
         record.stopped = managed.vm.stopped = True
         record.balloon = 256 << 20
         ledger.save()
-        execute = managed.vm.execute
-
-        def refuses(command: str, arguments: Any = None) -> Any:
-            if command == "query-balloon":
-                raise MonitorError("vm: query-balloon: no answer within 5 s")
-            return execute(command, arguments)
-
-        managed.vm.execute = refuses  # type: ignore[method-assign]
+        managed.vm.unanswered.add("query-balloon")
         assert not restore_all(ledger, lambda line: None, lambda seconds: None)
         assert not managed.vm.stopped
-        managed.vm.execute = execute  # type: ignore[method-assign]
+        managed.vm.unanswered.clear()
     managed.vm.stopped = True
     with Ledger(managed.directory) as ledger:
         assert [vm.stopped for vm in ledger.record.vms] == [False]

@@ -28,15 +28,14 @@ def check_walk_cache(vmm: VirtualMachineMonitor) -> Iterator[Violation]:
     walks = remembered_walks(vmm)
     if walks is None:
         return
-    table = walks.cr3  # what points to the table of each step
-    for step in range(walks.upper_at.shape[1] + 1):
-        is_leaf = walks.leaf_level == 4 - step
-        at = walks.leaf_table_at if step == walks.upper_at.shape[1] else walks.upper_at[:, step]
-        at = np.where(is_leaf, walks.leaf_table_at, at)
-        used = walks.leaf_level <= 4 - step
-        yield from _check_tables(vmm, walks.region, 4 - step, table, at - walks.memory_at, used)
-        if step < walks.upper_entry.shape[1]:
-            table = walks.upper_entry[:, step]
+    pointers = np.column_stack([walks.cr3, walks.upper_entry])
+    addresses = np.column_stack([walks.upper_at, walks.leaf_table_at])
+    for step, level in enumerate((4, 3, 2, 1)):
+        at = np.where(walks.leaf_level == level, walks.leaf_table_at, addresses[:, step])
+        used = walks.leaf_level <= level
+        yield from _check_tables(
+            vmm, walks.region, level, pointers[:, step], at - walks.memory_at, used
+        )
 
 
 def _check_tables(
